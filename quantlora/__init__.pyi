@@ -1,0 +1,39 @@
+"""The public names of quantlora. Plugins import these and nothing else."""
+
+from .adapters import (
+    active_adapters as active_adapters,
+    adapters_disabled as adapters_disabled,
+    delete_adapter as delete_adapter,
+    disable_adapters as disable_adapters,
+    enable_adapters as enable_adapters,
+    set_adapter as set_adapter,
+)
+from .checks import Check as Check, Status as Status, Verdict as Verdict
+from .config import LoraConfig as LoraConfig
+from .errors import (
+    AdapterError as AdapterError,
+    AdapterFileError as AdapterFileError,
+    BackendError as BackendError,
+    ConfigError as ConfigError,
+    LayerError as LayerError,
+    MergeError as MergeError,
+    MissingLibraryError as MissingLibraryError,
+    PluginWarning as PluginWarning,
+    QuantloraError as QuantloraError,
+    TargetError as TargetError,
+)
+from .hookspecs import hookimpl as hookimpl
+from .initializer import InitContext as InitContext, Initializer as Initializer
+from .layer import LoraLayer as LoraLayer
+from .linear import LoraLinear as LoraLinear
+from .quantizer import Quantizer as Quantizer
+from .registry import registry as registry
+from .requirements import (
+    AllOf as AllOf,
+    AnyOf as AnyOf,
+    Availability as Availability,
+    Requirement as Requirement,
+)
+from .wrap import as_linear as as_linear, linear_from as linear_from, wrap as wrap
+
+__version__: str

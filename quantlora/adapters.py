@@ -1,0 +1,80 @@
+"""Which adapters count: set, enable, disable, delete. For any wrapped `nn.Module`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from torch import nn
+
+from quantlora.errors import AdapterError
+from quantlora.state import adapter_state, known_adapter, lora_layers, set_state
+
+
+def set_adapter(model: nn.Module, names: str | Sequence[str]) -> None:
+    """Make ``names`` the active adapters: their products are summed, and only they are trained."""
+    chosen = (names,) if isinstance(names, str) else tuple(names)
+    for name in chosen:
+        known_adapter(model, name)
+    state = adapter_state(model)
+    state.active = chosen
+    trained = [name for name in chosen if not state.configs[name].inference_mode]
+    for _, layer in lora_layers(model):
+        layer.activate(chosen)
+        for name in layer.adapters:
+            for parameter in layer.adapter_tensors(name).values():
+                parameter.requires_grad_(name in trained)
+
+
+def active_adapters(model: nn.Module) -> list[str]:
+    """Names of the active adapters."""
+    return list(adapter_state(model).active)
+
+
+def enable_adapters(model: nn.Module) -> None:
+    """Let the active adapters count again after `disable_adapters`."""
+    _enable(model, True)
+
+
+def disable_adapters(model: nn.Module) -> None:
+    """Run the base model alone, until `enable_adapters`."""
+    _enable(model, False)
+
+
+@contextmanager
+def adapters_disabled(model: nn.Module) -> Iterator[None]:
+    """Run the base model alone within a ``with`` block, then restore what was."""
+    before = [(layer, layer.enabled) for _, layer in lora_layers(model)]
+    disable_adapters(model)
+    try:
+        yield
+    finally:
+        for layer, enabled in before:
+            layer.enabled = enabled
+
+
+def _enable(model: nn.Module, enabled: bool) -> None:
+    adapter_state(model)
+    for path, layer in lora_layers(model):
+        if layer.merged and not enabled:
+            raise AdapterError(
+                f"{path}: {', '.join(layer.merged)} is merged into the base and cannot be "
+                f"disabled; call quantlora.unmerge(model) first."
+            )
+    for _, layer in lora_layers(model):
+        layer.enabled = enabled
+
+
+def delete_adapter(model: nn.Module, name: str) -> None:
+    """Remove adapter ``name`` for good; the layers keep their place for the others."""
+    known_adapter(model, name)
+    for path, layer in lora_layers(model):
+        if name in layer.merged:
+            raise AdapterError(f"{path}: adapter {name!r} is merged; unmerge it first.")
+    for _, layer in lora_layers(model):
+        if name in layer.adapters:
+            layer.remove_adapter(name)
+    state = adapter_state(model)
+    del state.configs[name]
+    state.active = tuple(one for one in state.active if one != name)
+    set_state(model, state)

@@ -1,0 +1,91 @@
+"""The two products of a LoRA layer, each with the backward this project exists for.
+
+    y  = x · dequantize(Q)ᵀ + bias + s · B(A(x))
+
+`frozen_linear` is the first term. It saves no tensor at all: its backward asks the layer for its
+weight again, because a dequantized weight would cost 16 bits per element until backward, and
+because FSDP may have sharded and gathered the layer in between. It never runs an upstream
+kernel's autograd.
+
+`low_rank` is the last term. It saves x as it came (not a float32 copy of it) and A(x), of rank r.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def working_dtype(x: Tensor, own: torch.dtype) -> torch.dtype:
+    """Autocast's dtype where autocast is on for ``x``, else ``own``."""
+    device = x.device.type
+    if torch.is_autocast_enabled(device) and x.dtype != torch.float64:
+        return torch.get_autocast_dtype(device)
+    return own
+
+
+class _FrozenLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Callable[[], Tensor]) -> Tensor:
+        ctx.weight = weight
+        return F.linear(x, weight().to(x.dtype))
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad @ ctx.weight().to(grad.dtype), None
+
+
+class _LowRank(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, A: Tensor, B: Tensor, scaling: float, dtype: torch.dtype
+    ) -> Tensor:
+        h = F.linear(x.to(dtype), A.to(dtype))
+        ctx.save_for_backward(x, h, A, B)
+        ctx.scaling = scaling
+        return F.linear(h, B.to(dtype)) * scaling
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, h, A, B = ctx.saved_tensors
+        g = (grad * ctx.scaling).to(h.dtype)
+        gh = g @ B.to(h.dtype)
+        need_x, need_A, need_B = ctx.needs_input_grad[:3]
+        grad_x = (gh @ A.to(h.dtype)).to(x.dtype) if need_x else None
+        grad_A = _rows(gh).t() @ _rows(x.to(h.dtype)) if need_A else None
+        grad_B = _rows(g).t() @ _rows(h) if need_B else None
+        return grad_x, _like(grad_A, A), _like(grad_B, B), None, None
+
+
+def _rows(x: Tensor) -> Tensor:
+    """(..., n) as (N, n)."""
+    return x.reshape(-1, x.shape[-1])
+
+
+def _like(grad: Tensor | None, parameter: Tensor) -> Tensor | None:
+    return None if grad is None else grad.to(parameter.dtype)
+
+
+def frozen_linear(x: Tensor, weight: Callable[[], Tensor]) -> Tensor:
+    """``x · weight()ᵀ`` for a weight that is never trained.
+
+    Args:
+        x: ``(..., in_features)``, in the dtype the product is to be taken in.
+        weight: gives ``(out_features, in_features)``; called again in backward.
+    """
+    product: Tensor = _FrozenLinear.apply(x, weight)  # type: ignore[no-untyped-call]
+    return product
+
+
+def low_rank(x: Tensor, A: Tensor, B: Tensor, scaling: float) -> Tensor:
+    """``scaling · x · Aᵀ · Bᵀ`` for x ``(..., in)``, A ``(r, in)``, B ``(out, r)``.
+
+    Computed in A's dtype, or in autocast's.
+    """
+    dtype = working_dtype(x, A.dtype)
+    product: Tensor = _LowRank.apply(x, A, B, scaling, dtype)  # type: ignore[no-untyped-call]
+    return product

@@ -1,0 +1,40 @@
+"""What the core itself brings, offered through the same hooks as any plugin's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from quantlora.checks import Check
+from quantlora.hookspecs import hookimpl
+
+if TYPE_CHECKING:
+    from quantlora.initializer import Initializer
+    from quantlora.layer import LoraLayer
+    from quantlora.quantizer import Quantizer
+
+
+@hookimpl
+def quantlora_quantizers() -> Iterable[Quantizer]:
+    from quantlora.float_quantizer import FloatQuantizer
+
+    return [FloatQuantizer()]
+
+
+@hookimpl
+def quantlora_layer_wrappers() -> Iterable[type[LoraLayer]]:
+    from quantlora.linear import LoraLinear
+
+    return [LoraLinear]
+
+
+@hookimpl
+def quantlora_initializers() -> Iterable[Initializer]:
+    from quantlora.random_init import Default, Gaussian, Uniform
+
+    return [Default(), Uniform(), Gaussian()]
+
+
+@hookimpl
+def quantlora_checks() -> Iterable[Check]:
+    return [Check("float")]

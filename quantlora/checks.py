@@ -1,0 +1,56 @@
+"""What a plugin asks the environment report to look at."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import Enum
+
+from quantlora.requirements import AnyRequirement
+
+
+class Status(str, Enum):
+    """The three verdicts of ``python -m quantlora.env``."""
+
+    READY = "READY"
+    DEGRADED = "DEGRADED"
+    UNAVAILABLE = "UNAVAILABLE"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One backend's state: why, what it costs, and the command that mends it."""
+
+    backend: str
+    status: Status
+    version: str | None = None
+    reason: str = ""
+    fix: str = ""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One backend as the report sees it.
+
+    Args:
+        backend: the quantizer's (or variant's, or initializer's) name.
+        requires: what must be installed; the same tuple as the quantizer's ``requires``.
+        degraded: looks at the machine without importing the library; returns a reason and a fix
+            when the backend works only with a loss, else None.
+    """
+
+    backend: str
+    requires: tuple[AnyRequirement, ...] = ()
+    degraded: Callable[[], tuple[str, str] | None] = field(default=lambda: None)
+
+    def run(self) -> Verdict:
+        found = [requirement.check() for requirement in self.requires]
+        version = ", ".join(one.version for one in found if one.version) or None
+        for one in found:
+            if not one:
+                return Verdict(
+                    self.backend, Status.UNAVAILABLE, one.version, one.reason, one.fix
+                )
+        if loss := self.degraded():
+            return Verdict(self.backend, Status.DEGRADED, version, *loss)
+        return Verdict(self.backend, Status.READY, version)

@@ -1,0 +1,47 @@
+"""Every error quantlora raises on purpose.
+
+Each message says what went wrong, where (the module path or file), whose it is (the plugin,
+the library, the caller) and what to do. ``docs/errors.md`` lists them; a test holds both together.
+"""
+
+from __future__ import annotations
+
+
+class QuantloraError(Exception):
+    """Base of all errors raised by quantlora."""
+
+
+class ConfigError(QuantloraError, ValueError):
+    """A field of a config is missing, unknown, out of range or contradicts another."""
+
+
+class TargetError(ConfigError):
+    """A target or pattern names no layer of the model."""
+
+
+class BackendError(QuantloraError, ValueError):
+    """The backend asked for is unknown, or cannot do what was asked of this layer."""
+
+
+class LayerError(QuantloraError, TypeError):
+    """No quantizer, or more than one, takes a layer."""
+
+
+class MissingLibraryError(QuantloraError, ImportError):
+    """A library is missing, too old, or known to be wrong here."""
+
+
+class AdapterError(QuantloraError, ValueError):
+    """An adapter is unknown, exists already, or is in the wrong state (merged, say)."""
+
+
+class AdapterFileError(QuantloraError, OSError):
+    """An adapter on disk is missing, damaged, unsafe, or does not fit the model."""
+
+
+class MergeError(QuantloraError, ValueError):
+    """A merge cannot be done in the mode asked for."""
+
+
+class PluginWarning(UserWarning):
+    """A plugin was put aside; everything else works on."""

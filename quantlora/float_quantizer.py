@@ -1,0 +1,88 @@
+"""The built-in format: plain float layers, `nn.Linear` and Transformers' `Conv1D`."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import skip_init
+
+from quantlora.quantizer import Quantizer
+
+_PLAIN = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+class FloatQuantizer(Quantizer):
+    """Takes a layer only if its weight is a plain floating tensor of the layer's own shape.
+
+    Many packed formats subclass `nn.Linear`; such a layer must never be taken for float. So must
+    a subclass with a forward of its own, whose product we do not know.
+    """
+
+    name: ClassVar[str] = "float"
+    module: ClassVar[str] = "torch"
+
+    def layer_types(self) -> tuple[type[nn.Module], ...]:
+        return (nn.Linear, *_conv1d())
+
+    def matches(self, layer: nn.Module) -> bool:
+        weight = getattr(layer, "weight", None)
+        return (
+            isinstance(layer, self.layer_types())
+            and _forward_is_plain(layer)
+            and type(weight) in (nn.Parameter, Tensor)
+            and weight.dtype in _PLAIN
+            and tuple(weight.shape) == self._stored_shape(layer)
+        )
+
+    def dequantize(self, layer: nn.Module) -> Tensor:
+        weight: Tensor = layer.weight.detach()  # type: ignore[union-attr, operator, assignment]
+        return weight.t() if isinstance(layer, _conv1d()) else weight
+
+    def quantize(self, linear: nn.Linear, like: nn.Module | None = None, **options: Any) -> nn.Module:
+        """A layer of ``like``'s class and dtype that holds ``linear``'s weight and bias."""
+        like = linear if like is None else like
+        weight = linear.weight.detach()
+        transposed = isinstance(like, _conv1d())
+        new = _empty_like(like, linear)
+        new.weight = nn.Parameter(
+            (weight.t() if transposed else weight).to(like.weight.dtype, copy=True), False  # type: ignore[union-attr, arg-type]
+        )
+        if linear.bias is not None:
+            new.bias = nn.Parameter(linear.bias.detach().clone(), False)
+        return new.train(like.training)
+
+    def shape(self, layer: nn.Module) -> tuple[int, int]:
+        if isinstance(layer, _conv1d()):
+            rows, columns = layer.weight.shape  # type: ignore[union-attr, misc]
+            return int(columns), int(rows)
+        return super().shape(layer)
+
+    def _stored_shape(self, layer: nn.Module) -> tuple[int, ...]:
+        if isinstance(layer, _conv1d()):
+            return (int(layer.nx), int(layer.nf))  # type: ignore[arg-type]
+        return self.shape(layer)
+
+    def describe(self, layer: nn.Module) -> dict[str, Any]:
+        return {"dtype": str(layer.weight.dtype).removeprefix("torch.")}  # type: ignore[union-attr]
+
+
+def _conv1d() -> tuple[type[nn.Module], ...]:
+    """GPT-2's transposed linear layer; a class tuple, empty while Transformers is not imported."""
+    import sys
+
+    utils = sys.modules.get("transformers.pytorch_utils")
+    return (utils.Conv1D,) if utils is not None else ()
+
+
+def _forward_is_plain(layer: nn.Module) -> bool:
+    return type(layer).forward in (nn.Linear.forward, *(cls.forward for cls in _conv1d()))
+
+
+def _empty_like(like: nn.Module, linear: nn.Linear) -> nn.Module:
+    if isinstance(like, _conv1d()):
+        return skip_init(type(like), linear.out_features, linear.in_features)
+    return skip_init(
+        nn.Linear, linear.in_features, linear.out_features, bias=linear.bias is not None
+    )

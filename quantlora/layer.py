@@ -1,0 +1,133 @@
+"""`LoraLayer`: a frozen layer and its adapters. The books; the mathematics is in `linear.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from quantlora.errors import AdapterError, ConfigError
+from quantlora.names import unknown
+
+if TYPE_CHECKING:
+    from quantlora.config import LoraConfig
+    from quantlora.quantizer import Quantizer
+
+
+class LoraLayer(nn.Module):
+    """Holds ``base_layer`` and, by adapter name, ``lora_A``, ``lora_B`` and their settings.
+
+    Which adapters count is in ``active``; which are folded into the base is in ``merged``.
+    """
+
+    variant: ClassVar[str]
+
+    def __init__(self, base_layer: nn.Module, quantizer: Quantizer, path: str) -> None:
+        super().__init__()
+        self.base_layer = base_layer
+        self.quantizer = quantizer
+        self.path = path
+        self.lora_A = nn.ModuleDict()
+        self.lora_B = nn.ModuleDict()
+        self.lora_dropout = nn.ModuleDict()
+        self.r: dict[str, int] = {}
+        self.lora_alpha: dict[str, float] = {}
+        self.scaling: dict[str, float] = {}
+        self.active: tuple[str, ...] = ()
+        self.enabled = True
+        self.merged: tuple[str, ...] = ()
+        self.unmerged_base: list[nn.Module] = []  # in a list: not a submodule, not in state_dict
+        self.train(base_layer.training)
+
+    @classmethod
+    def accepts(cls, base_layer: nn.Module, quantizer: Quantizer) -> bool:
+        """Whether this class can wrap such a layer."""
+        raise NotImplementedError
+
+    # -- shape and place, from the base
+
+    @property
+    def out_features(self) -> int:
+        return self.quantizer.shape(self.base_layer)[0]
+
+    @property
+    def in_features(self) -> int:
+        return self.quantizer.shape(self.base_layer)[1]
+
+    @property
+    def weight(self) -> Any:
+        """The base's own weight, as stored; Transformers asks some layers for its dtype."""
+        return getattr(self.base_layer, "weight", None)
+
+    @property
+    def bias(self) -> Tensor | None:
+        return self.quantizer.bias(self.base_layer)
+
+    def dequantize(self) -> Tensor:
+        """The base's weight as a float matrix ``(out_features, in_features)``."""
+        return self.quantizer.dequantize(self.base_layer)
+
+    # -- adapters
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        return tuple(self.lora_A)
+
+    def add_adapter(
+        self, name: str, config: LoraConfig, r: int, lora_alpha: float, dtype: torch.dtype
+    ) -> None:
+        """Add zero-valued A and B of rank ``r``; an `Initializer` fills them."""
+        if name in self.adapters:
+            raise AdapterError(f"{self.path}: adapter {name!r} exists already; choose another name.")
+        self.lora_A[name], self.lora_B[name] = self.new_factors(config, r, dtype)
+        self.lora_dropout[name] = nn.Dropout(config.lora_dropout)
+        self.r[name], self.lora_alpha[name] = r, lora_alpha
+        self.scaling[name] = config.scaling(r, lora_alpha)
+
+    def new_factors(
+        self, config: LoraConfig, r: int, dtype: torch.dtype
+    ) -> tuple[nn.Module, nn.Module]:
+        """A and B for one adapter, on the base's device."""
+        raise NotImplementedError
+
+    def check_rank(self, r: int) -> None:
+        """Raise `ConfigError` where rank ``r`` exceeds what the layer's shape can hold."""
+        limit = min(self.out_features, self.in_features)
+        if r > limit:
+            shape = f"{self.out_features} x {self.in_features}"
+            raise ConfigError(
+                f"{self.path}: rank {r} is larger than the layer ({shape}); use r <= {limit}, "
+                f"or give this layer its own rank by rank_pattern."
+            )
+
+    def remove_adapter(self, name: str) -> None:
+        self._known(name)
+        for table in (self.lora_A, self.lora_B, self.lora_dropout):
+            del table[name]
+        for book in (self.r, self.lora_alpha, self.scaling):
+            del book[name]
+        self.active = tuple(one for one in self.active if one != name)
+
+    def activate(self, names: Iterable[str]) -> None:
+        """Make those of ``names`` that this layer has the active ones."""
+        self.active = tuple(name for name in names if name in self.adapters)
+
+    def adapter_tensors(self, name: str) -> dict[str, nn.Parameter]:
+        """The adapter's parameters by their name in an adapter file, e.g. ``lora_A.weight``."""
+        self._known(name)
+        factors = {"lora_A": self.lora_A[name], "lora_B": self.lora_B[name]}
+        return {
+            f"{side}.{key}": parameter
+            for side, module in factors.items()
+            for key, parameter in module.named_parameters()
+        }
+
+    def _known(self, name: str) -> None:
+        if name not in self.adapters:
+            raise AdapterError(f"{self.path}: {unknown('adapter', name, self.adapters)}")
+
+    def extra_repr(self) -> str:
+        books = ", ".join(f"{n}: r={self.r[n]}, s={self.scaling[n]:g}" for n in self.adapters)
+        return f"{self.quantizer.name}, {books}"

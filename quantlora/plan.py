@@ -1,0 +1,92 @@
+"""What `wrap` is going to do, decided before anything is touched; `explain` shows the same plan."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from quantlora.config import LoraConfig
+from quantlora.errors import AdapterError, BackendError
+from quantlora.layer import LoraLayer
+from quantlora.quantizer import Quantizer
+from quantlora.registry import Registry
+from quantlora.targets import Target, find_targets
+
+AUTO = "auto"
+FLOAT = "float"
+
+
+@dataclass(frozen=True)
+class PlannedLayer:
+    """One layer's future: its format, whether it is quantized first, its LoRA class."""
+
+    target: Target
+    quantizer: Quantizer
+    quantize: bool
+    wrapper: type[LoraLayer]
+
+    @property
+    def path(self) -> str:
+        return self.target.path
+
+    @property
+    def layer(self) -> nn.Module:
+        return self.target.layer
+
+
+def make_plan(
+    model: nn.Module, config: LoraConfig, backend: str, adapter: str, registry: Registry
+) -> list[PlannedLayer]:
+    """One `PlannedLayer` for each target, or the error that `wrap` would raise."""
+    if backend != AUTO:
+        registry.quantizer(backend)  # unknown, or its library missing: say so before the model
+    targets = find_targets(model, config, registry)
+    return [_plan(target, config, backend, adapter, registry) for target in targets]
+
+
+def _plan(
+    target: Target, config: LoraConfig, backend: str, adapter: str, registry: Registry
+) -> PlannedLayer:
+    path, layer = target.path, target.layer
+    if isinstance(layer, LoraLayer):
+        _check_addable(path, layer, adapter)
+        own, base = layer.quantizer, layer.base_layer
+    else:
+        own, base = registry.match(path, layer), layer
+    quantizer = _format(path, layer, own, backend, registry)
+    wrapper = registry.wrapper(config.variant, base, quantizer, path)
+    return PlannedLayer(target, quantizer, quantizer is not own, wrapper)
+
+
+def _check_addable(path: str, layer: LoraLayer, adapter: str) -> None:
+    if adapter in layer.adapters:
+        raise AdapterError(
+            f"{path}: adapter {adapter!r} exists already. Give the new one another adapter_name, "
+            f"or remove the old one with quantlora.delete_adapter(model, {adapter!r})."
+        )
+    if layer.merged:
+        raise AdapterError(
+            f"{path}: {', '.join(layer.merged)} is merged into the base; call "
+            f"quantlora.unmerge(model) before another adapter is added."
+        )
+
+
+def _format(
+    path: str, layer: nn.Module, own: Quantizer, backend: str, registry: Registry
+) -> Quantizer:
+    """The format the layer is to have: its own, or ``backend`` if it is float and that can quantize."""
+    if backend in (AUTO, own.name):
+        return own
+    wanted = registry.quantizer(backend)
+    if own.name == FLOAT and wanted.can_quantize and not isinstance(layer, LoraLayer):
+        return wanted
+    why = (
+        f"it is in format {own.name!r} already"
+        if own.name != FLOAT
+        else f"{backend!r} only reads layers, it cannot quantize"
+    )
+    raise BackendError(
+        f'{path}: backend={backend!r} was asked for, but {why}. Use backend="auto" to take each '
+        f"layer as it is, or load the model in the format you want."
+    )

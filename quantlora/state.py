@@ -1,0 +1,59 @@
+"""What a wrapped model carries: the configs of its adapters, and which are active."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from torch import nn
+
+from quantlora.config import LoraConfig
+from quantlora.errors import AdapterError
+from quantlora.layer import LoraLayer
+from quantlora.names import unknown
+
+_ATTRIBUTE = "quantlora_state"
+
+
+@dataclass
+class AdapterState:
+    """Kept at ``model.quantlora_state``; the layers hold the numbers."""
+
+    configs: dict[str, LoraConfig] = field(default_factory=dict)
+    active: tuple[str, ...] = ()
+
+
+def has_adapters(model: nn.Module) -> bool:
+    return isinstance(getattr(model, _ATTRIBUTE, None), AdapterState)
+
+
+def adapter_state(model: nn.Module) -> AdapterState:
+    """The model's state; an `AdapterError` where it was never wrapped."""
+    if not has_adapters(model):
+        raise AdapterError(
+            f"this {type(model).__name__} has no adapters: call quantlora.wrap(model) first."
+        )
+    state: AdapterState = getattr(model, _ATTRIBUTE)
+    return state
+
+
+def set_state(model: nn.Module, state: AdapterState | None) -> None:
+    if state is not None:
+        setattr(model, _ATTRIBUTE, state)
+    elif has_adapters(model):
+        delattr(model, _ATTRIBUTE)
+
+
+def known_adapter(model: nn.Module, name: str) -> LoraConfig:
+    """The config of adapter ``name``; an `AdapterError` with near names where there is none."""
+    configs = adapter_state(model).configs
+    if name not in configs:
+        raise AdapterError(unknown("adapter", name, configs))
+    return configs[name]
+
+
+def lora_layers(model: nn.Module) -> Iterator[tuple[str, LoraLayer]]:
+    """The model's LoRA layers by path, each once."""
+    for path, module in model.named_modules():
+        if isinstance(module, LoraLayer):
+            yield path, module

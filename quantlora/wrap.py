@@ -1,0 +1,176 @@
+"""`wrap`: LoRA on any quantized model, in six stops.
+
+    find_targets -> registry.match -> quantize / initialize -> the variant's class -> set_module
+
+All of it is decided in `plan.py` before anything is touched, and done in a `Transaction`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from quantlora import transformers_bridge
+from quantlora.adapters import set_adapter
+from quantlora.config import LoraConfig
+from quantlora.errors import ConfigError
+from quantlora.initializer import InitContext, Initializer
+from quantlora.layer import LoraLayer
+from quantlora.plan import AUTO, PlannedLayer, make_plan
+from quantlora.quantizer import Quantizer
+from quantlora.registry import registry
+from quantlora.state import AdapterState, adapter_state, has_adapters, set_state
+from quantlora.transaction import Transaction
+
+M = TypeVar("M", bound=nn.Module)
+
+#: Gives the float weight of the layer at a path, from before quantization.
+Reference = Callable[[str], Tensor]
+
+
+def wrap(
+    model: M,
+    config: LoraConfig | None = None,
+    *,
+    backend: str = AUTO,
+    adapter_name: str = "default",
+    quantize_options: Mapping[str, Any] | None = None,
+    reference: Reference | None = None,
+    **fields: Any,
+) -> M:
+    """Put LoRA adapters on ``model``, in place, and freeze the rest.
+
+    Args:
+        model: any `nn.Module`; its layers may be float or in any format a plugin knows, mixed.
+        config: the adapter's settings; or give its fields as keywords: ``r=16``.
+        backend: ``"auto"`` takes each layer as it is. A quantizer's name asks for that format:
+            float layers are quantized to it first.
+        adapter_name: a second call with another name adds a second adapter.
+        quantize_options: settings for ``backend`` where it quantizes (block size and so on).
+        reference: gives the original float weight by path, for initializers that want it on a
+            model that is quantized already.
+
+    Returns:
+        The same object. If anything fails, the model is as it was before the call.
+
+    Raises:
+        ConfigError, TargetError, BackendError, LayerError, AdapterError, MissingLibraryError.
+    """
+    config = _config(config, fields)
+    _check_name(adapter_name)
+    initializer = registry().initializer(config)
+    initializer.check(config)
+    plan = make_plan(model, config, backend, adapter_name, registry())
+    with Transaction(model) as transaction:
+        bases = _bases(model, plan, quantize_options or {})
+        done: dict[int, LoraLayer] = {}
+        for planned in plan:
+            layer = done.get(id(planned.layer))
+            if layer is None:
+                layer = _lora_layer(planned, bases[planned.path])
+                _add_adapter(transaction, layer, planned, config, adapter_name)
+                context = _context(planned, config, adapter_name, reference)
+                initializer.initialize(layer, context)
+                done[id(planned.layer)] = layer
+            if layer is not planned.layer:
+                transaction.set_module(planned.path, layer)
+        _finish(model, config, adapter_name)
+    return model
+
+
+def _config(config: LoraConfig | None, fields: Mapping[str, Any]) -> LoraConfig:
+    if config is None:
+        return LoraConfig.from_fields(fields)
+    if fields:
+        raise ConfigError(f"give either a config or its fields, not both: {', '.join(fields)}.")
+    return config
+
+
+def _check_name(adapter: str) -> None:
+    """A name becomes part of module paths, file keys and a folder's name."""
+    if not adapter.replace("_", "").replace("-", "").isalnum():
+        raise ConfigError(f"adapter_name {adapter!r}: use letters, digits, '_' and '-' only.")
+
+
+def _bases(
+    model: nn.Module, plan: list[PlannedLayer], options: Mapping[str, Any]
+) -> dict[str, nn.Module]:
+    """The frozen layer for each path: as it is, or quantized now."""
+    bases = {planned.path: planned.layer for planned in plan}
+    todo = [planned for planned in plan if planned.quantize]
+    if todo:
+        linears = {planned.path: as_linear(planned.layer) for planned in todo}
+        bases |= todo[0].quantizer.quantize_layers(model, linears, **options)
+    for planned in plan:
+        if not isinstance(planned.layer, LoraLayer):
+            planned.quantizer.prepare(bases[planned.path], planned.path)
+    return bases
+
+
+def as_linear(layer: nn.Module) -> nn.Linear:
+    """A float layer as an `nn.Linear`: itself, or a transposed one turned round."""
+    if isinstance(layer, nn.Linear):
+        return layer
+    quantizer = registry().match("", layer)
+    return linear_from(quantizer.dequantize(layer), quantizer.bias(layer))
+
+
+def linear_from(weight: Tensor, bias: Tensor | None = None) -> nn.Linear:
+    """A frozen `nn.Linear` around ``weight`` ``(out, in)`` and ``bias``; nothing is copied."""
+    linear = nn.utils.skip_init(
+        nn.Linear, weight.shape[1], weight.shape[0], bias=bias is not None, device="meta"
+    )
+    linear.weight = nn.Parameter(weight.detach(), requires_grad=False)
+    if bias is not None:
+        linear.bias = nn.Parameter(bias.detach(), requires_grad=False)
+    return linear
+
+
+def _lora_layer(planned: PlannedLayer, base: nn.Module) -> LoraLayer:
+    if isinstance(base, LoraLayer):
+        return base
+    return planned.wrapper(base, planned.quantizer, planned.path)
+
+
+def _add_adapter(
+    transaction: Transaction,
+    layer: LoraLayer,
+    planned: PlannedLayer,
+    config: LoraConfig,
+    adapter: str,
+) -> None:
+    target = planned.target
+    dtype = _adapter_dtype(layer.base_layer, planned.quantizer)
+    transaction.add_adapter(layer, adapter, config, target.r, target.lora_alpha, dtype)
+
+
+def _adapter_dtype(base: nn.Module, quantizer: Quantizer) -> torch.dtype:
+    """float32, also over a half-precision base (as PEFT's autocast_adapter_dtype); float64 over float64."""
+    stored = {tensor.dtype for tensor in (*base.parameters(), *base.buffers())}
+    double = torch.float64 in (*stored, quantizer.compute_dtype(base))
+    return torch.float64 if double else torch.float32
+
+
+def _context(
+    planned: PlannedLayer, config: LoraConfig, adapter: str, reference: Reference | None
+) -> InitContext:
+    path, layer = planned.path, planned.layer
+    if planned.quantize:
+        return InitContext(path, adapter, config, lambda: as_linear(layer).weight.detach())
+    return InitContext(path, adapter, config, (lambda: reference(path)) if reference else None)
+
+
+def _finish(model: nn.Module, config: LoraConfig, adapter: str) -> None:
+    """Freeze the base, note the adapter, make it the active one, show the model to Transformers."""
+    old = adapter_state(model) if has_adapters(model) else AdapterState()
+    if not old.configs:
+        model.requires_grad_(False)
+    set_state(model, AdapterState({**old.configs, adapter: config}, old.active))
+    set_adapter(model, adapter)
+    transformers_bridge.attach(model)
+
+
+__all__ = ["Initializer", "Reference", "as_linear", "linear_from", "wrap"]
