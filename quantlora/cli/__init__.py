@@ -5,6 +5,9 @@ Command files import torch inside their functions only, so that ``--help`` is qu
 
 from __future__ import annotations
 
+import importlib.metadata
+from typing import Annotated
+
 import typer
 
 from quantlora.cli import finetune_cmd
@@ -13,12 +16,27 @@ from quantlora.cli.frame import FriendlyGroup
 app = typer.Typer(
     name="quantlora",
     cls=FriendlyGroup,
-    help="LoRA adapters on any quantized PyTorch model.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(importlib.metadata.version("quantlora"))
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it and exit.")
+    ] = False,
+) -> None:
+    """LoRA adapters on any quantized PyTorch model."""
+
 
 # The commands, in the order of ``quantlora --help``.
 app.command("finetune")(finetune_cmd.finetune)
