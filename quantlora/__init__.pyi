@@ -7,6 +7,7 @@ from .adapters import (
     disable_adapters as disable_adapters,
     enable_adapters as enable_adapters,
     set_adapter as set_adapter,
+    unload as unload,
 )
 from .checks import Check as Check, Status as Status, Verdict as Verdict
 from .config import LoraConfig as LoraConfig
@@ -26,14 +27,15 @@ from .hookspecs import hookimpl as hookimpl
 from .initializer import InitContext as InitContext, Initializer as Initializer
 from .layer import LoraLayer as LoraLayer
 from .linear import LoraLinear as LoraLinear
+from .merging import merge as merge, merge_and_unload as merge_and_unload, unmerge as unmerge
 from .quantizer import Quantizer as Quantizer
-from .registry import registry as registry
+from .registration import registry as registry
 from .requirements import (
     AllOf as AllOf,
     AnyOf as AnyOf,
     Availability as Availability,
     Requirement as Requirement,
 )
-from .wrap import as_linear as as_linear, linear_from as linear_from, wrap as wrap
+from .wrapping import as_linear as as_linear, linear_from as linear_from, wrap as wrap
 
 __version__: str

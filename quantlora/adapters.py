@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import TypeVar
 
 from torch import nn
 
+from quantlora import transformers_bridge
 from quantlora.errors import AdapterError
+from quantlora.layer import LoraLayer
 from quantlora.state import adapter_state, known_adapter, lora_layers, set_state
+
+M = TypeVar("M", bound=nn.Module)
 
 
 def set_adapter(model: nn.Module, names: str | Sequence[str]) -> None:
@@ -78,3 +83,14 @@ def delete_adapter(model: nn.Module, name: str) -> None:
     del state.configs[name]
     state.active = tuple(one for one in state.active if one != name)
     set_state(model, state)
+
+
+def unload(model: M) -> M:
+    """Remove every adapter and give the model its plain layers back (merged ones stay merged)."""
+    adapter_state(model)
+    for path, module in list(model.named_modules(remove_duplicate=False)):
+        if isinstance(module, LoraLayer):
+            model.set_submodule(path, module.base_layer)
+    set_state(model, None)
+    transformers_bridge.detach(model)
+    return model

@@ -48,9 +48,7 @@ class Check:
         version = ", ".join(one.version for one in found if one.version) or None
         for one in found:
             if not one:
-                return Verdict(
-                    self.backend, Status.UNAVAILABLE, one.version, one.reason, one.fix
-                )
+                return Verdict(self.backend, Status.UNAVAILABLE, one.version, one.reason, one.fix)
         if loss := self.degraded():
             return Verdict(self.backend, Status.DEGRADED, version, *loss)
         return Verdict(self.backend, Status.READY, version)

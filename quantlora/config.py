@@ -1,4 +1,4 @@
-"""`LoraConfig`: PEFT's field names and meanings, so that a PEFT user's config works as it stands."""
+"""`LoraConfig`: PEFT's field names and meanings, so a PEFT user's config works as it stands."""
 
 from __future__ import annotations
 

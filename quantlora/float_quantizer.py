@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import skip_init
 
 from quantlora.quantizer import Quantizer
 
@@ -27,7 +26,7 @@ class FloatQuantizer(Quantizer):
         return (nn.Linear, *_conv1d())
 
     def matches(self, layer: nn.Module) -> bool:
-        weight = getattr(layer, "weight", None)
+        weight: Any = getattr(layer, "weight", None)
         return (
             isinstance(layer, self.layer_types())
             and _forward_is_plain(layer)
@@ -37,17 +36,20 @@ class FloatQuantizer(Quantizer):
         )
 
     def dequantize(self, layer: nn.Module) -> Tensor:
-        weight: Tensor = layer.weight.detach()  # type: ignore[union-attr, operator, assignment]
+        weight = _weight(layer).detach()
         return weight.t() if isinstance(layer, _conv1d()) else weight
 
-    def quantize(self, linear: nn.Linear, like: nn.Module | None = None, **options: Any) -> nn.Module:
+    def quantize(
+        self, linear: nn.Linear, like: nn.Module | None = None, **options: Any
+    ) -> nn.Module:
         """A layer of ``like``'s class and dtype that holds ``linear``'s weight and bias."""
         like = linear if like is None else like
         weight = linear.weight.detach()
         transposed = isinstance(like, _conv1d())
         new = _empty_like(like, linear)
         new.weight = nn.Parameter(
-            (weight.t() if transposed else weight).to(like.weight.dtype, copy=True), False  # type: ignore[union-attr, arg-type]
+            (weight.t() if transposed else weight).to(_weight(like).dtype, copy=True),
+            False,
         )
         if linear.bias is not None:
             new.bias = nn.Parameter(linear.bias.detach().clone(), False)
@@ -55,17 +57,21 @@ class FloatQuantizer(Quantizer):
 
     def shape(self, layer: nn.Module) -> tuple[int, int]:
         if isinstance(layer, _conv1d()):
-            rows, columns = layer.weight.shape  # type: ignore[union-attr, misc]
+            rows, columns = _weight(layer).shape
             return int(columns), int(rows)
         return super().shape(layer)
 
     def _stored_shape(self, layer: nn.Module) -> tuple[int, ...]:
         if isinstance(layer, _conv1d()):
-            return (int(layer.nx), int(layer.nf))  # type: ignore[arg-type]
+            return cast("tuple[int, int]", (layer.nx, layer.nf))
         return self.shape(layer)
 
     def describe(self, layer: nn.Module) -> dict[str, Any]:
-        return {"dtype": str(layer.weight.dtype).removeprefix("torch.")}  # type: ignore[union-attr]
+        return {"dtype": str(_weight(layer).dtype).removeprefix("torch.")}
+
+
+def _weight(layer: nn.Module) -> Tensor:
+    return cast(Tensor, layer.weight)
 
 
 def _conv1d() -> tuple[type[nn.Module], ...]:
@@ -81,8 +87,9 @@ def _forward_is_plain(layer: nn.Module) -> bool:
 
 
 def _empty_like(like: nn.Module, linear: nn.Linear) -> nn.Module:
-    if isinstance(like, _conv1d()):
-        return skip_init(type(like), linear.out_features, linear.in_features)
-    return skip_init(
-        nn.Linear, linear.in_features, linear.out_features, bias=linear.bias is not None
-    )
+    """A layer of ``like``'s class and ``linear``'s shape, on the meta device."""
+    out_features, in_features = linear.out_features, linear.in_features
+    with torch.device("meta"):
+        if isinstance(like, _conv1d()):
+            return type(like)(out_features, in_features)
+        return nn.Linear(in_features, out_features, bias=linear.bias is not None)

@@ -45,9 +45,9 @@ hookimpl = pluggy.HookimplMarker(GROUP)
 def quantlora_quantizers() -> Iterable[Quantizer]:
     """Weight formats this plugin can read (and perhaps write).
 
-        @hookimpl
-        def quantlora_quantizers():
-            return [MyQuantizer()]
+    @hookimpl
+    def quantlora_quantizers():
+        return [MyQuantizer()]
     """
     raise NotImplementedError
 
@@ -56,9 +56,9 @@ def quantlora_quantizers() -> Iterable[Quantizer]:
 def quantlora_layer_wrappers() -> Iterable[type[LoraLayer]]:
     """Variants of the LoRA layer: subclasses of `LoraLinear` with a `variant` of their own.
 
-        @hookimpl
-        def quantlora_layer_wrappers():
-            return [MyVariantLinear]
+    @hookimpl
+    def quantlora_layer_wrappers():
+        return [MyVariantLinear]
     """
     raise NotImplementedError
 
@@ -67,9 +67,9 @@ def quantlora_layer_wrappers() -> Iterable[type[LoraLayer]]:
 def quantlora_initializers() -> Iterable[Initializer]:
     """Ways to choose the first A and B, picked by ``init_lora_weights="<name>"``.
 
-        @hookimpl
-        def quantlora_initializers():
-            return [MyInitializer()]
+    @hookimpl
+    def quantlora_initializers():
+        return [MyInitializer()]
     """
     raise NotImplementedError
 
@@ -78,9 +78,9 @@ def quantlora_initializers() -> Iterable[Initializer]:
 def quantlora_checks() -> Iterable[Check]:
     """What ``python -m quantlora.env`` should look at. Must not import torch: the report is fast.
 
-        @hookimpl
-        def quantlora_checks():
-            return [Check("my_format", requires=(Requirement("my-lib>=1.2"),))]
+    @hookimpl
+    def quantlora_checks():
+        return [Check("my_format", requires=(Requirement("my-lib>=1.2"),))]
     """
     raise NotImplementedError
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -38,7 +38,8 @@ class LoraLayer(nn.Module):
         self.active: tuple[str, ...] = ()
         self.enabled = True
         self.merged: tuple[str, ...] = ()
-        self.unmerged_base: list[nn.Module] = []  # in a list: not a submodule, not in state_dict
+        # The base from before a merge. In a list, so it is neither a submodule nor in state_dict.
+        self.unmerged: list[tuple[nn.Module, Quantizer]] = []
         self.train(base_layer.training)
 
     @classmethod
@@ -80,7 +81,9 @@ class LoraLayer(nn.Module):
     ) -> None:
         """Add zero-valued A and B of rank ``r``; an `Initializer` fills them."""
         if name in self.adapters:
-            raise AdapterError(f"{self.path}: adapter {name!r} exists already; choose another name.")
+            raise AdapterError(
+                f"{self.path}: adapter {name!r} exists already; choose another name."
+            )
         self.lora_A[name], self.lora_B[name] = self.new_factors(config, r, dtype)
         self.lora_dropout[name] = nn.Dropout(config.lora_dropout)
         self.r[name], self.lora_alpha[name] = r, lora_alpha
@@ -101,6 +104,12 @@ class LoraLayer(nn.Module):
                 f"{self.path}: rank {r} is larger than the layer ({shape}); use r <= {limit}, "
                 f"or give this layer its own rank by rank_pattern."
             )
+
+    def merged_parameters(
+        self, names: Sequence[str], weight: Tensor, bias: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Weight and bias with the adapters ``names`` folded in, in float32 or better."""
+        raise NotImplementedError
 
     def remove_adapter(self, name: str) -> None:
         self._known(name)

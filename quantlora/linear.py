@@ -7,11 +7,11 @@ LoRA: Hu et al. 2021, arXiv:2106.09685, eq. 3.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import skip_init
 
 from quantlora.autograd import frozen_linear, low_rank, working_dtype
 from quantlora.layer import LoraLayer
@@ -59,30 +59,44 @@ class LoraLinear(LoraLayer):
                 return fast
         return frozen_linear(x, self.dequantize)
 
+    def factors(self, name: str) -> tuple[nn.Linear, nn.Linear]:
+        """A ``(r, in_features)`` and B ``(out_features, r)`` as linear layers."""
+        return cast(nn.Linear, self.lora_A[name]), cast(nn.Linear, self.lora_B[name])
+
     def delta(self, name: str, x: Tensor) -> Tensor:
         """``s · B(A(dropout(x)))`` for one adapter."""
-        A, B = self.lora_A[name], self.lora_B[name]
+        A, B = self.factors(name)
         x = self.lora_dropout[name](x)
         y = low_rank(x, A.weight, B.weight, self.scaling[name])
         return y if B.bias is None else y + self.scaling[name] * B.bias.to(y.dtype)
 
     def delta_weight(self, name: str) -> Tensor:
         """``s · B · A``, the update as a matrix ``(out_features, in_features)``, in A's dtype."""
-        A, B = self.lora_A[name].weight, self.lora_B[name].weight
-        return self.scaling[name] * (B @ A)
+        A, B = self.factors(name)
+        return self.scaling[name] * (B.weight @ A.weight)
 
     def delta_bias(self, name: str) -> Tensor | None:
         """``s · bias of B`` (``lora_bias``), ``(out_features,)``."""
-        bias = self.lora_B[name].bias
+        bias = self.factors(name)[1].bias
         return None if bias is None else self.scaling[name] * bias
+
+    def merged_parameters(
+        self, names: Sequence[str], weight: Tensor, bias: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        for name in names:
+            delta, delta_bias = self.delta_weight(name), self.delta_bias(name)
+            weight = weight.to(torch.promote_types(weight.dtype, delta.dtype)) + delta
+            if delta_bias is not None:
+                bias = delta_bias if bias is None else bias + delta_bias.to(bias.dtype)
+        return weight, bias
 
     def new_factors(
         self, config: LoraConfig, r: int, dtype: torch.dtype
     ) -> tuple[nn.Module, nn.Module]:
         self.check_rank(r)
         place: dict[str, Any] = {"device": self.quantizer.device(self.base_layer), "dtype": dtype}
-        A = skip_init(nn.Linear, self.in_features, r, bias=False, **place)
-        B = skip_init(nn.Linear, r, self.out_features, bias=config.lora_bias, **place)
+        A = nn.Linear(self.in_features, r, bias=False, **place)
+        B = nn.Linear(r, self.out_features, bias=config.lora_bias, **place)
         for parameter in (*A.parameters(), *B.parameters()):
             nn.init.zeros_(parameter)
         return A, B

@@ -10,7 +10,7 @@ from quantlora.config import LoraConfig
 from quantlora.errors import AdapterError, BackendError
 from quantlora.layer import LoraLayer
 from quantlora.quantizer import Quantizer
-from quantlora.registry import Registry
+from quantlora.registration import Registry
 from quantlora.targets import Target, find_targets
 
 AUTO = "auto"
@@ -75,7 +75,7 @@ def _check_addable(path: str, layer: LoraLayer, adapter: str) -> None:
 def _format(
     path: str, layer: nn.Module, own: Quantizer, backend: str, registry: Registry
 ) -> Quantizer:
-    """The format the layer is to have: its own, or ``backend`` if it is float and that can quantize."""
+    """The layer's future format: its own, or ``backend`` if it is float and that can quantize."""
     if backend in (AUTO, own.name):
         return own
     wanted = registry.quantizer(backend)

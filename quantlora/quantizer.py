@@ -52,7 +52,9 @@ class Quantizer(ABC):
         every backward, so it must not change the layer.
         """
 
-    def quantize(self, linear: nn.Linear, like: nn.Module | None = None, **options: Any) -> nn.Module:
+    def quantize(
+        self, linear: nn.Linear, like: nn.Module | None = None, **options: Any
+    ) -> nn.Module:
         """Pack a float layer into this format; ``linear`` is left as it is.
 
         Args:
@@ -66,7 +68,7 @@ class Quantizer(ABC):
     def quantize_layers(
         self, model: nn.Module, layers: Mapping[str, nn.Linear], **options: Any
     ) -> dict[str, nn.Module]:
-        """Pack several layers of ``model``; formats that calibrate over the whole model override it.
+        """Pack several layers; formats that calibrate over the whole model override it.
 
         Returns new layers by path and leaves ``model`` as it is.
         """

@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib.metadata
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 
 from packaging.requirements import Requirement as Specifier
 
@@ -19,7 +19,7 @@ from quantlora.errors import MissingLibraryError
 
 @dataclass(frozen=True)
 class Availability:
-    """What a detector found: ``ok``, the ``version`` if any, else the ``reason`` and the ``fix``."""
+    """What a detector found: ``ok``, the ``version`` if any, else ``reason`` and ``fix``."""
 
     name: str
     ok: bool
@@ -115,7 +115,7 @@ def _versions(found: Iterable[Availability]) -> str | None:
     return ", ".join(one.version for one in found if one.version) or None
 
 
-@lru_cache(maxsize=None)
+@cache
 def _detect(requirement: Requirement) -> Availability:
     try:
         version = importlib.metadata.version(requirement.library)

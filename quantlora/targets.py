@@ -1,4 +1,4 @@
-"""Which layers get an adapter: ``target_modules`` and its companions, matched as PEFT matches them."""
+"""Which layers get an adapter: ``target_modules`` and its companions, matched as in PEFT."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from quantlora.config import LoraConfig
 from quantlora.errors import TargetError
 from quantlora.layer import LoraLayer
 from quantlora.names import near
-from quantlora.registry import Registry
+from quantlora.registration import Registry
 
 ALL_LINEAR = "all-linear"
 

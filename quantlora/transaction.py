@@ -58,8 +58,6 @@ class Transaction:
             parameter.requires_grad_(flag)
 
 
-def _restore_layer(
-    layer: LoraLayer, name: str, base: nn.Module, active: tuple[str, ...]
-) -> None:
+def _restore_layer(layer: LoraLayer, name: str, base: nn.Module, active: tuple[str, ...]) -> None:
     layer.remove_adapter(name)
     layer.base_layer, layer.active = base, active

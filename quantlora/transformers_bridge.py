@@ -21,4 +21,9 @@ def attach(model: nn.Module) -> None:
     """Set what Trainer looks at, and put our adapter methods in place of the PEFT-calling ones."""
     if not is_transformers_model(model):
         return
-    model._hf_peft_config_loaded = True
+    vars(model)["_hf_peft_config_loaded"] = True
+
+
+def detach(model: nn.Module) -> None:
+    """Take back what `attach` set."""
+    vars(model).pop("_hf_peft_config_loaded", None)

@@ -1,4 +1,4 @@
-"""The registry: every quantizer, layer variant and initializer by name, and the choice among them."""
+"""The registry: every quantizer, variant and initializer by name, and the choice among them."""
 
 from __future__ import annotations
 
@@ -83,7 +83,9 @@ class Registry:
     def quantizer(self, backend: str) -> Quantizer:
         """The quantizer of that name, with its library there."""
         if backend not in self.quantizers:
-            raise BackendError(unknown("backend", backend, ["auto", *self.quantizers]) + self._aside())
+            raise BackendError(
+                unknown("backend", backend, ["auto", *self.quantizers]) + self._aside()
+            )
         self.quantizers[backend].require()
         return self.quantizers[backend]
 
@@ -93,7 +95,10 @@ class Registry:
         lines = [
             f"{path}: no quantizer takes this layer, {_kind(layer)}.",
             f"Tried: {', '.join(tried)}.",
-            *(f"Not tried, {q.module} is not imported: {q.name}. {q.availability_error()}" for q in asleep),
+            *(
+                f"Not tried, {q.module} is not imported: {q.name}. {q.availability_error()}"
+                for q in asleep
+            ),
             "If a plugin exists for this format, pip install it; else see docs/write-a-plugin.md,"
             " or leave the layer out with exclude_modules.",
         ]
@@ -104,7 +109,9 @@ class Registry:
 
     # -- variants and initializers
 
-    def wrapper(self, variant: str, layer: nn.Module, quantizer: Quantizer, path: str) -> type[LoraLayer]:
+    def wrapper(
+        self, variant: str, layer: nn.Module, quantizer: Quantizer, path: str
+    ) -> type[LoraLayer]:
         """The class that puts ``variant`` on such a layer."""
         if variant not in self.variants:
             raise ConfigError(unknown("variant", variant, self.variants) + self._aside())
@@ -112,7 +119,8 @@ class Registry:
             if wrapper.accepts(layer, quantizer):
                 return wrapper
         raise LayerError(
-            f"{path}: variant {variant!r} cannot be put on {_kind(layer)} in format {quantizer.name!r}."
+            f"{path}: variant {variant!r} cannot be put on {_kind(layer)} "
+            f"in format {quantizer.name!r}."
         )
 
     def initializer(self, config: LoraConfig) -> Initializer:

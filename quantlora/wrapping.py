@@ -21,7 +21,7 @@ from quantlora.initializer import InitContext, Initializer
 from quantlora.layer import LoraLayer
 from quantlora.plan import AUTO, PlannedLayer, make_plan
 from quantlora.quantizer import Quantizer
-from quantlora.registry import registry
+from quantlora.registration import registry
 from quantlora.state import AdapterState, adapter_state, has_adapters, set_state
 from quantlora.transaction import Transaction
 
@@ -120,9 +120,7 @@ def as_linear(layer: nn.Module) -> nn.Linear:
 
 def linear_from(weight: Tensor, bias: Tensor | None = None) -> nn.Linear:
     """A frozen `nn.Linear` around ``weight`` ``(out, in)`` and ``bias``; nothing is copied."""
-    linear = nn.utils.skip_init(
-        nn.Linear, weight.shape[1], weight.shape[0], bias=bias is not None, device="meta"
-    )
+    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
     linear.weight = nn.Parameter(weight.detach(), requires_grad=False)
     if bias is not None:
         linear.bias = nn.Parameter(bias.detach(), requires_grad=False)
@@ -148,7 +146,7 @@ def _add_adapter(
 
 
 def _adapter_dtype(base: nn.Module, quantizer: Quantizer) -> torch.dtype:
-    """float32, also over a half-precision base (as PEFT's autocast_adapter_dtype); float64 over float64."""
+    """float64 over a float64 base, else float32, as PEFT's ``autocast_adapter_dtype`` has it."""
     stored = {tensor.dtype for tensor in (*base.parameters(), *base.buffers())}
     double = torch.float64 in (*stored, quantizer.compute_dtype(base))
     return torch.float64 if double else torch.float32
@@ -159,7 +157,7 @@ def _context(
 ) -> InitContext:
     path, layer = planned.path, planned.layer
     if planned.quantize:
-        return InitContext(path, adapter, config, lambda: as_linear(layer).weight.detach())
+        return InitContext(path, adapter, config, lambda: as_linear(layer).weight.data)
     return InitContext(path, adapter, config, (lambda: reference(path)) if reference else None)
 
 
