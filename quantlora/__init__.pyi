@@ -28,6 +28,7 @@ from .initializer import InitContext as InitContext, Initializer as Initializer
 from .layer import LoraLayer as LoraLayer
 from .linear import LoraLinear as LoraLinear
 from .merging import merge as merge, merge_and_unload as merge_and_unload, unmerge as unmerge
+from .mixed_batch import mixed_batch as mixed_batch
 from .quantizer import Quantizer as Quantizer
 from .registration import registry as registry
 from .requirements import (

@@ -30,13 +30,15 @@ def working_dtype(x: Tensor, own: torch.dtype) -> torch.dtype:
 
 class _FrozenLinear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Callable[[], Tensor]) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, weight: Callable[[], Tensor], at_hand: Tensor | None
+    ) -> Tensor:
         ctx.weight = weight
-        return F.linear(x, weight().to(x.dtype))
+        return F.linear(x, (weight() if at_hand is None else at_hand).to(x.dtype))
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return grad @ ctx.weight().to(grad.dtype), None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        return grad @ ctx.weight().to(grad.dtype), None, None
 
 
 class _LowRank(torch.autograd.Function):
@@ -70,14 +72,15 @@ def _like(grad: Tensor | None, parameter: Tensor) -> Tensor | None:
     return None if grad is None else grad.to(parameter.dtype)
 
 
-def frozen_linear(x: Tensor, weight: Callable[[], Tensor]) -> Tensor:
+def frozen_linear(x: Tensor, weight: Callable[[], Tensor], at_hand: Tensor | None = None) -> Tensor:
     """``x · weight()ᵀ`` for a weight that is never trained.
 
     Args:
         x: ``(..., in_features)``, in the dtype the product is to be taken in.
         weight: gives ``(out_features, in_features)``; called again in backward.
+        at_hand: the same matrix, where the caller has it for the forward already.
     """
-    product: Tensor = _FrozenLinear.apply(x, weight)  # type: ignore[no-untyped-call]
+    product: Tensor = _FrozenLinear.apply(x, weight, at_hand)  # type: ignore[no-untyped-call]
     return product
 
 

@@ -23,9 +23,10 @@ def quantlora_quantizers() -> Iterable[Quantizer]:
 
 @hookimpl
 def quantlora_layer_wrappers() -> Iterable[type[LoraLayer]]:
+    from quantlora.dora import DoraLinear
     from quantlora.linear import LoraLinear
 
-    return [LoraLinear]
+    return [LoraLinear, DoraLinear]
 
 
 @hookimpl

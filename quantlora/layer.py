@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from quantlora.errors import AdapterError, ConfigError
+from quantlora.mixed_batch import rows_by_adapter
 from quantlora.names import unknown
 
 if TYPE_CHECKING:
@@ -38,9 +39,29 @@ class LoraLayer(nn.Module):
         self.active: tuple[str, ...] = ()
         self.enabled = True
         self.merged: tuple[str, ...] = ()
+        self.sample_adapters: tuple[str, ...] | None = None  # set by `mixed_batch`
         # The base from before a merge. In a list, so it is neither a submodule nor in state_dict.
         self.unmerged: list[tuple[nn.Module, Quantizer]] = []
         self.train(base_layer.training)
+
+    @classmethod
+    def adopt(cls, layer: LoraLayer) -> LoraLayer:
+        """``layer``, or a layer of this class around the same base with the same adapters.
+
+        Every variant also holds plain LoRA adapters, so one of them may join a plain layer.
+        """
+        if isinstance(layer, cls):
+            return layer
+        if not issubclass(cls, type(layer)):
+            raise AdapterError(
+                f"{layer.path}: an adapter of variant {cls.variant!r} cannot join adapters of "
+                f"variant {layer.variant!r} on one layer; put it on a model of its own."
+            )
+        new = cls(layer.base_layer, layer.quantizer, layer.path)
+        for table in ("lora_A", "lora_B", "lora_dropout", "r", "lora_alpha", "scaling"):
+            getattr(new, table).update(getattr(layer, table))
+        new.active, new.enabled = layer.active, layer.enabled
+        return new
 
     @classmethod
     def accepts(cls, base_layer: nn.Module, quantizer: Quantizer) -> bool:
@@ -76,6 +97,9 @@ class LoraLayer(nn.Module):
     def adapters(self) -> tuple[str, ...]:
         return tuple(self.lora_A)
 
+    def finish_adapter(self, name: str, config: LoraConfig) -> None:
+        """Called once A and B have their first values, for what depends on them."""
+
     def add_adapter(
         self, name: str, config: LoraConfig, r: int, lora_alpha: float, dtype: torch.dtype
     ) -> None:
@@ -85,7 +109,7 @@ class LoraLayer(nn.Module):
                 f"{self.path}: adapter {name!r} exists already; choose another name."
             )
         self.lora_A[name], self.lora_B[name] = self.new_factors(config, r, dtype)
-        self.lora_dropout[name] = nn.Dropout(config.lora_dropout)
+        self.lora_dropout[name] = _dropout(config.lora_dropout)
         self.r[name], self.lora_alpha[name] = r, lora_alpha
         self.scaling[name] = config.scaling(r, lora_alpha)
 
@@ -119,6 +143,23 @@ class LoraLayer(nn.Module):
             del book[name]
         self.active = tuple(one for one in self.active if one != name)
 
+    def drops(self, name: str) -> bool:
+        """Whether the adapter's dropout is at work now."""
+        return self.training and isinstance(self.lora_dropout[name], nn.Dropout)
+
+    @property
+    def contributing(self) -> tuple[str, ...]:
+        """Adapters that add to the output: the active ones that are not folded in already."""
+        if not self.enabled:
+            return ()
+        return tuple(name for name in self.active if name not in self.merged)
+
+    def shares(self, x: Tensor) -> list[tuple[str, Tensor | None]]:
+        """Which adapters add to which samples of ``x`` (None: all of them)."""
+        if self.sample_adapters is None:
+            return [(name, None) for name in self.contributing]
+        return list(rows_by_adapter(self.sample_adapters, self.adapters, x, self.path))
+
     def activate(self, names: Iterable[str]) -> None:
         """Make those of ``names`` that this layer has the active ones."""
         self.active = tuple(name for name in names if name in self.adapters)
@@ -140,3 +181,8 @@ class LoraLayer(nn.Module):
     def extra_repr(self) -> str:
         books = ", ".join(f"{n}: r={self.r[n]}, s={self.scaling[n]:g}" for n in self.adapters)
         return f"{self.quantizer.name}, {books}"
+
+
+def _dropout(p: float) -> nn.Module:
+    """No module at all for p = 0, so that the input is not copied."""
+    return nn.Dropout(p) if p else nn.Identity()

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from quantlora.autograd import frozen_linear, low_rank, working_dtype
 from quantlora.layer import LoraLayer
+from quantlora.mixed_batch import add_rows, pick_rows
 
 if TYPE_CHECKING:
     from quantlora.config import LoraConfig
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class LoraLinear(LoraLayer):
-    """LoRA on a linear layer. Variants subclass it and override `delta` and `delta_weight`."""
+    """LoRA on a linear layer. Variants override `delta`, `delta_weight` and `delta_bias`."""
 
     variant: ClassVar[str] = "lora"
 
@@ -31,64 +32,73 @@ class LoraLinear(LoraLayer):
         return True
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        y = self.base_forward(x)
-        for name in self.contributing:
-            y = y + self.delta(name, x).to(y.dtype)
+        weight = self.forward_weight()
+        product = self.base_product(x, weight)
+        y = self._with_bias(product, x)
+        for name, rows in self.shares(x):
+            dropped = self.lora_dropout[name](pick_rows(x, rows))
+            delta = self.delta(name, dropped, pick_rows(product, rows), weight)
+            y = add_rows(y, rows, delta)
         return y
 
-    @property
-    def contributing(self) -> tuple[str, ...]:
-        """Adapters whose product is added: the active ones that are not folded in already."""
-        if not self.enabled:
-            return ()
-        return tuple(name for name in self.active if name not in self.merged)
+    # -- the base
 
-    def base_forward(self, x: Tensor) -> Tensor:
-        """``x · dequantize(Q)ᵀ + bias``; ``(..., in_features)`` to ``(..., out_features)``."""
-        own = self.quantizer.compute_dtype(self.base_layer) or x.dtype
-        dtype = working_dtype(x, own)
-        y = self._base_product(x.to(dtype))
-        bias = self.quantizer.bias(self.base_layer)
-        y = y if bias is None else y + bias.to(y.dtype)
-        return y.to(working_dtype(x, x.dtype))
-
-    def _base_product(self, x: Tensor) -> Tensor:
-        if not torch.is_grad_enabled():
+    def base_product(self, x: Tensor, weight: Tensor | None) -> Tensor:
+        """``x · dequantize(Q)ᵀ`` in the layer's compute dtype; ``weight`` if it is at hand."""
+        x = x.to(working_dtype(x, self.quantizer.compute_dtype(self.base_layer) or x.dtype))
+        if weight is None and not torch.is_grad_enabled():
             fast = self.quantizer.matmul(self.base_layer, x)
             if fast is not None:
                 return fast
-        return frozen_linear(x, self.dequantize)
+        return frozen_linear(x, self.dequantize, weight)
+
+    def forward_weight(self) -> Tensor | None:
+        """The dequantized base, for variants that need more of it than its product."""
+        return None
+
+    def _with_bias(self, product: Tensor, x: Tensor) -> Tensor:
+        bias = self.quantizer.bias(self.base_layer)
+        y = product if bias is None else product + bias.to(product.dtype)
+        return y.to(working_dtype(x, x.dtype))
+
+    # -- the adapters
 
     def factors(self, name: str) -> tuple[nn.Linear, nn.Linear]:
         """A ``(r, in_features)`` and B ``(out_features, r)`` as linear layers."""
         return cast(nn.Linear, self.lora_A[name]), cast(nn.Linear, self.lora_B[name])
 
-    def delta(self, name: str, x: Tensor) -> Tensor:
-        """``s · B(A(dropout(x)))`` for one adapter."""
+    def delta(self, name: str, x: Tensor, product: Tensor, weight: Tensor | None) -> Tensor:
+        """What adapter ``name`` adds to the output: ``s · B(A(x))``.
+
+        Args:
+            x: the layer's input ``(..., in_features)``, after the adapter's dropout.
+            product: input · dequantize(Q)ᵀ, before dropout and without bias.
+            weight: what `forward_weight` gave.
+        """
         A, B = self.factors(name)
-        x = self.lora_dropout[name](x)
         y = low_rank(x, A.weight, B.weight, self.scaling[name])
         return y if B.bias is None else y + self.scaling[name] * B.bias.to(y.dtype)
 
-    def delta_weight(self, name: str) -> Tensor:
-        """``s · B · A``, the update as a matrix ``(out_features, in_features)``, in A's dtype."""
+    def delta_weight(self, name: str, weight: Tensor) -> Tensor:
+        """The update as a matrix ``(out_features, in_features)`` over the base ``weight``."""
         A, B = self.factors(name)
         return self.scaling[name] * (B.weight @ A.weight)
 
-    def delta_bias(self, name: str) -> Tensor | None:
-        """``s · bias of B`` (``lora_bias``), ``(out_features,)``."""
+    def delta_bias(self, name: str, weight: Tensor) -> Tensor | None:
+        """The update of the bias (``lora_bias``), ``(out_features,)``."""
         bias = self.factors(name)[1].bias
         return None if bias is None else self.scaling[name] * bias
 
     def merged_parameters(
         self, names: Sequence[str], weight: Tensor, bias: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
+        merged = weight
         for name in names:
-            delta, delta_bias = self.delta_weight(name), self.delta_bias(name)
-            weight = weight.to(torch.promote_types(weight.dtype, delta.dtype)) + delta
+            delta, delta_bias = self.delta_weight(name, weight), self.delta_bias(name, weight)
+            merged = merged.to(torch.promote_types(merged.dtype, delta.dtype)) + delta
             if delta_bias is not None:
                 bias = delta_bias if bias is None else bias + delta_bias.to(bias.dtype)
-        return weight, bias
+        return merged, bias
 
     def new_factors(
         self, config: LoraConfig, r: int, dtype: torch.dtype

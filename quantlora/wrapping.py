@@ -74,6 +74,7 @@ def wrap(
                 _add_adapter(transaction, layer, planned, config, adapter_name)
                 context = _context(planned, config, adapter_name, reference)
                 initializer.initialize(layer, context)
+                layer.finish_adapter(adapter_name, config)
                 done[id(planned.layer)] = layer
             if layer is not planned.layer:
                 transaction.set_module(planned.path, layer)
@@ -129,7 +130,7 @@ def linear_from(weight: Tensor, bias: Tensor | None = None) -> nn.Linear:
 
 def _lora_layer(planned: PlannedLayer, base: nn.Module) -> LoraLayer:
     if isinstance(base, LoraLayer):
-        return base
+        return planned.wrapper.adopt(base)
     return planned.wrapper(base, planned.quantizer, planned.path)
 
 
