@@ -59,11 +59,29 @@ def wrap(
     Raises:
         ConfigError, TargetError, BackendError, LayerError, AdapterError, MissingLibraryError.
     """
-    config = _config(config, fields)
-    _check_name(adapter_name)
-    initializer = registry().initializer(config)
-    initializer.check(config)
-    plan = make_plan(model, config, backend, adapter_name, registry())
+    settings = _config(config, fields)
+    check_name(adapter_name)
+    initializer = registry().initializer(settings)
+    initializer.check(settings)
+    plan = make_plan(model, settings, backend, adapter_name, registry())
+
+    def start(planned: PlannedLayer, layer: LoraLayer) -> None:
+        initializer.initialize(layer, _context(planned, settings, adapter_name, reference))
+        layer.finish_adapter(adapter_name, settings)
+
+    apply_plan(model, plan, settings, adapter_name, start, quantize_options)
+    return model
+
+
+def apply_plan(
+    model: nn.Module,
+    plan: list[PlannedLayer],
+    config: LoraConfig,
+    adapter_name: str,
+    start: Callable[[PlannedLayer, LoraLayer], None],
+    quantize_options: Mapping[str, Any] | None = None,
+) -> None:
+    """Carry out ``plan`` as one transaction; ``start`` gives each new adapter its values."""
     with Transaction(model) as transaction:
         bases = _bases(model, plan, quantize_options or {})
         done: dict[int, LoraLayer] = {}
@@ -72,14 +90,11 @@ def wrap(
             if layer is None:
                 layer = _lora_layer(planned, bases[planned.path])
                 _add_adapter(transaction, layer, planned, config, adapter_name)
-                context = _context(planned, config, adapter_name, reference)
-                initializer.initialize(layer, context)
-                layer.finish_adapter(adapter_name, config)
+                start(planned, layer)
                 done[id(planned.layer)] = layer
             if layer is not planned.layer:
                 transaction.set_module(planned.path, layer)
         _finish(model, config, adapter_name)
-    return model
 
 
 def _config(config: LoraConfig | None, fields: Mapping[str, Any]) -> LoraConfig:
@@ -90,7 +105,7 @@ def _config(config: LoraConfig | None, fields: Mapping[str, Any]) -> LoraConfig:
     return config
 
 
-def _check_name(adapter: str) -> None:
+def check_name(adapter: str) -> None:
     """A name becomes part of module paths, file keys and a folder's name."""
     if not adapter.replace("_", "").replace("-", "").isalnum():
         raise ConfigError(f"adapter_name {adapter!r}: use letters, digits, '_' and '-' only.")
