@@ -26,11 +26,11 @@ class FloatQuantizer(Quantizer):
         return (nn.Linear, *_conv1d())
 
     def matches(self, layer: nn.Module) -> bool:
-        weight: Any = getattr(layer, "weight", None)
+        if not (isinstance(layer, self.layer_types()) and _forward_is_plain(layer)):
+            return False
+        weight: Any = layer.weight
         return (
-            isinstance(layer, self.layer_types())
-            and _forward_is_plain(layer)
-            and type(weight) in (nn.Parameter, Tensor)
+            type(weight) in (nn.Parameter, Tensor)
             and weight.dtype in _PLAIN
             and tuple(weight.shape) == self._stored_shape(layer)
         )

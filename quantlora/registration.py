@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterable
 from functools import lru_cache
-from typing import Any, TypeVar
+from typing import Any
 
 from torch import nn
 
 from quantlora.config import LoraConfig
+from quantlora.discovery import PluginRecord, sentence
 from quantlora.errors import BackendError, ConfigError, LayerError
 from quantlora.initializer import Initializer
 from quantlora.layer import LoraLayer
 from quantlora.names import unknown
-from quantlora.plugins import PluginRecord, Plugins, load_plugins
+from quantlora.offers import INITIALIZERS, QUANTIZERS, WRAPPERS, accepted_offers
+from quantlora.plugins import BUILTIN, Plugins, load_plugins
 from quantlora.quantizer import Quantizer
-
-T = TypeVar("T")
 
 
 class Registry:
@@ -25,32 +23,23 @@ class Registry:
 
     def __init__(self, plugins: Plugins) -> None:
         self.plugins = plugins
-        offers = [
-            (hook, record, item)
-            for hook in _KINDS
-            for record, item in plugins.collect(hook)
-            if _well_typed(hook, record, item)
-        ]
-        self.owner: dict[tuple[str, str], PluginRecord] = {}
-        for hook, record, item in offers:
-            self._claim(hook, _name(hook, item), record)
-        kept = [(hook, item) for hook, record, item in offers if not record.error]
-        self.quantizers: dict[str, Quantizer] = _table(kept, "quantlora_quantizers")
-        self.variants: dict[str, list[type[LoraLayer]]] = {}
-        for hook, item in kept:
-            if hook == "quantlora_layer_wrappers":
-                self.variants.setdefault(item.variant, []).append(item)
-        self.initializers: dict[str, Initializer] = _table(kept, "quantlora_initializers")
+        self.offers = accepted_offers(plugins)
+        self._tabulate()
 
-    def _claim(self, hook: str, name: str, record: PluginRecord) -> None:
-        holder = self.owner.setdefault((hook, name), record)
-        if holder is not record and not holder.error:
-            record.put_aside(
-                f"the name {name!r} is taken by plugin {holder.name!r} of {holder.distribution}; "
-                f"QUANTLORA_DISABLE={holder.name} makes room for this one."
-            )
-        elif holder.error:
-            self.owner[(hook, name)] = record
+    def _tabulate(self) -> None:
+        self.offers = [offer for offer in self.offers if not offer.record.error]
+        self.quantizers: dict[str, Quantizer] = self._table(QUANTIZERS)
+        self.initializers: dict[str, Initializer] = self._table(INITIALIZERS)
+        self.variants: dict[str, list[type[LoraLayer]]] = {}
+        for offer in self.offers:
+            if offer.hook == WRAPPERS:
+                self.variants.setdefault(offer.name, []).append(offer.item)
+
+    def _table(self, hook: str) -> dict[str, Any]:
+        return {offer.name: offer.item for offer in self.offers if offer.hook == hook}
+
+    def _owner(self, quantizer: Quantizer) -> PluginRecord:
+        return next(offer.record for offer in self.offers if offer.item is quantizer)
 
     # -- quantizers
 
@@ -60,11 +49,7 @@ class Registry:
         if len(found) == 1:
             return found[0]
         if found:
-            names = " and ".join(repr(one.name) for one in found)
-            raise LayerError(
-                f"{path}: {_kind(layer)} is claimed by {names}; "
-                f"disable one of their plugins with QUANTLORA_DISABLE."
-            )
+            raise LayerError(self._several(path, layer, found))
         raise LayerError(self._nobody(path, layer))
 
     def candidates(self, layer: nn.Module) -> list[Quantizer]:
@@ -73,12 +58,19 @@ class Registry:
 
     def _takes(self, quantizer: Quantizer, layer: nn.Module) -> bool:
         try:
-            return quantizer.module in sys.modules and quantizer.matches(layer)
-        except Exception as error:  # a plugin's fault, or its library's: out it goes, alone
-            owner = self.owner[("quantlora_quantizers", quantizer.name)]
-            owner.put_aside(f"{quantizer.name}.matches() failed: {type(error).__name__}: {error}.")
-            del self.quantizers[quantizer.name]
+            return quantizer.imported and quantizer.matches(layer)
+        except Exception as error:
+            self._blame(quantizer, error)
             return False
+
+    def _blame(self, quantizer: Quantizer, error: Exception) -> None:
+        """A plugin's fault, or its library's: out it goes, alone. Ours blames the layer."""
+        owner = self._owner(quantizer)
+        if owner.name == BUILTIN:
+            return
+        reason = f"{type(error).__name__}: {sentence(error)}"
+        owner.put_aside(f"{quantizer.name}.matches() failed: {reason}.")
+        self._tabulate()
 
     def quantizer(self, backend: str) -> Quantizer:
         """The quantizer of that name, with its library there."""
@@ -89,9 +81,18 @@ class Registry:
         self.quantizers[backend].require()
         return self.quantizers[backend]
 
+    def _several(self, path: str, layer: nn.Module, found: list[Quantizer]) -> str:
+        owners = {one.name: self._owner(one).name for one in found}
+        names = " and ".join(f"{name!r} (plugin {owner!r})" for name, owner in owners.items())
+        ways = [f"QUANTLORA_DISABLE={owner}" for owner in owners.values() if owner != BUILTIN]
+        return (
+            f"{path}: {_kind(layer)} is claimed by {names}. "
+            f"Exactly one must take it: set {' or '.join(dict.fromkeys(ways))}."
+        )
+
     def _nobody(self, path: str, layer: nn.Module) -> str:
-        tried = [q.name for q in self.quantizers.values() if q.module in sys.modules]
-        asleep = [q for q in self.quantizers.values() if q.module not in sys.modules]
+        tried = [q.name for q in self.quantizers.values() if q.imported]
+        asleep = [q for q in self.quantizers.values() if not q.imported]
         lines = [
             f"{path}: no quantizer takes this layer, {_kind(layer)}.",
             f"Tried: {', '.join(tried)}.",
@@ -99,7 +100,7 @@ class Registry:
                 f"Not tried, {q.module} is not imported: {q.name}. {q.availability_error()}"
                 for q in asleep
             ),
-            "If a plugin exists for this format, pip install it; else see docs/write-a-plugin.md,"
+            "If a plugin exists for this format, pip install it; else see docs/plugins.md,"
             " or leave the layer out with exclude_modules.",
         ]
         return "\n".join(line.strip() for line in lines) + self._aside()
@@ -130,33 +131,6 @@ class Registry:
         if name not in self.initializers:
             raise ConfigError(unknown("initializer", name, self.initializers) + self._aside())
         return self.initializers[name]
-
-
-_KINDS: dict[str, type] = {
-    "quantlora_quantizers": Quantizer,
-    "quantlora_layer_wrappers": LoraLayer,
-    "quantlora_initializers": Initializer,
-}
-
-
-def _well_typed(hook: str, record: PluginRecord, item: Any) -> bool:
-    kind, is_class = _KINDS[hook], hook == "quantlora_layer_wrappers"
-    good = isinstance(item, type) and issubclass(item, kind) if is_class else isinstance(item, kind)
-    if not good:
-        want = f"subclasses of {kind.__name__}" if is_class else f"{kind.__name__} objects"
-        record.put_aside(f"{hook}() must return {want}, got {item!r}.")
-    elif not isinstance(getattr(item, "variant" if is_class else "name", None), str):
-        record.put_aside(f"{hook}() returned {item!r}, which has no name.")
-        return False
-    return good
-
-
-def _name(hook: str, item: Any) -> str:
-    return str(item.variant if hook == "quantlora_layer_wrappers" else item.name)
-
-
-def _table(kept: Iterable[tuple[str, Any]], hook: str) -> dict[str, Any]:
-    return {item.name: item for kind, item in kept if kind == hook}
 
 
 def _kind(layer: nn.Module) -> str:

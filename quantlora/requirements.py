@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib.metadata
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 from packaging.requirements import Requirement as Specifier
@@ -52,6 +52,9 @@ class Requirement:
     missing: str = ""
     incompatible: str = ""
 
+    def __post_init__(self) -> None:
+        Specifier(self.spec)  # a wrong one fails here, so that `check` never does
+
     @property
     def library(self) -> str:
         return Specifier(self.spec).name
@@ -90,18 +93,30 @@ class AllOf:
 
 @dataclass(frozen=True)
 class AnyOf:
-    """One part is enough; the first available one is reported, else all reasons."""
+    """One part is enough; the first available one is reported, else all reasons.
+
+    Args:
+        parts: in the order of preference.
+        order: why in this order; told where several are available.
+    """
 
     parts: tuple[AnyRequirement, ...]
+    order: str = ""
 
     def check(self) -> Availability:
         found = [part.check() for part in self.parts]
-        for one in found:
-            if one:
-                return one
+        available = [one for one in found if one]
+        if len(available) > 1:
+            return replace(available[0], reason=self._choice(available))
+        if available:
+            return available[0]
         reason = " Or: ".join(one.reason for one in found)
         fix = "\n   or: ".join(one.fix for one in found)
         return Availability(_names(found, " or "), False, _versions(found), reason, fix)
+
+    def _choice(self, available: list[Availability]) -> str:
+        both = " and ".join(f"{one.name} {one.version}" for one in available)
+        return f"{both} are installed: {self.order or f'{available[0].name} is used'}."
 
 
 AnyRequirement = Requirement | AllOf | AnyOf
@@ -119,11 +134,13 @@ def _versions(found: Iterable[Availability]) -> str | None:
 def _detect(requirement: Requirement) -> Availability:
     try:
         version = importlib.metadata.version(requirement.library)
+        if not version:
+            raise ValueError("it names no version")
         return requirement._found(version)
     except importlib.metadata.PackageNotFoundError:
         return requirement._absent()
     except Exception as error:  # broken metadata must not stop anybody else
-        reason = f"the metadata of {requirement.library} cannot be read: {error!r}"
+        reason = f"the metadata of {requirement.library} cannot be read: {error!r}."
         return Availability(requirement.library, False, None, reason, requirement._command())
 
 

@@ -1,0 +1,136 @@
+"""Finding plugins: every entry point of the group, loaded alone.
+
+One plugin that cannot be imported, or one distribution whose metadata is broken, leaves the rest
+as they are: it becomes a `PluginRecord` with its reason.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import sys
+import warnings
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from quantlora import hookspecs
+from quantlora.errors import PluginWarning
+
+#: Comma-separated plugin names that are not to be loaded.
+DISABLE = "QUANTLORA_DISABLE"
+
+#: What a plugin's own code may raise without harm to others.
+FAULTS = (Exception, SystemExit)
+
+UNKNOWN = "unknown"
+
+
+@dataclass
+class PluginRecord:
+    """One plugin: where it comes from and, if it was put aside, why."""
+
+    name: str
+    distribution: str
+    version: str
+    value: str
+    error: str = ""
+    module: Any = field(default=None, repr=False)
+
+    @property
+    def api(self) -> Any:
+        """The API the plugin says it was written for; checked before it is admitted."""
+        return getattr(self.module, "QUANTLORA_API", hookspecs.API_VERSION)
+
+    def put_aside(self, error: str) -> None:
+        """Take the plugin out of use; only the first reason is kept and warned about."""
+        if self.error:
+            return
+        self.error = error
+        warnings.warn(
+            f"quantlora plugin {self.name!r} ({self.value}, from {self.distribution} "
+            f"{self.version}) is put aside: {error} Everything else works on; "
+            f"{DISABLE}={self.name} silences this.",
+            PluginWarning,
+            stacklevel=_depth_of_caller(),
+        )
+
+
+def sentence(error: BaseException) -> str:
+    """The error's text on one line, without its full stop."""
+    return " ".join(str(error).split()).rstrip(".") or type(error).__name__
+
+
+def find_plugins() -> list[PluginRecord]:
+    """All plugins of this environment, ours first, then by distribution and name.
+
+    Entry points come in no defined order, so none is kept.
+    """
+    unique = {(entry.name, entry.value): entry for entry in _entry_points()}
+    records = [*(_load(entry) for entry in unique.values()), *_unreadable()]
+    return sorted(records, key=lambda r: (r.distribution != "quantlora", r.distribution, r.name))
+
+
+def _entry_points() -> Iterable[importlib.metadata.EntryPoint]:
+    try:
+        return importlib.metadata.entry_points(group=hookspecs.GROUP)
+    except Exception:  # one distribution's broken file stops this call for all: read them singly
+        found = (entry for dist in importlib.metadata.distributions() for entry in _entries(dist))
+        return [entry for entry in found if entry.group == hookspecs.GROUP]
+
+
+def _entries(dist: importlib.metadata.Distribution) -> Iterable[importlib.metadata.EntryPoint]:
+    try:
+        return dist.entry_points
+    except Exception:
+        return ()
+
+
+def _unreadable() -> Iterator[PluginRecord]:
+    """Distributions that mention our group in an ``entry_points.txt`` that cannot be parsed."""
+    for dist in importlib.metadata.distributions():
+        try:
+            text = dist.read_text("entry_points.txt") or ""
+        except Exception:  # not even text: nothing says that it is ours
+            continue
+        if f"[{hookspecs.GROUP}]" in text and not _entries(dist):
+            name, version = _identity(dist)
+            record = PluginRecord(name, name, version, "entry_points.txt")
+            record.put_aside("its entry_points.txt cannot be read: reinstall that distribution.")
+            yield record
+
+
+def _identity(dist: importlib.metadata.Distribution | None) -> tuple[str, str]:
+    """Name and version; ``unknown`` where the metadata do not say."""
+    try:
+        return str(dist.metadata["Name"] or UNKNOWN), str(dist.version or UNKNOWN)  # type: ignore[union-attr]
+    except Exception:
+        return UNKNOWN, UNKNOWN
+
+
+def _load(entry: importlib.metadata.EntryPoint) -> PluginRecord:
+    record = PluginRecord(entry.name, *_identity(entry.dist), entry.value)
+    if entry.name in _disabled():
+        record.error = f"disabled by {DISABLE}."
+        return record
+    try:
+        record.module = entry.load()
+    except FAULTS as error:
+        record.put_aside(f"it cannot be imported: {type(error).__name__}: {sentence(error)}.")
+    return record
+
+
+def _disabled() -> set[str]:
+    return {name.strip() for name in os.environ.get(DISABLE, "").split(",") if name.strip()}
+
+
+def _depth_of_caller() -> int:
+    """The ``stacklevel`` at which a warning points out of this package, at the user's line."""
+    depth, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and _ours(str(frame.f_globals.get("__name__"))):
+        depth, frame = depth + 1, frame.f_back
+    return depth
+
+
+def _ours(module: str) -> bool:
+    return module.partition(".")[0] in ("quantlora", "importlib")
