@@ -1,0 +1,8 @@
+"""LoftQ and its relatives for quantlora: first values of A and B that make up for quantization.
+
+Public names are listed in ``__init__.pyi`` and loaded when first used.
+"""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

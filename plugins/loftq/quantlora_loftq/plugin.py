@@ -1,0 +1,16 @@
+"""The entry point: what this plugin offers. Light; torch is imported inside the hooks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from quantlora.hookspecs import hookimpl
+
+if TYPE_CHECKING:
+    from quantlora import Initializer
+
+
+@hookimpl
+def quantlora_initializers() -> Iterable[Initializer]:
+    return []

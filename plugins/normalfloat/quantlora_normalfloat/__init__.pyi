@@ -1,0 +1,5 @@
+"""The public names of quantlora_normalfloat."""
+
+from .layer import NormalFloatLinear as NormalFloatLinear
+from .quantizer import NormalFloatQuantizer as NormalFloatQuantizer
+from .tables import level_table as level_table

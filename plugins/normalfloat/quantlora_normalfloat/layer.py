@@ -1,0 +1,116 @@
+"""`NormalFloatLinear`: a frozen linear layer whose weight is a stream of codes and its scales."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from quantlora_normalfloat.blocks import decode
+from quantlora_normalfloat.packing import look_up, packed_bytes, unpack
+from quantlora_normalfloat.scales import DoubleScales, Scales
+from quantlora_normalfloat.tables import QUANT_TYPES
+
+
+class NormalFloatLinear(nn.Module):
+    """``y = x · weightᵀ + bias`` with a weight of ``bits`` bits per element and its scales.
+
+    Not an `nn.Linear`: nothing may take its storage for a float weight. It is made empty, for
+    `load_state_dict`; `NormalFloatQuantizer.quantize` makes one from a float layer.
+
+    Args:
+        in_features, out_features, bias: as for `nn.Linear`; the bias stays float.
+        bits: 2, 3, 4 or 8.
+        quant_type: ``"nf"`` or ``"uniform"``; the latter has a float zero-point per block.
+        block_size: neighbours along a row that share a scale.
+        double_quant: keep the scales in 8 bits.
+        dtype: what `dequantize` returns and the bias is in; follows ``.to(dtype)``. The scales,
+            zero-points and levels stay in float32 whatever is asked for.
+    """
+
+    packed: Tensor
+    levels: Tensor
+    zeros: Tensor | None
+    bias: nn.Parameter | None
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        *,
+        bits: int = 4,
+        quant_type: str = "nf",
+        block_size: int = 64,
+        double_quant: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        if quant_type not in QUANT_TYPES:
+            raise ValueError(f"quant_type must be one of {QUANT_TYPES}, got {quant_type!r}.")
+        self.in_features, self.out_features = in_features, out_features
+        self.bits, self.quant_type, self.block_size = bits, quant_type, block_size
+        self.double_quant = double_quant
+        self.dtype = dtype or torch.get_default_dtype()
+        shape = (out_features, -(-in_features // block_size))
+        size = packed_bytes(in_features * out_features, bits)
+        self.register_buffer("packed", torch.empty(size, dtype=torch.uint8, device=device))
+        self.register_buffer("levels", torch.empty(2**bits, device=device))
+        zeros = torch.empty(shape, device=device) if quant_type == "uniform" else None
+        self.register_buffer("zeros", zeros)
+        self.scales = (DoubleScales if double_quant else Scales)(shape, device)
+        empty = torch.empty(out_features, dtype=self.dtype, device=device) if bias else None
+        self.bias = None if empty is None else nn.Parameter(empty, requires_grad=False)
+
+    @property
+    def weight(self) -> Tensor:
+        """`dequantize`, under the name by which code that knows `nn.Linear` asks for it."""
+        return self.dequantize()
+
+    def codes(self) -> Tensor:
+        """The codes as uint8 ``(out_features, in_features)``."""
+        count = self.in_features * self.out_features
+        return unpack(self.packed, self.bits, count).view(self.out_features, self.in_features)
+
+    def dequantize(self) -> Tensor:
+        """The weight ``(out_features, in_features)`` in `dtype`; a new tensor."""
+        count = self.in_features * self.out_features
+        values = look_up(self.packed, self.levels, count)
+        values = values.view(self.out_features, self.in_features)
+        return decode(values, self.scales(), self.zeros, self.block_size).to(self.dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        return F.linear(x, self.dequantize().to(x.dtype), bias)
+
+    def extra_repr(self) -> str:
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, "
+            f"bias={self.bias is not None}, bits={self.bits}, quant_type={self.quant_type}, "
+            f"block_size={self.block_size}, double_quant={self.double_quant}"
+        )
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> NormalFloatLinear:
+        """Moves everything; a change of dtype concerns only the bias and what comes out."""
+
+        def exact(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
+
+        bias, self.bias = self.bias, None
+        super()._apply(exact, recurse)  # type: ignore[no-untyped-call]
+        self.bias = bias
+        if bias is not None:
+            self.bias = nn.Parameter(fn(bias.data), requires_grad=bias.requires_grad)
+        self.dtype = fn(torch.empty(0, dtype=self.dtype)).dtype
+        return self
+
+
+def settings(layer: NormalFloatLinear) -> dict[str, Any]:
+    """The keyword arguments that make a layer of the same format."""
+    names = ("bits", "quant_type", "block_size", "double_quant")
+    return {name: getattr(layer, name) for name in names}

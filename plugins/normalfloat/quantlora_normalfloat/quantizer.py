@@ -1,0 +1,126 @@
+"""The quantizer ``normalfloat``."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from quantlora import BackendError, Quantizer
+from quantlora_normalfloat.blocks import encode
+from quantlora_normalfloat.layer import NormalFloatLinear, settings
+from quantlora_normalfloat.needs import SCIPY
+from quantlora_normalfloat.packing import pack
+from quantlora_normalfloat.tables import BITS, level_table
+
+
+class NormalFloatQuantizer(Quantizer):
+    """Packs and reads `NormalFloatLinear`: NF2, NF3, NF4, NF8 and uniform, in plain torch."""
+
+    name: ClassVar[str] = "normalfloat"
+    module: ClassVar[str] = "quantlora_normalfloat.layer"
+    requires = (SCIPY,)
+    bits: ClassVar[tuple[int, ...]] = BITS
+
+    def layer_types(self) -> tuple[type[nn.Module], ...]:
+        return (NormalFloatLinear,)
+
+    def dequantize(self, layer: nn.Module) -> Tensor:
+        return _own(layer).dequantize()
+
+    @torch.no_grad()
+    def quantize(
+        self, linear: nn.Linear, like: nn.Module | None = None, **options: Any
+    ) -> nn.Module:
+        """Pack ``linear``; its weight's dtype becomes that of `dequantize`.
+
+        Args:
+            like: take the settings of this layer.
+            options: ``bits`` 2, 3, 4 (default) or 8, ``quant_type`` "nf" or "uniform",
+                ``block_size``, ``double_quant``; see `NormalFloatLinear`.
+
+        Raises:
+            BackendError: other bits, or a weight that is not finite. MissingLibraryError: no scipy.
+        """
+        if like is not None:
+            options = settings(_own(like))
+        return _pack(linear, "weight", **options)
+
+    @torch.no_grad()
+    def quantize_layers(
+        self,
+        model: nn.Module,
+        layers: Mapping[str, nn.Linear],
+        *,
+        bits: int = 4,
+        bits_pattern: Mapping[str, int] | None = None,
+        **options: Any,
+    ) -> dict[str, nn.Module]:
+        """As `quantize` for each layer; mixed precision by ``bits_pattern``.
+
+        Args:
+            bits_pattern: bits for the layers whose path ends in a match of the pattern; the first
+                that matches counts: ``{r"layers\\.[0-3]\\..*": 4}`` with ``bits=2``.
+
+        Raises:
+            BackendError: as `quantize`, naming the path; a pattern that matches no layer.
+        """
+        patterns = bits_pattern or {}
+        for pattern in patterns:
+            if not any(_ends_in(path, pattern) for path in layers):
+                raise BackendError(f"bits_pattern {pattern!r} matches none of the layers to pack.")
+        return {
+            path: _pack(linear, path, bits=_bits_for(path, patterns, bits), **options)
+            for path, linear in layers.items()
+        }
+
+    def group_size(self, layer: nn.Module) -> int | None:
+        return _own(layer).block_size
+
+    def describe(self, layer: nn.Module) -> dict[str, Any]:
+        return settings(_own(layer))
+
+
+def _own(layer: nn.Module) -> NormalFloatLinear:
+    assert isinstance(layer, NormalFloatLinear)
+    return layer
+
+
+def _pack(linear: nn.Linear, where: str, bits: int = 4, **options: Any) -> NormalFloatLinear:
+    weight = linear.weight.detach()
+    _check(weight, where, bits)
+    packed = NormalFloatLinear(
+        linear.in_features, linear.out_features, bias=False, bits=bits, device="meta",
+        dtype=weight.dtype, **options,
+    )  # fmt: skip
+    levels = level_table(bits, packed.quant_type).to(weight.device)
+    uniform = packed.quant_type == "uniform"
+    encoded = encode(weight, levels, packed.block_size, zeros=uniform)
+    packed.packed, packed.levels, packed.zeros = pack(encoded.codes, bits), levels, encoded.zeros
+    packed.scales.store(encoded.scales)
+    if linear.bias is not None:
+        packed.bias = nn.Parameter(linear.bias.detach().clone(), requires_grad=False)
+    return packed.train(linear.training)
+
+
+def _check(weight: Tensor, where: str, bits: int) -> None:
+    if bits not in BITS:
+        raise BackendError(
+            f"{where}: Only support {', '.join(map(str, BITS))} bits quantization, got {bits!r}."
+        )
+    if not torch.isfinite(weight).all():
+        raise BackendError(
+            f"{where}: the weight holds NaN or infinite values and cannot be quantized; repair it, "
+            f"or leave the layer out with exclude_modules."
+        )
+
+
+def _ends_in(path: str, pattern: str) -> bool:
+    return re.match(rf"(.*\.)?({pattern})$", path) is not None
+
+
+def _bits_for(path: str, patterns: Mapping[str, int], default: int) -> int:
+    return next((bits for key, bits in patterns.items() if _ends_in(path, key)), default)
