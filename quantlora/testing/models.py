@@ -45,13 +45,15 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
     tokenizer.decoder = decoders.Fuse()
     tokenizer.post_processor = processors.TemplateProcessing("<s> $A", None, [("<s>", 1)])
-    return PreTrainedTokenizerFast(
+    make: Any = PreTrainedTokenizerFast  # untyped upstream
+    fast: PreTrainedTokenizerFast = make(
         tokenizer_object=tokenizer,
         unk_token="<unk>",
         bos_token="<s>",
         eos_token="</s>",
         pad_token="</s>",
     )
+    return fast
 
 
 def save_tiny_llama(folder: str | Path, **changes: Any) -> Path:
