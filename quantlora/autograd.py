@@ -20,6 +20,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
+#: Gives a frozen weight ``(out_features, in_features)`` in the dtype asked for.
+Weight = Callable[[torch.dtype], Tensor]
+
+
 def working_dtype(x: Tensor, own: torch.dtype) -> torch.dtype:
     """Autocast's dtype where autocast is on for ``x``, else ``own``."""
     device = x.device.type
@@ -30,15 +34,13 @@ def working_dtype(x: Tensor, own: torch.dtype) -> torch.dtype:
 
 class _FrozenLinear(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Callable[[], Tensor], at_hand: Tensor | None
-    ) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Weight, at_hand: Tensor | None) -> Tensor:
         ctx.weight = weight
-        return F.linear(x, (weight() if at_hand is None else at_hand).to(x.dtype))
+        return F.linear(x, weight(x.dtype) if at_hand is None else at_hand.to(x.dtype))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        return grad @ ctx.weight().to(grad.dtype), None, None
+        return grad @ ctx.weight(grad.dtype), None, None
 
 
 class _LowRank(torch.autograd.Function):
@@ -72,12 +74,12 @@ def _like(grad: Tensor | None, parameter: Tensor) -> Tensor | None:
     return None if grad is None else grad.to(parameter.dtype)
 
 
-def frozen_linear(x: Tensor, weight: Callable[[], Tensor], at_hand: Tensor | None = None) -> Tensor:
-    """``x · weight()ᵀ`` for a weight that is never trained.
+def frozen_linear(x: Tensor, weight: Weight, at_hand: Tensor | None = None) -> Tensor:
+    """``x · weightᵀ`` for a weight that is never trained.
 
     Args:
         x: ``(..., in_features)``, in the dtype the product is to be taken in.
-        weight: gives ``(out_features, in_features)``; called again in backward.
+        weight: gives ``(out_features, in_features)`` in x's dtype; called again in backward.
         at_hand: the same matrix, where the caller has it for the forward already.
     """
     product: Tensor = _FrozenLinear.apply(x, weight, at_hand)  # type: ignore[no-untyped-call]

@@ -87,9 +87,11 @@ class LoraLayer(nn.Module):
     def bias(self) -> Tensor | None:
         return self.quantizer.bias(self.base_layer)
 
-    def dequantize(self) -> Tensor:
-        """The base's weight as a float matrix ``(out_features, in_features)``."""
-        return self.quantizer.dequantize(self.base_layer)
+    def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
+        """The base's weight ``(out_features, in_features)``; in the format's own dtype by default."""
+        if dtype is None:
+            return self.quantizer.dequantize(self.base_layer)
+        return self.quantizer.dequantize_to(self.base_layer, dtype)
 
     # -- adapters
 

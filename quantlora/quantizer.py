@@ -7,6 +7,7 @@ weight back as a float matrix and, if it can, how to pack a float matrix again. 
 
 from __future__ import annotations
 
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -36,6 +37,11 @@ class Quantizer(ABC):
     #: Where the user leaves the choice to us (``quantlora finetune``), the highest one is taken.
     preference: ClassVar[int] = 0
 
+    @property
+    def imported(self) -> bool:
+        """Whether the library is imported; a format that several libraries have overrides it."""
+        return self.module in sys.modules
+
     @abstractmethod
     def layer_types(self) -> tuple[type[nn.Module], ...]:
         """Layer classes of this format. Import the library in here, not at the top."""
@@ -48,9 +54,17 @@ class Quantizer(ABC):
     def dequantize(self, layer: nn.Module) -> Tensor:
         """The weight as a float matrix ``(out_features, in_features)``, on the layer's device.
 
-        The dtype is the format's own; the caller casts. Called in every forward and again in
-        every backward, so it must not change the layer.
+        The dtype is the format's own and does not lose precision; the caller casts. Called in
+        every forward and again in every backward, so it must not change the layer.
         """
+
+    def dequantize_to(self, layer: nn.Module, dtype: torch.dtype) -> Tensor:
+        """`dequantize` in ``dtype``: what products are taken with, forward and backward.
+
+        Override it where the format can be unpacked straight into a half-precision dtype: that
+        spares a float32 copy of the weight and most of the time.
+        """
+        return self.dequantize(layer).to(dtype)
 
     def quantize(
         self, linear: nn.Linear, like: nn.Module | None = None, **options: Any
@@ -86,6 +100,13 @@ class Quantizer(ABC):
 
         Raise `BackendError` naming ``path`` and the remedy where that cannot be done. Changes
         must be harmless if `wrap` fails later.
+        """
+
+    def check_model(self, model: nn.Module, layers: Mapping[str, nn.Module]) -> None:
+        """Called once by `wrap` with its targets in this format, before anything is changed.
+
+        Raise `BackendError` where ``model`` itself says that they cannot be right: a checkpoint
+        that the installed library is known to read wrong, say.
         """
 
     def shape(self, layer: nn.Module) -> tuple[int, int]:
