@@ -1,0 +1,62 @@
+"""Is a layer taken by this quantizer, by no other, and only where its library is loaded?"""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from quantlora.registration import registry
+from quantlora.testing.base import Shape, SuiteBase
+
+
+class RecognitionTests(SuiteBase):
+    """When one fails, look at ``layer_types``, ``matches``, ``module`` and ``shape``."""
+
+    def test_exactly_one_quantizer_takes_the_layer(
+        self, shape: Shape, bias: bool, dtype: torch.dtype
+    ) -> None:
+        """Two: `matches` (or the other's) is too wide. None: it is too narrow."""
+        takers = [q.name for q in registry().candidates(self.layer(shape, bias, dtype))]
+        assert takers == [self.quantizer]
+
+    def test_a_plain_linear_is_not_taken(self) -> None:
+        """Float layers belong to the built-in quantizer: look at the weight, not the class."""
+        if self.quantizer != "float":
+            assert not self.format.matches(nn.Linear(8, 8))
+
+    def test_other_modules_are_not_taken_and_do_no_harm(self) -> None:
+        """`matches` is asked about every module: it must answer, never raise."""
+        others = (nn.LayerNorm(8), nn.Embedding(8, 8), nn.Conv2d(3, 3, 1), nn.Identity())
+        assert not any(self.format.matches(other) for other in others)
+
+    def test_nothing_is_matched_while_the_library_is_not_imported(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """``module`` is the import name of the library that defines the layers."""
+        module = self.format.module
+        if module == "torch":
+            pytest.skip("torch is always imported")
+        layer = self.layer()
+        assert module in sys.modules, f"make_layer did not import {module!r}: is `module` right?"
+        monkeypatch.delitem(sys.modules, module)
+        assert self.format not in registry().candidates(layer)
+
+    def test_the_shape_is_known_without_dequantizing(self, shape: Shape) -> None:
+        """Override `shape` where the layer has no ``out_features`` and ``in_features``."""
+        assert self.format.shape(self.layer(shape)) == shape
+
+    def test_the_bias_is_found(self, bias: bool) -> None:
+        """Override `bias` where the layer keeps it elsewhere."""
+        layer = self.layer(bias=bias)
+        found = self.format.bias(layer)
+        assert (found is not None) == bias
+        assert found is None or tuple(found.shape) == self.format.shape(layer)[:1]
+
+    def test_it_describes_the_layer_in_plain_values(self) -> None:
+        """`describe` goes into JSON files."""
+        plain = (str, int, float, bool, type(None))
+        facts = self.format.describe(self.layer())
+        assert all(isinstance(value, plain) for value in facts.values())

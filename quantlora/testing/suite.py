@@ -1,0 +1,31 @@
+"""`QuantizerSuite`: all parts of the conformance suite for a weight format."""
+
+from __future__ import annotations
+
+from quantlora.testing.adapters import AdapterTests
+from quantlora.testing.copies import CopyTests
+from quantlora.testing.dequantize import DequantizeTests
+from quantlora.testing.forward import ForwardTests
+from quantlora.testing.gradients import GradientTests
+from quantlora.testing.memory import MemoryTests
+from quantlora.testing.merging import MergeTests
+from quantlora.testing.quantize import QuantizeTests
+from quantlora.testing.recognition import RecognitionTests
+
+
+class QuantizerSuite(
+    RecognitionTests,
+    DequantizeTests,
+    QuantizeTests,
+    ForwardTests,
+    GradientTests,
+    MemoryTests,
+    CopyTests,
+    AdapterTests,
+    MergeTests,
+):
+    """Subclass it as ``class TestMyFormat(QuantizerSuite)`` and set ``quantizer``.
+
+    A format that cannot quantize overrides `make_layer` too. The other settings, with their
+    defaults, are in `quantlora.testing.base.SuiteBase`.
+    """
