@@ -10,10 +10,13 @@ from .adapters import (
     unload as unload,
 )
 from .checks import Check as Check, Status as Status, Verdict as Verdict
+from .checkpoint.load import load_adapter as load_adapter
+from .checkpoint.save import save_adapter as save_adapter
 from .config import LoraConfig as LoraConfig
 from .errors import (
     AdapterError as AdapterError,
     AdapterFileError as AdapterFileError,
+    AdapterWarning as AdapterWarning,
     BackendError as BackendError,
     ConfigError as ConfigError,
     LayerError as LayerError,

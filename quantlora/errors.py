@@ -43,5 +43,9 @@ class MergeError(QuantloraError, ValueError):
     """A merge cannot be done in the mode asked for."""
 
 
+class AdapterWarning(UserWarning):
+    """An adapter was loaded or saved, and something about it should be known."""
+
+
 class PluginWarning(UserWarning):
     """A plugin was put aside; everything else works on."""

@@ -1,0 +1,137 @@
+"""``adapter_config.json``: PEFT's fields, written as PEFT writes them and read with care."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import types
+import typing
+import warnings
+from pathlib import Path
+from typing import Any
+
+from quantlora.checkpoint.place import CONFIG
+from quantlora.config import LoraConfig
+from quantlora.errors import AdapterFileError, AdapterWarning, ConfigError
+
+#: Written only where they differ from their default: older PEFT and vLLM do not know them.
+_WHERE_USED = ("use_qalora", "qalora_group_size", "lora_bias", "target_parameters")
+#: Settings of the start of training or of a machine; a finished adapter does not depend on them.
+_OF_NO_EFFECT = (
+    "auto_mapping", "corda_config", "ensure_weight_tying", "eva_config", "loftq_config",
+    "lora_ga_config", "megatron_config", "megatron_core", "peft_version", "qalora_group_size",
+    "runtime_config", "velora_config",
+)  # fmt: skip
+#: Settings that change what an adapter computes, in a way quantlora does not have.
+_UNSUPPORTED = (
+    "alora_invocation_tokens", "arrow_config", "kasa_config", "layer_replication",
+    "monteclora_config", "trainable_token_indices", "use_bdlora",
+)  # fmt: skip
+#: No adapter's config comes near this; a larger file is not one.
+_LIMIT = 16 * 2**20
+
+
+def config_text(config: LoraConfig, targets: list[str] | str | None, base: str | None) -> str:
+    """The file's text: sorted keys, two spaces of indent."""
+    fields = dataclasses.asdict(config)
+    fields |= {
+        "target_modules": targets,
+        "base_model_name_or_path": config.base_model_name_or_path or base,
+        "inference_mode": True,
+        "init_lora_weights": True,  # the values are in the file; nobody is to choose them again
+    }
+    defaults = {field.name: field.default for field in dataclasses.fields(LoraConfig)}
+    for name in _WHERE_USED:
+        if fields[name] == defaults[name]:
+            del fields[name]
+    del fields["loftq_config"]
+    return json.dumps(fields, indent=2, sort_keys=True)
+
+
+def read_config(folder: Path) -> LoraConfig:
+    """The config in ``folder``. Unknown fields that are set are named in one warning."""
+    file = folder / CONFIG
+    fields = _fields(file)
+    if fields.get("peft_type") != "LORA":
+        raise AdapterFileError(
+            f"{file}: peft_type is {fields.get('peft_type')!r}: quantlora reads LORA adapters only."
+        )
+    hints = typing.get_type_hints(LoraConfig)
+    known = {name: value for name, value in fields.items() if name in hints}
+    _check_others(file, {name: value for name, value in fields.items() if name not in hints})
+    known["init_lora_weights"] = _first_values(file, known.get("init_lora_weights", True))
+    known["loftq_config"] = None
+    for name, value in known.items():
+        if not _fits(value, hints[name]):
+            raise AdapterFileError(f"{file}: {name} is {value!r}, expected {_words(hints[name])}.")
+    try:
+        return LoraConfig(**known)
+    except ConfigError as error:
+        raise AdapterFileError(f"{file}: {error}") from error
+
+
+def _fields(file: Path) -> dict[str, Any]:
+    try:
+        if file.stat().st_size > _LIMIT:
+            raise AdapterFileError(f"{file}: larger than {_LIMIT >> 20} MiB, no adapter's config.")
+        fields = json.loads(file.read_text("utf-8"))
+    except FileNotFoundError:
+        raise AdapterFileError(
+            f"{file.parent}: there is no {CONFIG}; is it the folder of an adapter?"
+        ) from None
+    except (ValueError, RecursionError, OSError) as error:
+        if isinstance(error, AdapterFileError):
+            raise
+        raise AdapterFileError(f"{file} cannot be read: {error}") from error
+    if not isinstance(fields, dict):
+        raise AdapterFileError(f"{file} holds {type(fields).__name__}, expected an object.")
+    return fields
+
+
+def _check_others(file: Path, others: dict[str, Any]) -> None:
+    given = {name: v for name, v in others.items() if v not in (None, False, {}, [])}
+    refused = sorted(name for name in given if name in _UNSUPPORTED)
+    if refused:
+        raise AdapterFileError(
+            f"{file}: the adapter uses {', '.join(refused)}, which quantlora does not have: its "
+            f"outputs would be wrong here. Use PEFT for it."
+        )
+    if unknown := sorted(name for name in given if name not in _OF_NO_EFFECT):
+        warnings.warn(
+            f"{file}: unknown fields are ignored: {', '.join(unknown)}. If a newer PEFT has "
+            f"written it, compare its outputs before you rely on them.",
+            AdapterWarning,
+            stacklevel=4,
+        )
+
+
+def _first_values(file: Path, init: Any) -> Any:
+    """True for any start that left the base as it was; a changed base is warned about."""
+    if isinstance(init, str) and init not in ("gaussian", "eva", "orthogonal"):
+        warnings.warn(
+            f"{file}: init_lora_weights={init!r} changes the base weights when training starts. "
+            f"Load the adapter on the base that was saved with it, not on the original one.",
+            AdapterWarning,
+            stacklevel=4,
+        )
+    return True if isinstance(init, (str, bool)) or init is None else init
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a JSON value has a field's type; an int will do for a float."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return True
+    if origin in (types.UnionType, typing.Union):
+        return any(_fits(value, one) for one in args)
+    if origin is list:
+        return isinstance(value, list) and all(_fits(one, args[0]) for one in value)
+    if origin is dict:
+        return isinstance(value, dict) and all(_fits(one, args[1]) for one in value.values())
+    if hint is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    return isinstance(value, hint) and (hint is bool or not isinstance(value, bool))
+
+
+def _words(hint: Any) -> str:
+    return hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint)

@@ -1,0 +1,29 @@
+"""Names of tensors in an adapter file, as PEFT has them.
+
+    base_model.model.<path of the layer>.lora_A.weight
+
+The adapter's own name is left out, so that it may be loaded under another one.
+"""
+
+from __future__ import annotations
+
+PREFIX = "base_model.model."
+
+#: Segments that torch.compile, FSDP and activation checkpointing put into module paths.
+_WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+
+
+def plain_path(path: str) -> str:
+    """``path`` in the model as it was before anything was wrapped around its modules."""
+    return ".".join(part for part in path.split(".") if part not in _WRAPPERS)
+
+
+def file_key(path: str, name: str) -> str:
+    """The key of tensor ``name`` (``lora_A.weight``) of the layer at ``path``."""
+    return f"{PREFIX}{path}.{name}"
+
+
+def split_key(key: str) -> tuple[str, str]:
+    """``(path, name)`` of a key; ``("", key)`` where it is no tensor of a LoRA layer."""
+    path, found, name = key.removeprefix(PREFIX).rpartition(".lora_")
+    return (path, f"lora_{name}") if found else ("", key.removeprefix(PREFIX))

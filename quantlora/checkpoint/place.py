@@ -1,0 +1,68 @@
+"""Where an adapter's files are: PEFT's names and folders, and the hub."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from quantlora.errors import AdapterFileError
+
+CONFIG = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
+PICKLE = "adapter_model.bin"
+SIDE = "quantlora.json"
+
+#: PEFT keeps the adapter of this name directly in the folder.
+DEFAULT = "default"
+
+
+def folder_of(folder: str | os.PathLike[str], adapter: str) -> Path:
+    """The folder that adapter ``adapter`` is saved in; a link in its place is refused."""
+    root = Path(os.path.realpath(folder))
+    if root.exists() and not root.is_dir():
+        raise AdapterFileError(f"{root} is a file: give the folder to save the adapter in.")
+    place = root if adapter == DEFAULT else root / adapter
+    if Path(os.path.realpath(place)) != place:
+        raise AdapterFileError(f"{place} is a link that leads elsewhere: nothing is written there.")
+    return place
+
+
+def find_folder(
+    folder: str | os.PathLike[str],
+    adapter: str,
+    revision: str | None = None,
+    token: str | bool | None = None,
+) -> Path:
+    """The folder to read adapter ``adapter`` from, fetched from the hub where it is not on disk.
+
+    The sub-folder of its name where there is one, else ``folder`` itself, under whatever name
+    the adapter was saved.
+    """
+    root = Path(folder)
+    if not root.is_dir():
+        root = _from_hub(folder, adapter, revision, token)
+    below = root / adapter
+    return below if adapter != DEFAULT and (below / CONFIG).is_file() else root
+
+
+def _from_hub(
+    folder: str | os.PathLike[str], adapter: str, revision: str | None, token: str | bool | None
+) -> Path:
+    name = os.fspath(folder)
+    if Path(name).exists():
+        raise AdapterFileError(f"{name} is a file: give the folder that holds the adapter.")
+    if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name):
+        raise AdapterFileError(f"{name}: there is no such folder.")
+    from huggingface_hub import snapshot_download
+
+    wanted = [CONFIG, WEIGHTS, SIDE]
+    patterns = [*wanted, *(f"{adapter}/{file}" for file in wanted)]
+    try:
+        found = snapshot_download(name, revision=revision, token=token, allow_patterns=patterns)
+    except Exception as error:
+        raise AdapterFileError(
+            f"{name}: there is no such folder, and it cannot be fetched from the Hugging Face hub: "
+            f"{type(error).__name__}: {str(error).splitlines()[0]}"
+        ) from error
+    return Path(found)

@@ -1,0 +1,71 @@
+"""`save_adapter`: one adapter to a folder, in PEFT's format."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from quantlora.checkpoint.atomic import write_set
+from quantlora.checkpoint.config_file import config_text
+from quantlora.checkpoint.keys import file_key, plain_path
+from quantlora.checkpoint.place import CONFIG, PICKLE, WEIGHTS, folder_of
+from quantlora.checkpoint.target_names import written_targets
+from quantlora.checkpoint.weights_file import write_weights
+from quantlora.state import known_adapter, lora_layers
+
+
+def save_adapter(
+    model: nn.Module,
+    folder: str | os.PathLike[str],
+    adapter_name: str = "default",
+    *,
+    state_dict: Mapping[str, Tensor] | None = None,
+) -> Path:
+    """Write the adapter ``adapter_name`` of ``model``, for quantlora, PEFT and vLLM to read.
+
+    Killed at any moment, the folder holds the adapter that was there before or the new one,
+    whole. What else is in the folder stays.
+
+    Args:
+        model: a wrapped model.
+        folder: made where it does not exist. An adapter not called ``default`` goes to a
+            sub-folder of its name.
+        state_dict: take the values from here, by their names in ``model.state_dict()``; for
+            models whose own parameters are sharded.
+
+    Returns:
+        The folder the files are in.
+
+    Raises:
+        AdapterError: there is no such adapter.
+        AdapterFileError: the folder cannot be written to, or a tensor is empty.
+    """
+    config = known_adapter(model, adapter_name)
+    place = folder_of(folder, adapter_name)
+    targets = written_targets(model, config, adapter_name)
+    text = config_text(config, targets, model.__dict__.get("name_or_path") or None)
+    tensors = adapter_state_dict(model, adapter_name, state_dict)
+    files: dict[str, Callable[[Path], object]] = {
+        CONFIG: partial(Path.write_text, data=text, encoding="utf-8"),
+        WEIGHTS: partial(write_weights, tensors=tensors),
+    }
+    write_set(place, files, obsolete=(PICKLE,))
+    return place
+
+
+def adapter_state_dict(
+    model: nn.Module, adapter: str, state_dict: Mapping[str, Tensor] | None = None
+) -> dict[str, Tensor]:
+    """The adapter's tensors by their keys in the file."""
+    names = {id(p): plain_path(name) for name, p in model.named_parameters()}
+    values = {plain_path(name): tensor for name, tensor in (state_dict or {}).items()}
+    return {
+        file_key(plain_path(path), name): values.get(names[id(parameter)], parameter.detach())
+        for path, layer in lora_layers(model)
+        if adapter in layer.adapters
+        for name, parameter in layer.adapter_tensors(adapter).items()
+    }

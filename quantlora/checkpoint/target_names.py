@@ -1,0 +1,42 @@
+"""The shortest names that pick some layers and no other module, for ``target_modules``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from torch import nn
+
+from quantlora.checkpoint.keys import plain_path
+from quantlora.config import LoraConfig
+from quantlora.layer import LoraLayer
+from quantlora.targets import is_all_linear, own_modules
+
+
+def written_targets(model: nn.Module, config: LoraConfig, adapter: str) -> list[str] | str | None:
+    """What to write as ``target_modules``: PEFT resolves "all-linear" when it saves, so do we.
+
+    A reader that finds other layers linear than we do would else target other layers.
+    """
+    if not is_all_linear(config):
+        targets = config.target_modules
+        return sorted(targets) if isinstance(targets, list) else targets
+    modules = [(plain_path(path), module) for path, module in own_modules(model) if path]
+    chosen = {path for path, module in modules if _has(module, adapter)}
+    return minimal_names(chosen, (path for path, _ in modules if path not in chosen))
+
+
+def minimal_names(paths: Iterable[str], others: Iterable[str]) -> list[str]:
+    """For each path its shortest ending that is the ending of none of ``others``."""
+    taken = {ending for path in others for ending in _endings(path)}
+    names = {next((end for end in _endings(path) if end not in taken), path) for path in paths}
+    return sorted(names)
+
+
+def _endings(path: str) -> Sequence[str]:
+    """``a.b.c`` as ``c``, ``b.c``, ``a.b.c``."""
+    parts = path.split(".")
+    return [".".join(parts[-count:]) for count in range(1, len(parts) + 1)]
+
+
+def _has(module: nn.Module, adapter: str) -> bool:
+    return isinstance(module, LoraLayer) and adapter in module.adapters

@@ -1,0 +1,93 @@
+"""``adapter_model.safetensors``: tensors and nothing else. A pickle is never opened."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from quantlora.checkpoint.place import PICKLE, WEIGHTS
+from quantlora.errors import AdapterFileError
+
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+#: How a zip archive (torch.save since 1.6), a pickle (protocols 2 to 5) and a tar begin.
+_PICKLES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+
+
+def write_weights(file: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write ``tensors`` with the metadata that Transformers and PEFT look for."""
+    empty = [key for key, tensor in tensors.items() if tensor.numel() == 0]
+    if empty:
+        raise AdapterFileError(
+            f"{file.parent}: {_some(empty)} is empty: the model is sharded. Gather its parameters "
+            f"first (Trainer and Accelerate do), or pass the full state_dict."
+        )
+    save_file({key: _plain(tensor) for key, tensor in tensors.items()}, file, {"format": "pt"})
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    """On the CPU, contiguous and with storage of its own, as the format wants it."""
+    plain = tensor.detach().to("cpu").contiguous()
+    own = plain.untyped_storage().nbytes() == plain.numel() * plain.element_size()
+    return plain if own else plain.clone()
+
+
+def read_weights(folder: Path) -> dict[str, Tensor]:
+    """All tensors of the file in ``folder``, each of a float type and finite."""
+    file = folder / WEIGHTS
+    _check_kind(folder)
+    try:
+        with safe_open(file, framework="pt", device="cpu") as opened:
+            tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
+        raise AdapterFileError(
+            f"{file} is damaged or incomplete ({os.path.getsize(file)} bytes): {error}. "
+            f"Copy or save it again."
+        ) from error
+    _check_values(file, tensors)
+    return tensors
+
+
+def _check_kind(folder: Path) -> None:
+    file = folder / WEIGHTS
+    if not file.is_file():
+        if (folder / PICKLE).exists():
+            raise AdapterFileError(_pickle(folder / PICKLE))
+        raise AdapterFileError(f"{folder}: there is no {WEIGHTS}; the adapter is incomplete.")
+    with file.open("rb") as stream:
+        start = stream.read(9)
+    # A real file's ninth byte opens its JSON header, whatever its length begins with.
+    if start.startswith(_PICKLES) and start[8:9] != b"{":
+        raise AdapterFileError(_pickle(file))
+
+
+def _pickle(file: Path) -> str:
+    return (
+        f"{file} is a pickle, and is not opened: a pickle can run any code when it is read. Ask "
+        f"its author for {WEIGHTS}, or convert it in a sandbox with "
+        f"safetensors.torch.save_file(torch.load(file, weights_only=True), ...)."
+    )
+
+
+def _check_values(file: Path, tensors: Mapping[str, Tensor]) -> None:
+    if not tensors:
+        raise AdapterFileError(f"{file} holds no tensors.")
+    other = {key: t.dtype for key, t in tensors.items() if t.dtype not in _FLOATS}
+    if other:
+        key, dtype = next(iter(other.items()))
+        raise AdapterFileError(f"{file}: {key} has type {dtype}, expected a float type.")
+    bad = [key for key, tensor in tensors.items() if not torch.isfinite(tensor).all()]
+    if bad:
+        raise AdapterFileError(
+            f"{file}: {_some(bad)} holds NaN or infinity: the training diverged, or the file is "
+            f"damaged. Use an earlier checkpoint."
+        )
+
+
+def _some(keys: list[str]) -> str:
+    return keys[0] if len(keys) == 1 else f"{keys[0]} (and {len(keys) - 1} more)"
