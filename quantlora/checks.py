@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import TYPE_CHECKING, Any
 
 from quantlora.requirements import AnyRequirement
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 class Status(str, Enum):
@@ -37,18 +41,26 @@ class Check:
         requires: what must be installed; the same tuple as the quantizer's ``requires``.
         degraded: looks at the machine without importing the library; returns a reason and a fix
             when the backend works only with a loss, else None.
+        layer: makes a small layer of this backend, importing its library; ``--deep`` tries it. By
+            default the quantizer packs one.
+        fields: fields of `LoraConfig` that ``--deep`` wraps with. By default those that choose
+            this variant or initializer.
     """
 
     backend: str
     requires: tuple[AnyRequirement, ...] = ()
     degraded: Callable[[], tuple[str, str] | None] = field(default=lambda: None)
+    layer: Callable[[], nn.Module] | None = None
+    fields: Mapping[str, Any] | None = None
 
     def run(self) -> Verdict:
         found = [requirement.check() for requirement in self.requires]
         version = ", ".join(one.version for one in found if one.version) or None
-        for one in found:
-            if not one:
-                return Verdict(self.backend, Status.UNAVAILABLE, one.version, one.reason, one.fix)
+        if missing := [one for one in found if not one]:
+            reason = " ".join(one.reason for one in missing)
+            fix = "\n".join(dict.fromkeys(one.fix for one in missing))
+            return Verdict(self.backend, Status.UNAVAILABLE, version, reason, fix)
         if loss := self.degraded():
             return Verdict(self.backend, Status.DEGRADED, version, *loss)
-        return Verdict(self.backend, Status.READY, version)
+        notes = " ".join(one.reason for one in found if one.reason)
+        return Verdict(self.backend, Status.READY, version, notes)

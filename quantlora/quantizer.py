@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from quantlora.affine import AffineWeight
 from quantlora.errors import BackendError
 from quantlora.requirements import AnyRequirement
 
@@ -130,6 +131,18 @@ class Quantizer(ABC):
         """Inputs that share a scale along a row; None where the format has no such groups."""
         return None
 
+    def group_index(self, layer: nn.Module) -> Tensor | None:
+        """The group of each input ``(in_features,)``; None when groups are neighbours."""
+        return None
+
+    def affine(self, layer: nn.Module) -> AffineWeight | None:
+        """The weight as codes, scales and zero-points, where the format is such a grid."""
+        return None
+
+    def from_affine(self, weight: AffineWeight, bias: Tensor | None) -> nn.Module:
+        """A layer with exactly these codes, scales and float zero-points; optional."""
+        raise BackendError(f"backend {self.name!r} cannot hold float zero-points.")
+
     def describe(self, layer: nn.Module) -> dict[str, Any]:
         """Facts for `explain`, ``quantlora.json`` and model cards: bits, block size and so on."""
         return {}
@@ -138,6 +151,11 @@ class Quantizer(ABC):
     def can_quantize(self) -> bool:
         """Whether `quantize` is overridden."""
         return type(self).quantize is not Quantizer.quantize
+
+    @property
+    def can_hold_affine(self) -> bool:
+        """Whether `from_affine` is overridden."""
+        return type(self).from_affine is not Quantizer.from_affine
 
     def availability_error(self) -> str:
         """Why this backend cannot be used here, with the fix; empty when it can."""

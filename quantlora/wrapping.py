@@ -82,18 +82,18 @@ def apply_plan(
     quantize_options: Mapping[str, Any] | None = None,
 ) -> None:
     """Carry out ``plan`` as one transaction; ``start`` gives each new adapter its values."""
-    with Transaction(model) as transaction:
+    with Transaction(model):
         bases = _bases(model, plan, quantize_options or {})
         done: dict[int, LoraLayer] = {}
         for planned in plan:
             layer = done.get(id(planned.layer))
             if layer is None:
                 layer = _lora_layer(planned, bases[planned.path])
-                _add_adapter(transaction, layer, planned, config, adapter_name)
+                _add_adapter(layer, planned, config, adapter_name)
                 start(planned, layer)
                 done[id(planned.layer)] = layer
             if layer is not planned.layer:
-                transaction.set_module(planned.path, layer)
+                model.set_submodule(planned.path, layer)
         _finish(model, config, adapter_name)
 
 
@@ -116,6 +116,7 @@ def _bases(
 ) -> dict[str, nn.Module]:
     """The frozen layer for each path: as it is, or quantized now."""
     bases = {planned.path: planned.layer for planned in plan}
+    _check_model(model, plan)
     todo = [planned for planned in plan if planned.quantize]
     if todo:
         linears = {planned.path: as_linear(planned.layer) for planned in todo}
@@ -124,6 +125,13 @@ def _bases(
         if not isinstance(planned.layer, LoraLayer):
             planned.quantizer.prepare(bases[planned.path], planned.path)
     return bases
+
+
+def _check_model(model: nn.Module, plan: list[PlannedLayer]) -> None:
+    as_they_are = [p for p in plan if not (p.quantize or isinstance(p.layer, LoraLayer))]
+    for quantizer in dict.fromkeys(planned.quantizer for planned in as_they_are):
+        layers = {p.path: p.layer for p in as_they_are if p.quantizer is quantizer}
+        quantizer.check_model(model, layers)
 
 
 def as_linear(layer: nn.Module) -> nn.Linear:
@@ -149,16 +157,10 @@ def _lora_layer(planned: PlannedLayer, base: nn.Module) -> LoraLayer:
     return planned.wrapper(base, planned.quantizer, planned.path)
 
 
-def _add_adapter(
-    transaction: Transaction,
-    layer: LoraLayer,
-    planned: PlannedLayer,
-    config: LoraConfig,
-    adapter: str,
-) -> None:
+def _add_adapter(layer: LoraLayer, planned: PlannedLayer, config: LoraConfig, adapter: str) -> None:
     target = planned.target
     dtype = _adapter_dtype(layer.base_layer, planned.quantizer)
-    transaction.add_adapter(layer, adapter, config, target.r, target.lora_alpha, dtype)
+    layer.add_adapter(adapter, config, target.r, target.lora_alpha, dtype)
 
 
 def _adapter_dtype(base: nn.Module, quantizer: Quantizer) -> torch.dtype:
