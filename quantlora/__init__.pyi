@@ -9,6 +9,7 @@ from .adapters import (
     set_adapter as set_adapter,
     unload as unload,
 )
+from .affine import AffineWeight as AffineWeight, pool as pool, spread as spread
 from .checks import Check as Check, Status as Status, Verdict as Verdict
 from .checkpoint.load import load_adapter as load_adapter
 from .checkpoint.save import save_adapter as save_adapter

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from quantlora.errors import AdapterError, ConfigError
+from quantlora.errors import AdapterError, ConfigError, MergeError
 from quantlora.mixed_batch import rows_by_adapter
 from quantlora.names import unknown
 
@@ -136,6 +136,15 @@ class LoraLayer(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         """Weight and bias with the adapters ``names`` folded in, in float32 or better."""
         raise NotImplementedError
+
+    def exact_base(
+        self, names: Sequence[str], base: nn.Module, quantizer: Quantizer
+    ) -> tuple[nn.Module, Quantizer]:
+        """A base at the same bits with ``names`` folded in without loss, where a variant can."""
+        raise MergeError(
+            f"{self.path}: variant {self.variant!r} has no exact merge at the same bits; use "
+            f'mode="requantize" (with its loss measured) or mode="dequantize".'
+        )
 
     def remove_adapter(self, name: str) -> None:
         self._known(name)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from torch import Tensor
 
@@ -37,14 +37,11 @@ class LayerMerge:
         return cls(path, target.name, delta, error / delta if delta else 0.0)
 
 
-@dataclass
+@dataclass(frozen=True)
 class MergeReport:
     """All merged layers, in the model's order."""
 
-    layers: list[LayerMerge] = field(default_factory=list)
-
-    def add(self, layer: LayerMerge) -> None:
-        self.layers.append(layer)
+    layers: list[LayerMerge]
 
     @property
     def worst(self) -> LayerMerge | None:

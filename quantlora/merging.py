@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
@@ -19,27 +18,11 @@ from torch import nn
 
 from quantlora.adapters import unload
 from quantlora.errors import MergeError
-from quantlora.layer import LoraLayer
-from quantlora.merge_report import LayerMerge, MergeReport
-from quantlora.plan import FLOAT
-from quantlora.quantizer import Quantizer
-from quantlora.registration import registry
+from quantlora.merge_layer import MODES, merge_layer
+from quantlora.merge_report import MergeReport
 from quantlora.state import adapter_state, known_adapter, lora_layers
-from quantlora.wrapping import linear_from
 
 M = TypeVar("M", bound=nn.Module)
-
-MODES = ("requantize", "dequantize", "keep")
-
-
-@dataclass(frozen=True)
-class _Merged:
-    """One layer's future base."""
-
-    layer: LoraLayer
-    names: tuple[str, ...]
-    base: nn.Module
-    quantizer: Quantizer
 
 
 @torch.no_grad()
@@ -51,7 +34,8 @@ def merge(
     Args:
         mode: ``"requantize"`` packs the merged weight in the layer's own format; ``"dequantize"``
             leaves a float layer, without loss and 16 bits or more per weight; ``"keep"`` merges
-            float layers only and leaves the adapters of packed layers as they are.
+            float layers only and leaves the adapters of packed layers as they are; ``"exact"``
+            keeps the bits without loss, for variants made for it (QA-LoRA).
 
     Returns:
         What became of each layer, with the relative loss of its update.
@@ -63,15 +47,15 @@ def merge(
     if mode not in MODES:
         raise MergeError(f"mode must be one of {', '.join(MODES)}, got {mode!r}.")
     names = _names(model, adapters)
-    report = MergeReport()
     floating = _outer_dtype(model)
-    futures = [
-        future
+    merged = [
+        one
         for path, layer in lora_layers(model)
-        if (future := _future(path, layer, names, mode, floating, report)) is not None
+        if (one := merge_layer(path, layer, names, mode, floating)) is not None
     ]
-    for future in futures:
-        _commit(future)
+    for one in merged:
+        one.commit()
+    report = MergeReport([one.report for one in merged])
     if loss := report.warning():
         warnings.warn(loss, UserWarning, stacklevel=2)
     return report
@@ -117,50 +101,8 @@ def _names(model: nn.Module, adapters: str | Sequence[str] | None) -> tuple[str,
     return names
 
 
-def _future(
-    path: str,
-    layer: LoraLayer,
-    names: tuple[str, ...],
-    mode: str,
-    floating: torch.dtype | None,
-    report: MergeReport,
-) -> _Merged | None:
-    wanted = tuple(n for n in (*layer.merged, *names) if n in layer.adapters)
-    names = tuple(dict.fromkeys(wanted))
-    base, quantizer = layer.unmerged[-1] if layer.unmerged else (layer.base_layer, layer.quantizer)
-    if not names or (mode == "keep" and quantizer.name != FLOAT):
-        return None
-    before = quantizer.dequantize(base)
-    weight, bias = layer.merged_parameters(names, before, quantizer.bias(base))
-    merged = linear_from(weight, bias).train(base.training)
-    target = quantizer
-    if mode == "dequantize":
-        merged, target = merged.to(floating or before.dtype), registry().quantizers[FLOAT]
-    packed = _packed(path, merged, base, target)
-    report.add(LayerMerge.measure(path, target, before, weight, target.dequantize(packed)))
-    return _Merged(layer, names, packed, target)
-
-
 def _outer_dtype(model: nn.Module) -> torch.dtype | None:
     """The dtype of the float parameters around the LoRA layers: that of the activations."""
     inside = {id(p) for _, layer in lora_layers(model) for p in layer.parameters()}
     outside = (p.dtype for p in model.parameters() if id(p) not in inside)
     return next((dtype for dtype in outside if dtype.is_floating_point), None)
-
-
-def _packed(path: str, merged: nn.Linear, base: nn.Module, target: Quantizer) -> nn.Module:
-    if not target.can_quantize:
-        raise MergeError(
-            f"{path}: format {target.name!r} can be read but not packed again here, so a merge "
-            f'cannot keep it. Use mode="dequantize" for a float layer, or keep the adapter apart.'
-        )
-    like = base if registry().candidates(base) == [target] else None
-    return target.quantize(merged, like=like)
-
-
-def _commit(future: _Merged) -> None:
-    layer = future.layer
-    if not layer.unmerged:
-        layer.unmerged.append((layer.base_layer, layer.quantizer))
-    layer.base_layer, layer.quantizer = future.base, future.quantizer
-    layer.merged = future.names
