@@ -7,7 +7,7 @@ weight again, because a dequantized weight would cost 16 bits per element until 
 because FSDP may have sharded and gathered the layer in between. It never runs an upstream
 kernel's autograd.
 
-`low_rank` is the last term. It saves x as it came (not a float32 copy of it) and A(x), of rank r.
+`low_rank` is the last term. It saves x as it came (not a float32 copy) and s · A(x), of rank r.
 """
 
 from __future__ import annotations
@@ -48,16 +48,18 @@ class _LowRank(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, A: Tensor, B: Tensor, scaling: float, dtype: torch.dtype
     ) -> Tensor:
-        h = F.linear(x.to(dtype), A.to(dtype))
+        h = F.linear(x.to(dtype), A.to(dtype)) * scaling
         ctx.save_for_backward(x, h, A, B)
         ctx.scaling = scaling
-        return F.linear(h, B.to(dtype)) * scaling
+        return F.linear(h, B.to(dtype))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, h, A, B = ctx.saved_tensors
-        g = (grad * ctx.scaling).to(h.dtype)
-        gh = g @ B.to(h.dtype)
+        if torch.is_grad_enabled():  # a second backward: h must depend on x and A again
+            h = F.linear(x.to(h.dtype), A.to(h.dtype)) * ctx.scaling
+        g = grad.to(h.dtype)
+        gh = g @ B.to(h.dtype) * ctx.scaling
         need_x, need_A, need_B = ctx.needs_input_grad[:3]
         grad_x = (gh @ A.to(h.dtype)).to(x.dtype) if need_x else None
         grad_A = _rows(gh).t() @ _rows(x.to(h.dtype)) if need_A else None

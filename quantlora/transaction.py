@@ -2,36 +2,23 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from types import TracebackType
 from typing import Any
 
 from torch import nn
 
-from quantlora.layer import LoraLayer
-
 
 class Transaction:
-    """Remembers what a block changes in ``model`` and takes it back if the block fails.
+    """Remembers ``model`` and puts it back if the block fails, by an error or by Ctrl-C.
 
-    Within the block, replace modules by `set_module` and add to LoRA layers by `add_adapter`;
-    attributes of the model itself and every ``requires_grad`` are watched as they are.
+    Watched is what every module holds (attributes, submodules, parameters, buffers, hooks; the
+    contents of its lists and dicts) and every ``requires_grad``. The values inside tensors are
+    not: nobody may change them within the block.
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self.model = model
-        self._undo = ExitStack()
-        self._undo.callback(self._restore_attributes, dict(vars(model)))
-        self._undo.callback(self._restore_flags, [(p, p.requires_grad) for p in model.parameters()])
-
-    def set_module(self, path: str, module: nn.Module) -> None:
-        self._undo.callback(self.model.set_submodule, path, self.model.get_submodule(path))
-        self.model.set_submodule(path, module)
-
-    def add_adapter(self, layer: LoraLayer, name: str, *args: Any) -> None:
-        base, active = layer.base_layer, layer.active
-        layer.add_adapter(name, *args)
-        self._undo.callback(_restore_layer, layer, name, base, active)
+        self._modules = [_Memory(module) for module in model.modules()]
+        self._flags = [(p, p.requires_grad) for p in model.parameters()]
 
     def __enter__(self) -> Transaction:
         return self
@@ -43,21 +30,26 @@ class Transaction:
         trace: TracebackType | None,
     ) -> None:
         if kind is None:
-            self._undo.pop_all()
-        else:
-            self._undo.close()
-
-    def _restore_attributes(self, before: dict[str, Any]) -> None:
-        for name in set(vars(self.model)) - set(before):
-            del vars(self.model)[name]
-        vars(self.model).update(before)
-
-    @staticmethod
-    def _restore_flags(flags: list[tuple[nn.Parameter, bool]]) -> None:
-        for parameter, flag in flags:
+            return
+        for module in self._modules:
+            module.restore()
+        for parameter, flag in self._flags:
             parameter.requires_grad_(flag)
 
 
-def _restore_layer(layer: LoraLayer, name: str, base: nn.Module, active: tuple[str, ...]) -> None:
-    layer.remove_adapter(name)
-    layer.base_layer, layer.active = base, active
+class _Memory:
+    """What one module held; containers keep their identity, others may have a reference."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.attributes = vars(module)
+        self.before = dict(self.attributes)
+        held = self.before.values()
+        self.dicts = [(one, dict(one)) for one in held if isinstance(one, dict)]
+        self.lists = [(one, list(one)) for one in held if isinstance(one, list)]
+
+    def restore(self) -> None:
+        for container, content in (*self.dicts, (self.attributes, self.before)):
+            container.clear()
+            container.update(content)
+        for items, kept in self.lists:
+            items[:] = kept
