@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from quantlora.checks import Check
 from quantlora.hookspecs import hookimpl
+from quantlora.requirements import Requirement
 
 if TYPE_CHECKING:
     from quantlora.initializer import Initializer
@@ -38,4 +39,4 @@ def quantlora_initializers() -> Iterable[Initializer]:
 
 @hookimpl
 def quantlora_checks() -> Iterable[Check]:
-    return [Check("float")]
+    return [Check("float", requires=(Requirement("torch>=2.5"), Requirement("transformers>=4.51")))]

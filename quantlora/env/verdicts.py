@@ -1,0 +1,64 @@
+"""One verdict for every backend, from the plugins' own checks."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from quantlora.checks import Check, Status, Verdict
+from quantlora.discovery import FAULTS, PluginRecord, sentence
+from quantlora.errors import PluginWarning
+from quantlora.names import unknown
+from quantlora.plugins import Plugins, load_plugins
+
+HOOK = "quantlora_checks"
+
+
+@dataclass(frozen=True)
+class BackendCheck:
+    """A plugin's check, with the plugin it comes from."""
+
+    plugin: str
+    check: Check
+
+    def run(self) -> Verdict:
+        """The check's verdict; a check that raises is a verdict too."""
+        try:
+            return self.check.run()
+        except FAULTS as error:
+            reason = f"its check failed: {type(error).__name__}: {sentence(error)}."
+            return Verdict(
+                self.check.backend, Status.UNAVAILABLE, None, reason, f"report it to {self.plugin}"
+            )
+
+
+def quiet_plugins() -> Plugins:
+    """The plugins, without the warnings about those put aside: the report lists them."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", PluginWarning)
+        return load_plugins()
+
+
+def backend_checks(plugins: Plugins) -> list[BackendCheck]:
+    """The checks of all plugins; one that returns something else is put aside."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", PluginWarning)
+        return [check for record in plugins.loaded for check in _checks(plugins, record)]
+
+
+def _checks(plugins: Plugins, record: PluginRecord) -> Iterator[BackendCheck]:
+    found = plugins.collect(record, HOOK)
+    wrong = [item for item in found if not isinstance(item, Check)]
+    if wrong:
+        record.put_aside(f"{HOOK}() must return Check objects, got {wrong[0]!r}.")
+        return
+    for item in found:
+        yield BackendCheck(record.name, item)
+
+
+def unknown_backend(name: str, checks: list[BackendCheck], plugins: Plugins) -> Verdict:
+    """The verdict on a backend that no plugin speaks for, with what may explain it."""
+    reason = unknown("backend", name, [one.check.backend for one in checks])
+    aside = [f"Plugin {one.name!r} is put aside: {one.error}" for one in plugins.aside]
+    return Verdict(name, Status.UNAVAILABLE, None, "\n".join([reason, *aside]))
