@@ -20,6 +20,7 @@ from .errors import (
     AdapterWarning as AdapterWarning,
     BackendError as BackendError,
     ConfigError as ConfigError,
+    FinetuneError as FinetuneError,
     LayerError as LayerError,
     MergeError as MergeError,
     MissingLibraryError as MissingLibraryError,

@@ -43,6 +43,10 @@ class MergeError(QuantloraError, ValueError):
     """A merge cannot be done in the mode asked for."""
 
 
+class FinetuneError(QuantloraError):
+    """A run of ``quantlora finetune`` cannot start or go on: its model, data or output folder."""
+
+
 class AdapterWarning(UserWarning):
     """An adapter was loaded or saved, and something about it should be known."""
 
