@@ -1,14 +1,48 @@
 """Showing a wrapped model to Transformers: the adapter methods, natively, without PEFT.
 
-The methods are partials in the instance's own ``__dict__``: they survive ``deepcopy`` and
-``pickle`` with the right model, and the model's class stays what it was.
+The methods sit in the instance's own ``__dict__``, in front of the class's, which would import
+PEFT. The model's class stays what it was.
 """
 
 from __future__ import annotations
 
+import inspect
 import sys
+import weakref
+from collections.abc import Callable
+from typing import Any
 
 from torch import nn
+
+#: What Trainer looks at before it trains a quantized model.
+_FLAG = "_hf_peft_config_loaded"
+
+
+class AdapterMethod:
+    """``function`` bound to ``model``, as a method is, but without holding the model.
+
+    A reference back to the model would be a cycle, and its memory would not be free before the
+    next garbage collection. ``deepcopy`` and ``pickle`` bind the copy to the copied model.
+    """
+
+    def __init__(self, function: Callable[..., Any], model: nn.Module) -> None:
+        self.function = function
+        self.model = weakref.ref(model)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.function(self.model(), *args, **kwargs)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.function, self.model())
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        signature = inspect.signature(self.function)
+        return signature.replace(parameters=list(signature.parameters.values())[1:])
+
+    @property
+    def __doc__(self) -> str | None:  # type: ignore[override]
+        return self.function.__doc__
 
 
 def is_transformers_model(model: nn.Module) -> bool:
@@ -18,12 +52,19 @@ def is_transformers_model(model: nn.Module) -> bool:
 
 
 def attach(model: nn.Module) -> None:
-    """Set what Trainer looks at, and put our adapter methods in place of the PEFT-calling ones."""
+    """Set what Trainer looks at, and put our adapter methods in front of the PEFT-calling ones."""
     if not is_transformers_model(model):
         return
-    vars(model)["_hf_peft_config_loaded"] = True
+    from quantlora.transformers_methods import METHODS
+
+    vars(model)[_FLAG] = True
+    for name, function in METHODS.items():
+        vars(model)[name] = AdapterMethod(function, model)
 
 
 def detach(model: nn.Module) -> None:
     """Take back what `attach` set."""
-    vars(model).pop("_hf_peft_config_loaded", None)
+    own = vars(model)
+    own.pop(_FLAG, None)
+    for name in [name for name, value in own.items() if isinstance(value, AdapterMethod)]:
+        del own[name]

@@ -7,6 +7,7 @@ import json
 import types
 import typing
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -49,25 +50,34 @@ def config_text(config: LoraConfig, targets: list[str] | str | None, base: str |
 
 
 def read_config(folder: Path) -> LoraConfig:
-    """The config in ``folder``. Unknown fields that are set are named in one warning."""
-    file = folder / CONFIG
-    fields = _fields(file)
+    """The config in ``folder``."""
+    return config_from(_fields(folder / CONFIG), str(folder / CONFIG))
+
+
+def config_from(fields: Mapping[str, Any], source: str) -> LoraConfig:
+    """A config from PEFT's fields. Unknown ones that are set are named in one warning.
+
+    Raises `AdapterFileError`, naming ``source``, where it is no LoRA config, a field has the
+    wrong type, or the adapter computes what quantlora cannot.
+    """
     if fields.get("peft_type") != "LORA":
         raise AdapterFileError(
-            f"{file}: peft_type is {fields.get('peft_type')!r}: quantlora reads LORA adapters only."
+            f"{source}: peft_type is {fields.get('peft_type')!r}: quantlora reads LORA only."
         )
     hints = typing.get_type_hints(LoraConfig)
     known = {name: value for name, value in fields.items() if name in hints}
-    _check_others(file, {name: value for name, value in fields.items() if name not in hints})
-    known["init_lora_weights"] = _first_values(file, known.get("init_lora_weights", True))
+    _check_others(source, {name: value for name, value in fields.items() if name not in hints})
+    known["init_lora_weights"] = _first_values(source, known.get("init_lora_weights", True))
     known["loftq_config"] = None
     for name, value in known.items():
         if not _fits(value, hints[name]):
-            raise AdapterFileError(f"{file}: {name} is {value!r}, expected {_words(hints[name])}.")
+            raise AdapterFileError(
+                f"{source}: {name} is {value!r}, expected {_words(hints[name])}."
+            )
     try:
         return LoraConfig(**known)
     except ConfigError as error:
-        raise AdapterFileError(f"{file}: {error}") from error
+        raise AdapterFileError(f"{source}: {error}") from error
 
 
 def _fields(file: Path) -> dict[str, Any]:
@@ -88,31 +98,31 @@ def _fields(file: Path) -> dict[str, Any]:
     return fields
 
 
-def _check_others(file: Path, others: dict[str, Any]) -> None:
+def _check_others(source: str, others: dict[str, Any]) -> None:
     given = {name: v for name, v in others.items() if v not in (None, False, {}, [])}
     refused = sorted(name for name in given if name in _UNSUPPORTED)
     if refused:
         raise AdapterFileError(
-            f"{file}: the adapter uses {', '.join(refused)}, which quantlora does not have: its "
+            f"{source}: the adapter uses {', '.join(refused)}, which quantlora does not have: its "
             f"outputs would be wrong here. Use PEFT for it."
         )
     if unknown := sorted(name for name in given if name not in _OF_NO_EFFECT):
         warnings.warn(
-            f"{file}: unknown fields are ignored: {', '.join(unknown)}. If a newer PEFT has "
+            f"{source}: unknown fields are ignored: {', '.join(unknown)}. If a newer PEFT has "
             f"written it, compare its outputs before you rely on them.",
             AdapterWarning,
-            stacklevel=4,
+            stacklevel=5,
         )
 
 
-def _first_values(file: Path, init: Any) -> Any:
+def _first_values(source: str, init: Any) -> Any:
     """True for any start that left the base as it was; a changed base is warned about."""
     if isinstance(init, str) and init not in ("gaussian", "eva", "orthogonal"):
         warnings.warn(
-            f"{file}: init_lora_weights={init!r} changes the base weights when training starts. "
+            f"{source}: init_lora_weights={init!r} changes the base weights when training starts. "
             f"Load the adapter on the base that was saved with it, not on the original one.",
             AdapterWarning,
-            stacklevel=4,
+            stacklevel=5,
         )
     return True if isinstance(init, (str, bool)) or init is None else init
 

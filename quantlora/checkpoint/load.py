@@ -6,7 +6,6 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -65,68 +64,74 @@ def load_adapter(
     check_name(adapter_name)
     place = find_folder(folder, adapter_name, revision, token)
     config = replace(read_config(place), inference_mode=not is_trainable)
-    given = _by_layer(place, read_weights(place))
-    try:
-        plan = make_plan(model, config, backend, adapter_name, registry())
-        _check_paths(place, given, plan)
-        _apply(model, plan, config, adapter_name, place, given)
-    except (ConfigError, re.error) as error:
-        raise AdapterFileError(f"{place} does not fit this model: {error}") from error
+    put_on(model, config, read_weights(place), adapter_name, str(place), backend)
     return model
 
 
-def _by_layer(place: Path, tensors: Mapping[str, Tensor]) -> ByLayer:
+def put_on(
+    model: nn.Module,
+    config: LoraConfig,
+    tensors: Mapping[str, Tensor],
+    adapter: str,
+    source: str,
+    backend: str = AUTO,
+) -> None:
+    """Put an adapter in memory on ``model``, as one transaction.
+
+    Args:
+        tensors: by their keys in an adapter file.
+        source: where it comes from, for messages.
+    """
+    given = _by_layer(source, tensors)
+
+    def start(planned: PlannedLayer, layer: LoraLayer) -> None:
+        layer.finish_adapter(adapter, config)
+        fill(f"{source}, {planned.path}", layer.adapter_tensors(adapter), given[planned.path])
+
+    try:
+        plan = make_plan(model, config, backend, adapter, registry())
+        _check_paths(source, given, plan)
+        apply_plan(model, plan, config, adapter, start)
+    except (ConfigError, re.error) as error:
+        raise AdapterFileError(f"{source} does not fit this model: {error}") from error
+
+
+def _by_layer(source: str, tensors: Mapping[str, Tensor]) -> ByLayer:
     layers: ByLayer = {}
     for key, tensor in tensors.items():
         path, name = split_key(key)
         layers.setdefault(path, {})[name] = tensor
     if others := layers.pop("", {}):
         raise AdapterFileError(
-            f"{place}: {len(others)} tensors belong to no LoRA layer, {next(iter(others))} first: "
-            f"quantlora reads LoRA adapters only."
+            f"{source}: {len(others)} tensors belong to no LoRA layer, {next(iter(others))} "
+            f"first: quantlora reads LoRA adapters only."
         )
     return layers
 
 
-def _check_paths(place: Path, given: ByLayer, plan: list[PlannedLayer]) -> None:
+def _check_paths(source: str, given: ByLayer, plan: list[PlannedLayer]) -> None:
     """The file has tensors for the planned layers and for no others."""
     first = {id(planned.layer): planned.path for planned in reversed(plan)}
     wanted = set(first.values())
     strange = [path for path in given if path not in wanted]
     absent = [path for path in wanted if path not in given]
-    if not (strange or absent):
-        return
-    lines = [f"{place} does not fit this model:"]
+    faults = []
     if strange:
         close = near(strange[0], wanted) or sorted(wanted)[:3]
-        lines.append(
-            f"the file has tensors for {len(strange)} layers that the model lacks or its config "
-            f"does not target, {strange[0]} first (near names: {', '.join(close)});"
+        faults.append(
+            f"it has tensors for {len(strange)} layers that the model lacks or its config does "
+            f"not target, {strange[0]} first (near names: {', '.join(close)})"
         )
     if absent:
-        lines.append(f"it lacks those of {len(absent)} targeted layers, {min(absent)} first;")
-    raise AdapterFileError(" ".join(lines).rstrip(";") + ". Is it another base model?")
-
-
-def _apply(
-    model: nn.Module,
-    plan: list[PlannedLayer],
-    config: LoraConfig,
-    adapter: str,
-    place: Path,
-    given: ByLayer,
-) -> None:
-    def start(planned: PlannedLayer, layer: LoraLayer) -> None:
-        layer.finish_adapter(adapter, config)
-        fill(place, planned.path, layer.adapter_tensors(adapter), given[planned.path])
-
-    apply_plan(model, plan, config, adapter, start)
+        faults.append(f"it lacks those of {len(absent)} targeted layers, {min(absent)} first")
+    if faults:
+        raise AdapterFileError(
+            f"{source} does not fit this model: {'; '.join(faults)}. Is it for another base model?"
+        )
 
 
 @torch.no_grad()
-def fill(
-    place: Path, path: str, wanted: Mapping[str, nn.Parameter], given: Mapping[str, Tensor]
-) -> None:
+def fill(source: str, wanted: Mapping[str, nn.Parameter], given: Mapping[str, Tensor]) -> None:
     """Copy ``given`` into ``wanted`` where both have the same names and shapes."""
     here = {name: tuple(parameter.shape) for name, parameter in wanted.items()}
     there = {name: tuple(tensor.shape) for name, tensor in given.items()}
@@ -134,8 +139,8 @@ def fill(
         names = [name for name in {**here, **there} if here.get(name) != there.get(name)]
         facts = [f"{n}: expected {_shape(here, n)}, found {_shape(there, n)}" for n in names]
         raise AdapterFileError(
-            f"{place} does not fit this model at {path}: {'; '.join(facts)}. Is it another base "
-            f"model, or has adapter_config.json been changed?"
+            f"{source} does not fit this model: {'; '.join(facts)}. Is it for another base model, "
+            f"or has adapter_config.json been changed?"
         )
     for name, parameter in wanted.items():
         parameter.copy_(given[name])

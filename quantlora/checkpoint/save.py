@@ -44,11 +44,18 @@ def save_adapter(
         AdapterError: there is no such adapter.
         AdapterFileError: the folder cannot be written to, or a tensor is empty.
     """
-    config = known_adapter(model, adapter_name)
-    place = folder_of(folder, adapter_name)
-    targets = written_targets(model, config, adapter_name)
+    known_adapter(model, adapter_name)
+    return write_adapter(model, folder_of(folder, adapter_name), adapter_name, state_dict)
+
+
+def write_adapter(
+    model: nn.Module, place: Path, adapter: str, state_dict: Mapping[str, Tensor] | None = None
+) -> Path:
+    """Write ``adapter`` to the folder ``place`` itself, whatever its name."""
+    config = known_adapter(model, adapter)
+    targets = written_targets(model, config, adapter)
     text = config_text(config, targets, model.__dict__.get("name_or_path") or None)
-    tensors = adapter_state_dict(model, adapter_name, state_dict)
+    tensors = adapter_tensors(model, adapter, state_dict)
     files: dict[str, Callable[[Path], object]] = {
         CONFIG: partial(Path.write_text, data=text, encoding="utf-8"),
         WEIGHTS: partial(write_weights, tensors=tensors),
@@ -57,15 +64,35 @@ def save_adapter(
     return place
 
 
-def adapter_state_dict(
+def adapter_tensors(
     model: nn.Module, adapter: str, state_dict: Mapping[str, Tensor] | None = None
 ) -> dict[str, Tensor]:
     """The adapter's tensors by their keys in the file."""
-    names = {id(p): plain_path(name) for name, p in model.named_parameters()}
-    values = {plain_path(name): tensor for name, tensor in (state_dict or {}).items()}
+    value = _values(model, state_dict)
     return {
-        file_key(plain_path(path), name): values.get(names[id(parameter)], parameter.detach())
+        file_key(plain_path(path), name): value(parameter)
         for path, layer in lora_layers(model)
         if adapter in layer.adapters
         for name, parameter in layer.adapter_tensors(adapter).items()
     }
+
+
+def write_trained(
+    model: nn.Module, folder: Path, state_dict: Mapping[str, Tensor] | None = None
+) -> None:
+    """Write what is trained under its names in the model: the file Trainer resumes from.
+
+    Without PEFT, Trainer looks for no adapter, only for a state dict of this name.
+    """
+    value = _values(model, state_dict)
+    trained = {name: value(p) for name, p in model.named_parameters() if p.requires_grad}
+    write_set(folder, {"model.safetensors": partial(write_weights, tensors=trained)})
+
+
+def _values(
+    model: nn.Module, state_dict: Mapping[str, Tensor] | None
+) -> Callable[[nn.Parameter], Tensor]:
+    """A parameter's value: from ``state_dict`` where it is there, else its own."""
+    names = {id(p): plain_path(name) for name, p in model.named_parameters()}
+    values = {plain_path(name): tensor for name, tensor in (state_dict or {}).items()}
+    return lambda parameter: values.get(names[id(parameter)], parameter.detach())
