@@ -58,8 +58,8 @@ class LoraLayer(nn.Module):
                 f"variant {layer.variant!r} on one layer; put it on a model of its own."
             )
         new = cls(layer.base_layer, layer.quantizer, layer.path)
-        for table in ("lora_A", "lora_B", "lora_dropout", "r", "lora_alpha", "scaling"):
-            getattr(new, table).update(getattr(layer, table))
+        for mine, theirs in zip(new.tables(), layer.tables(), strict=False):
+            mine.update(theirs)
         new.active, new.enabled = layer.active, layer.enabled
         return new
 
@@ -87,6 +87,11 @@ class LoraLayer(nn.Module):
     def bias(self) -> Tensor | None:
         return self.quantizer.bias(self.base_layer)
 
+    @property
+    def plain_base(self) -> tuple[nn.Module, Quantizer]:
+        """The base from before any merge, and its format."""
+        return self.unmerged[-1] if self.unmerged else (self.base_layer, self.quantizer)
+
     def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
         """The base's weight ``(out_features, in_features)``; in the format's own dtype by default."""
         if dtype is None:
@@ -97,7 +102,12 @@ class LoraLayer(nn.Module):
 
     @property
     def adapters(self) -> tuple[str, ...]:
-        return tuple(self.lora_A)
+        return tuple(self.r)
+
+    def tables(self) -> tuple[Any, ...]:
+        """Everything that is kept by adapter name; variants append their own."""
+        modules = (self.lora_A, self.lora_B, self.lora_dropout)
+        return (*modules, self.r, self.lora_alpha, self.scaling)
 
     def finish_adapter(self, name: str, config: LoraConfig) -> None:
         """Called once A and B have their first values, for what depends on them."""
@@ -148,11 +158,19 @@ class LoraLayer(nn.Module):
 
     def remove_adapter(self, name: str) -> None:
         self._known(name)
-        for table in (self.lora_A, self.lora_B, self.lora_dropout):
-            del table[name]
-        for book in (self.r, self.lora_alpha, self.scaling):
-            del book[name]
+        for table in self.tables():
+            if name in table:
+                del table[name]
         self.active = tuple(one for one in self.active if one != name)
+
+    def rename_adapter(self, old: str, new: str) -> None:
+        self._known(old)
+        for table in self.tables():
+            if old in table:
+                table[new] = table[old]
+                del table[old]
+        self.active = tuple(new if one == old else one for one in self.active)
+        self.merged = tuple(new if one == old else one for one in self.merged)
 
     def drops(self, name: str) -> bool:
         """Whether the adapter's dropout is at work now."""
@@ -167,13 +185,17 @@ class LoraLayer(nn.Module):
 
     def shares(self, x: Tensor) -> list[tuple[str, Tensor | None]]:
         """Which adapters add to which samples of ``x`` (None: all of them)."""
-        if self.sample_adapters is None:
+        if self.sample_adapters is None or not self.enabled:
             return [(name, None) for name in self.contributing]
         return list(rows_by_adapter(self.sample_adapters, self.adapters, x, self.path))
 
     def activate(self, names: Iterable[str]) -> None:
         """Make those of ``names`` that this layer has the active ones."""
         self.active = tuple(name for name in names if name in self.adapters)
+
+    def alpha_factor(self, name: str) -> float:
+        """An adapter file's ``lora_alpha`` is this layer's times so much (PEFT's convention)."""
+        return 1.0
 
     def adapter_tensors(self, name: str) -> dict[str, nn.Parameter]:
         """The adapter's parameters by their name in an adapter file, e.g. ``lora_A.weight``."""

@@ -94,11 +94,19 @@ class LoraLinear(LoraLayer):
     ) -> tuple[Tensor, Tensor | None]:
         merged = weight
         for name in names:
-            delta, delta_bias = self.delta_weight(name, weight), self.delta_bias(name, weight)
+            delta = self.delta_weight(name, weight)
             merged = merged.to(torch.promote_types(merged.dtype, delta.dtype)) + delta
-            if delta_bias is not None:
-                bias = delta_bias if bias is None else bias + delta_bias.to(bias.dtype)
-        return merged, bias
+        return merged, self.merged_bias(names, weight, bias)
+
+    def merged_bias(
+        self, names: Sequence[str], weight: Tensor, bias: Tensor | None
+    ) -> Tensor | None:
+        """The base's ``bias`` with those of the adapters ``names`` added."""
+        for name in names:
+            delta = self.delta_bias(name, weight)
+            if delta is not None:
+                bias = delta if bias is None else bias + delta.to(bias.dtype)
+        return bias
 
     def new_factors(
         self, config: LoraConfig, r: int, dtype: torch.dtype

@@ -27,6 +27,7 @@ class NormalFloatLinear(nn.Module):
         quant_type: ``"nf"`` or ``"uniform"``; the latter has a float zero-point per block.
         block_size: neighbours along a row that share a scale.
         double_quant: keep the scales in 8 bits.
+        ordered: the groups are not neighbours; the codes are stored in the order kept in `order`.
         dtype: what `dequantize` returns and the bias is in; follows ``.to(dtype)``. The scales,
             zero-points and levels stay in float32 whatever is asked for.
     """
@@ -34,6 +35,7 @@ class NormalFloatLinear(nn.Module):
     packed: Tensor
     levels: Tensor
     zeros: Tensor | None
+    order: Tensor | None
     bias: nn.Parameter | None
 
     def __init__(
@@ -46,6 +48,7 @@ class NormalFloatLinear(nn.Module):
         quant_type: str = "nf",
         block_size: int = 64,
         double_quant: bool = False,
+        ordered: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -62,6 +65,8 @@ class NormalFloatLinear(nn.Module):
         self.register_buffer("levels", torch.empty(2**bits, device=device))
         zeros = torch.empty(shape, device=device) if quant_type == "uniform" else None
         self.register_buffer("zeros", zeros)
+        order = torch.empty(in_features, dtype=torch.int32, device=device) if ordered else None
+        self.register_buffer("order", order)
         self.scales = (DoubleScales if double_quant else Scales)(shape, device)
         empty = torch.empty(out_features, dtype=self.dtype, device=device) if bias else None
         self.bias = None if empty is None else nn.Parameter(empty, requires_grad=False)
@@ -74,14 +79,24 @@ class NormalFloatLinear(nn.Module):
     def codes(self) -> Tensor:
         """The codes as uint8 ``(out_features, in_features)``."""
         count = self.in_features * self.out_features
-        return unpack(self.packed, self.bits, count).view(self.out_features, self.in_features)
+        codes = unpack(self.packed, self.bits, count)
+        return self._in_order(codes.view(self.out_features, self.in_features))
+
+    def group_index(self) -> Tensor | None:
+        """The group of each input ``(in_features,)``; None when groups are neighbours."""
+        return None if self.order is None else torch.argsort(self.order) // self.block_size
 
     def dequantize(self) -> Tensor:
         """The weight ``(out_features, in_features)`` in `dtype`; a new tensor."""
         count = self.in_features * self.out_features
         values = look_up(self.packed, self.levels, count)
         values = values.view(self.out_features, self.in_features)
-        return decode(values, self.scales(), self.zeros, self.block_size).to(self.dtype)
+        values = decode(values, self.scales(), self.zeros, self.block_size)
+        return self._in_order(values).to(self.dtype)
+
+    def _in_order(self, columns: Tensor) -> Tensor:
+        """Stored columns, each at the place of its input."""
+        return columns if self.order is None else columns[:, torch.argsort(self.order)]
 
     def forward(self, x: Tensor) -> Tensor:
         bias = None if self.bias is None else self.bias.to(x.dtype)

@@ -9,7 +9,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from quantlora import BackendError, Quantizer
+from quantlora import AffineWeight, BackendError, Quantizer
+from quantlora_normalfloat.affine import from_affine, to_affine
 from quantlora_normalfloat.blocks import encode
 from quantlora_normalfloat.layer import NormalFloatLinear, settings
 from quantlora_normalfloat.needs import SCIPY
@@ -79,6 +80,16 @@ class NormalFloatQuantizer(Quantizer):
 
     def group_size(self, layer: nn.Module) -> int | None:
         return _own(layer).block_size
+
+    def group_index(self, layer: nn.Module) -> Tensor | None:
+        return _own(layer).group_index()
+
+    def affine(self, layer: nn.Module) -> AffineWeight | None:
+        return to_affine(_own(layer))
+
+    def from_affine(self, weight: AffineWeight, bias: Tensor | None) -> nn.Module:
+        """A uniform layer with these codes, scales and zero-points, in float32."""
+        return from_affine(weight, bias)
 
     def describe(self, layer: nn.Module) -> dict[str, Any]:
         return settings(_own(layer))
