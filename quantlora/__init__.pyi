@@ -10,9 +10,9 @@ from .adapters import (
     unload as unload,
 )
 from .affine import AffineWeight as AffineWeight, pool as pool, spread as spread
-from .checks import Check as Check, Status as Status, Verdict as Verdict
 from .checkpoint.load import load_adapter as load_adapter
 from .checkpoint.save import save_adapter as save_adapter
+from .checks import Check as Check, Status as Status, Verdict as Verdict
 from .config import LoraConfig as LoraConfig
 from .errors import (
     AdapterError as AdapterError,
@@ -35,6 +35,7 @@ from .linear import LoraLinear as LoraLinear
 from .merging import merge as merge, merge_and_unload as merge_and_unload, unmerge as unmerge
 from .mixed_batch import mixed_batch as mixed_batch
 from .quantizer import Quantizer as Quantizer
+from .reference import open_reference as open_reference
 from .registration import registry as registry
 from .requirements import (
     AllOf as AllOf,
@@ -42,6 +43,7 @@ from .requirements import (
     Availability as Availability,
     Requirement as Requirement,
 )
+from .state import known_adapter as known_adapter, lora_layers as lora_layers
 from .wrapping import as_linear as as_linear, linear_from as linear_from, wrap as wrap
 
 __version__: str

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor
 
 if TYPE_CHECKING:
     from quantlora.config import LoraConfig
     from quantlora.layer import LoraLayer
+    from quantlora.quantizer import Quantizer
 
 
 @dataclass(frozen=True)
@@ -24,12 +25,15 @@ class InitContext:
         config: its config.
         reference: gives the float weight ``(out_features, in_features)`` from before
             quantization, read when called; None when there is no such weight.
+        fresh: the base was quantized by this very call, so another may take its place; a base
+            that was there before stays as it is, for others may rely on it.
     """
 
     path: str
     adapter: str
     config: LoraConfig
     reference: Callable[[], Tensor] | None = None
+    fresh: bool = False
 
 
 class Initializer(ABC):
@@ -43,6 +47,13 @@ class Initializer(ABC):
 
     def check(self, config: LoraConfig) -> None:
         """Raise `ConfigError` before anything is touched where ``config`` does not fit."""
+
+    def quantize_options(self, config: LoraConfig, quantizer: Quantizer) -> Mapping[str, Any]:
+        """Settings to quantize with where ``config`` has some; ``quantize_options`` win over them.
+
+        Raise `ConfigError` where ``quantizer``, the backend asked for, cannot do it.
+        """
+        return {}
 
     @abstractmethod
     def initialize(self, layer: LoraLayer, context: InitContext) -> None:

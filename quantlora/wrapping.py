@@ -7,6 +7,7 @@ All of it is decided in `plan.py` before anything is touched, and done in a `Tra
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
@@ -21,14 +22,12 @@ from quantlora.initializer import InitContext, Initializer
 from quantlora.layer import LoraLayer
 from quantlora.plan import AUTO, PlannedLayer, make_plan
 from quantlora.quantizer import Quantizer
+from quantlora.reference import Reference, open_reference
 from quantlora.registration import registry
 from quantlora.state import AdapterState, adapter_state, has_adapters, set_state
 from quantlora.transaction import Transaction
 
 M = TypeVar("M", bound=nn.Module)
-
-#: Gives the float weight of the layer at a path, from before quantization.
-Reference = Callable[[str], Tensor]
 
 
 def wrap(
@@ -38,7 +37,7 @@ def wrap(
     backend: str = AUTO,
     adapter_name: str = "default",
     quantize_options: Mapping[str, Any] | None = None,
-    reference: Reference | None = None,
+    reference: Reference | str | os.PathLike[str] | None = None,
     **fields: Any,
 ) -> M:
     """Put LoRA adapters on ``model``, in place, and freeze the rest.
@@ -50,8 +49,8 @@ def wrap(
             float layers are quantized to it first.
         adapter_name: a second call with another name adds a second adapter.
         quantize_options: settings for ``backend`` where it quantizes (block size and so on).
-        reference: gives the original float weight by path, for initializers that want it on a
-            model that is quantized already.
+        reference: the original float weights, for initializers that want them on a model that is
+            quantized already: a folder of safetensors, a hub id, or a function of the path.
 
     Returns:
         The same object. If anything fails, the model is as it was before the call.
@@ -63,14 +62,25 @@ def wrap(
     check_name(adapter_name)
     initializer = registry().initializer(settings)
     initializer.check(settings)
+    options = _options(initializer, settings, backend, quantize_options)
+    weights = None if reference is None else open_reference(reference)
     plan = make_plan(model, settings, backend, adapter_name, registry())
 
     def start(planned: PlannedLayer, layer: LoraLayer) -> None:
-        initializer.initialize(layer, _context(planned, settings, adapter_name, reference))
+        initializer.initialize(layer, _context(planned, settings, adapter_name, weights))
         layer.finish_adapter(adapter_name, settings)
 
-    apply_plan(model, plan, settings, adapter_name, start, quantize_options)
+    apply_plan(model, plan, settings, adapter_name, start, options)
     return model
+
+
+def _options(
+    initializer: Initializer, config: LoraConfig, backend: str, given: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """What to quantize with: the initializer's wishes, then the user's."""
+    if backend == AUTO:
+        return dict(given or {})
+    return {**initializer.quantize_options(config, registry().quantizer(backend)), **(given or {})}
 
 
 def apply_plan(
@@ -175,7 +185,7 @@ def _context(
 ) -> InitContext:
     path, layer = planned.path, planned.layer
     if planned.quantize:
-        return InitContext(path, adapter, config, lambda: as_linear(layer).weight.data)
+        return InitContext(path, adapter, config, lambda: as_linear(layer).weight.data, fresh=True)
     return InitContext(path, adapter, config, (lambda: reference(path)) if reference else None)
 
 

@@ -13,4 +13,7 @@ if TYPE_CHECKING:
 
 @hookimpl
 def quantlora_initializers() -> Iterable[Initializer]:
-    return []
+    from quantlora_loftq.initializers import LoftQ, Qera
+    from quantlora_loftq.principal import OLoRA, Orthogonal, PiSSA
+
+    return [LoftQ(), Qera(), PiSSA(), OLoRA(), Orthogonal()]

@@ -1,0 +1,130 @@
+"""The best rank-r approximation of a matrix, at a fraction of the cost of a full SVD.
+
+Residuals of quantization have flat spectra: their largest singular values lie close together,
+and one or two passes of a randomized SVD leave 15 to 20 % of what could be captured. A block
+Krylov space keeps every pass instead of the last one only, and so reaches the optimum in a few
+(Musco and Musco 2015, arXiv:1504.05477, algorithm 2). What counts is the captured energy
+``‖U Σ Vᵀ‖² = Σ σ²``; it is watched, and the passes end when they stop paying.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+METHODS = ("krylov", "exact")
+
+#: The last pass is the one that lowers the squared error by less than this share.
+_WORTH = 5e-5
+#: Where hardly any error is left: the captured energy itself is known no better than this.
+_PRECISION = 1e-6
+#: Passes before which nothing is judged.
+_AT_LEAST = 4
+#: Columns of a block: narrow ones go deeper for the same work, wide ones use the cores better.
+_NARROW, _WIDE = 32, 64
+#: The space is grown to so many times the rank at most; beyond, a full SVD is as good.
+_LARGEST = 16
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """``matrix ≈ U · diag(sigma) · Vᵀ`` with U ``(m, r)``, sigma ``(r,)`` falling, V ``(n, r)``."""
+
+    U: Tensor
+    sigma: Tensor
+    V: Tensor
+
+    def factors(self, scaling: float = 1.0) -> tuple[Tensor, Tensor]:
+        """``(A, B)`` of shapes ``(r, n)`` and ``(m, r)`` with ``scaling · B · A = U Σ Vᵀ``.
+
+        Each takes the root of the singular values and of ``1 / scaling``, so that both are
+        of one size whatever the scaling.
+        """
+        root = (self.sigma / scaling).sqrt()
+        return root[:, None] * self.V.t(), self.U * root
+
+    @property
+    def energy(self) -> float:
+        """``‖U Σ Vᵀ‖²``, the part of ``‖matrix‖²`` that is captured."""
+        return float(self.sigma.double().square().sum())
+
+
+def low_rank(
+    matrix: Tensor, r: int, *, method: str = "krylov", seed: int = 0, start: Tensor | None = None
+) -> LowRank:
+    """The best approximation of ``matrix`` ``(m, n)`` of rank ``r`` in the Frobenius norm.
+
+    Args:
+        method: ``"krylov"``, or ``"exact"`` for a full SVD.
+        seed: of the random start block; the same seed gives the same result.
+        start: rows ``(k, n)`` believed to span nearly what is sought, from a similar matrix.
+
+    Raises:
+        ValueError: ``r`` is larger than the matrix, or ``method`` is unknown.
+    """
+    if not 1 <= r <= min(matrix.shape):
+        raise ValueError(f"rank {r} does not fit a matrix of {tuple(matrix.shape)}.")
+    if method not in METHODS:
+        raise ValueError(f"method must be one of {METHODS}, got {method!r}.")
+    if method == "exact" or 4 * r >= min(matrix.shape):
+        U, sigma, Vh = torch.linalg.svd(matrix, full_matrices=False)
+        return LowRank(U[:, :r], sigma[:r], Vh[:r].t())
+    return _krylov(matrix, r, _start(matrix, r, seed, start))
+
+
+def _start(matrix: Tensor, r: int, seed: int, start: Tensor | None) -> Tensor:
+    """Columns ``(n, block)``: the given ones, and seeded random ones for what they miss.
+
+    The random ones are drawn on the CPU: the same on every device.
+    """
+    known = 0 if start is None else start.shape[0]
+    block = max(_NARROW if r <= _NARROW else _WIDE, known + 8 if known else 0)
+    generator = torch.Generator().manual_seed(seed)
+    fresh = torch.randn(matrix.shape[1], block - known, generator=generator).to(matrix)
+    return fresh if start is None else torch.cat([start.t().to(matrix), fresh], 1)
+
+
+def _krylov(matrix: Tensor, r: int, block: Tensor) -> LowRank:
+    """Grow an orthonormal ``P`` and ``Z = matrixᵀ · P``; then ``matrix ≈ P Zᵀ`` is small."""
+    P = matrix.new_empty(matrix.shape[0], 0)
+    Z = matrix.new_empty(matrix.shape[1], 0)
+    largest = min(*matrix.shape, _LARGEST * max(r, _NARROW)) - block.shape[1]
+    total, energy = float(matrix.norm()) ** 2, 0.0
+    while P.shape[1] <= largest:
+        fresh = _orthogonal(matrix @ block, P)
+        block = matrix.t() @ fresh
+        P, Z = torch.cat([P, fresh], 1), torch.cat([Z, block], 1)
+        if P.shape[1] < max(r, _AT_LEAST * block.shape[1]):
+            continue
+        before, energy = energy, _captured(Z, r)
+        if energy - before <= _WORTH * (total - energy) + _PRECISION * energy:
+            break
+    return _ritz(P, Z, r)
+
+
+def _orthogonal(columns: Tensor, P: Tensor) -> Tensor:
+    """An orthonormal basis of ``columns`` without their part in ``P``; twice is enough."""
+    for _ in range(2):
+        columns = columns - P @ (P.t() @ columns)
+        columns = torch.linalg.qr(columns).Q
+    return columns
+
+
+def _captured(Z: Tensor, r: int) -> float:
+    return float(torch.linalg.eigvalsh(_gram(Z))[-r:].sum())
+
+
+def _gram(Z: Tensor) -> Tensor:
+    """``Zᵀ Z`` in float64: squares need the room."""
+    return (Z.t() @ Z).double()
+
+
+def _ritz(P: Tensor, Z: Tensor, r: int) -> LowRank:
+    values, vectors = torch.linalg.eigh(_gram(Z))
+    top = vectors[:, -r:].flip(1).to(Z)
+    sigma = values[-r:].flip(0).clamp(min=0).sqrt().to(Z)
+    V = Z @ top
+    V = V / torch.where(sigma > 0, sigma, 1.0)
+    return LowRank(P @ top, sigma, V)

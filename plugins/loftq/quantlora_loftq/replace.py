@@ -1,0 +1,65 @@
+"""LoftQ on a model that is wrapped and packed already, layer by layer, each kept or taken back."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from quantlora import InitContext, LoraLayer, known_adapter, lora_layers, open_reference
+from quantlora_loftq.initializers import fit_layer, reference_weight, set_factors
+from quantlora_loftq.options import LoftQConfig
+
+#: Looks at the model after one layer was changed; False takes that layer back.
+Callback = Callable[[nn.Module, str], bool]
+
+
+@torch.no_grad()
+def replace_lora_weights_loftq(
+    model: nn.Module,
+    reference: Callable[[str], Tensor] | str | os.PathLike[str],
+    adapter_name: str = "default",
+    callback: Callback | None = None,
+    method: str = "krylov",
+) -> list[str]:
+    """Set A and B of each packed layer to the best rank-r part of ``W - dequantize(Q)``.
+
+    Named and used as PEFT's, for every format and with the scaling right.
+
+    Args:
+        model: a wrapped model.
+        reference: the float weights: a folder of safetensors, a hub id, or a function of the path.
+        callback: called as ``callback(model, path)`` after each layer; False restores its A and B.
+            Call it with a measure of the whole model to keep only what helps.
+
+    Returns:
+        Paths of the layers that were kept.
+    """
+    weights, config = open_reference(reference), known_adapter(model, adapter_name)
+    kept = []
+    for path, layer in lora_layers(model):
+        if adapter_name not in layer.adapters:
+            continue
+        context = InitContext(path, adapter_name, config, partial(weights, path))
+        before = {n: p.detach().clone() for n, p in layer.adapter_tensors(adapter_name).items()}
+        _replace(layer, context, method)
+        if callback is None or callback(model, path):
+            kept.append(path)
+        else:
+            _restore(layer, adapter_name, before)
+    return kept
+
+
+def _replace(layer: LoraLayer, context: InitContext, method: str) -> None:
+    weight = reference_weight(layer, context)
+    solution = fit_layer(layer, context, weight, LoftQConfig(method=method))
+    set_factors(layer, context, *solution.factors(layer.scaling[context.adapter]))
+    layer.finish_adapter(context.adapter, context.config)
+
+
+def _restore(layer: LoraLayer, adapter: str, before: dict[str, Tensor]) -> None:
+    for name, parameter in layer.adapter_tensors(adapter).items():
+        parameter.data.copy_(before[name])
