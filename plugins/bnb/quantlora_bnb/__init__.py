@@ -1,1 +1,26 @@
 """bitsandbytes for quantlora: the formats ``bitsandbytes_4bit`` and ``bitsandbytes_8bit``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from quantlora.checks import Check
+from quantlora.hookspecs import hookimpl
+from quantlora_bnb.requires import REQUIRES
+
+if TYPE_CHECKING:
+    from quantlora import Quantizer
+
+
+@hookimpl
+def quantlora_quantizers() -> Iterable[Quantizer]:
+    from quantlora_bnb.eight_bit import Bitsandbytes8bit
+    from quantlora_bnb.four_bit import Bitsandbytes4bit
+
+    return [Bitsandbytes4bit(), Bitsandbytes8bit()]
+
+
+@hookimpl
+def quantlora_checks() -> Iterable[Check]:
+    return [Check(name, requires=REQUIRES) for name in ("bitsandbytes_4bit", "bitsandbytes_8bit")]

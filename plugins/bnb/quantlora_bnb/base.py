@@ -1,0 +1,75 @@
+"""What the two formats share: whose layers these are, and the settings of `quantize`."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, ClassVar, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from quantlora import BackendError, MissingLibraryError, Quantizer
+from quantlora_bnb.library import library
+from quantlora_bnb.requires import REQUIRES
+
+S = TypeVar("S")
+
+
+class BitsandbytesQuantizer(Quantizer):
+    """Recognizes layers by their class, never by flags of the model around them."""
+
+    module: ClassVar[str] = "bitsandbytes"
+    requires = REQUIRES
+    #: The class in ``bitsandbytes.nn``.
+    layer_name: ClassVar[str]
+
+    def layer_types(self) -> tuple[type[nn.Module], ...]:
+        return (self._layer_type(),)
+
+    def matches(self, layer: nn.Module) -> bool:
+        """By class. The library is asked only about its own layers: an old one harms no other."""
+        origins = {cls.__module__.partition(".")[0] for cls in type(layer).__mro__}
+        return self.module in origins and isinstance(layer, self.layer_types())
+
+    def _layer_type(self) -> type[nn.Module]:
+        bnb = library()
+        found = getattr(getattr(bnb, "nn", None), self.layer_name, None)
+        if found is None:
+            self.require()
+            raise MissingLibraryError(
+                f"backend {self.name!r}: the imported bitsandbytes "
+                f"{getattr(bnb, '__version__', 'of unknown version')} ({bnb.__file__}) has no "
+                f"nn.{self.layer_name}.\n"
+                f'pip install --force-reinstall --no-deps "{REQUIRES[0].spec}"'
+            )
+        layer_type: type[nn.Module] = found
+        return layer_type
+
+    def _settings(self, kind: type[S], options: Mapping[str, Any]) -> S:
+        """``options`` as the dataclass ``kind``; an unknown one is a `BackendError`."""
+        known = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
+        for name in options:
+            if name not in known:
+                raise BackendError(
+                    f"backend {self.name!r} has no option {name!r}; its options are "
+                    f"{', '.join(known)}."
+                )
+        return kind(**options)
+
+    def _not_packed(self, path: str = "") -> BackendError:
+        place = f"{path}: " if path else ""
+        return BackendError(
+            f"{place}this {self.layer_name} holds no quantized weight yet. bitsandbytes packs it "
+            f'when it is moved: call .to("cpu") or .to("cuda") on the layer first (for '
+            f"Linear8bitLt built with has_fp16_weights=False), or load the model in this format."
+        )
+
+
+def frozen(tensor: Tensor | None) -> nn.Parameter | None:
+    """A copy as a parameter that is not trained."""
+    return None if tensor is None else nn.Parameter(tensor.detach().clone(), False)
+
+
+def dtype_name(dtype: torch.dtype | None) -> str | None:
+    return None if dtype is None else str(dtype).removeprefix("torch.")

@@ -1,0 +1,119 @@
+"""``bitsandbytes_8bit``: `Linear8bitLt`, LLM.int8's weights (arXiv:2208.07339).
+
+The product here is taken with the dequantized weight. Upstream's own forward also quantizes the
+input to 8 bits; `quantlora_bnb.llm_int8` switches that on for inference.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from quantlora_bnb import llm_int8
+from quantlora_bnb.base import BitsandbytesQuantizer, frozen
+from quantlora_bnb.library import library
+
+#: Rows up to which torch's int8 kernel beats converting the weight (2 cores, AVX512-BF16).
+FEW_ROWS = 16
+
+
+@dataclass(frozen=True)
+class Settings8bit:
+    """The options of `Bitsandbytes8bit.quantize`.
+
+    Args:
+        threshold: inputs above it are outliers, which upstream's own forward (and
+            `llm_int8`) keeps in floating point; 0 keeps none.
+    """
+
+    threshold: float = 0.0
+
+    @classmethod
+    def of(cls, layer: Any) -> Settings8bit:
+        """Those of ``layer``."""
+        return cls(float(layer.state.threshold))
+
+
+class Bitsandbytes8bit(BitsandbytesQuantizer):
+    """8-bit codes and one float32 scale for each row: ``W = CB · SCB / 127``."""
+
+    name: ClassVar[str] = "bitsandbytes_8bit"
+    layer_name: ClassVar[str] = "Linear8bitLt"
+    bits: ClassVar[tuple[int, ...]] = (8,)
+
+    def prepare(self, layer: nn.Module, path: str) -> None:
+        self._stored(layer, path)
+        llm_int8.say_once()
+
+    def dequantize(self, layer: nn.Module) -> Tensor:
+        return self.dequantize_to(layer, torch.float32)
+
+    def dequantize_to(self, layer: nn.Module, dtype: torch.dtype) -> Tensor:
+        codes, scale = self._parts(layer)
+        return codes.to(dtype).mul_(scale[:, None])
+
+    def quantize(
+        self, linear: nn.Linear, like: nn.Module | None = None, **options: Any
+    ) -> nn.Module:
+        """A `Linear8bitLt` on ``linear``'s device; see `Settings8bit` for the options."""
+        bnb = library()
+        given = self._settings(Settings8bit, options)
+        settings = given if like is None else Settings8bit.of(like)
+        size = (linear.in_features, linear.out_features, linear.bias is not None)
+        layer: Any = self._layer_type()(
+            *size, has_fp16_weights=False, **asdict(settings), device="meta"
+        )
+        codes, scale, _ = bnb.functional.int8_vectorwise_quant(linear.weight.detach().half())
+        layer.weight = bnb.nn.Int8Params(codes, False, CB=codes, SCB=scale)
+        layer.bias = frozen(linear.bias)
+        if like is not None:
+            llm_int8.copy_switch(like, layer)
+        return layer.train(linear.training)  # type: ignore[no-any-return]
+
+    def matmul(self, layer: nn.Module, x: Tensor) -> Tensor | None:
+        """Multiply with the codes, scale the result: no float weight has to be scaled.
+
+        Exact: 8-bit codes are exact in bfloat16 and float32. Declined in float16, where the
+        unscaled product can overflow.
+        """
+        if llm_int8.is_on(layer):
+            codes, absmax = self._stored(layer)
+            return llm_int8.product(x, codes, absmax, Settings8bit.of(layer).threshold)
+        if x.dtype not in (torch.float32, torch.bfloat16):
+            return None
+        codes, scale = self._parts(layer)
+        if _is_decoding_on_cpu(x):
+            flat = x.reshape(-1, x.shape[-1]).contiguous()
+            y = torch._weight_int8pack_mm(flat, codes, scale.to(x.dtype))
+            return y.reshape(*x.shape[:-1], codes.shape[0])
+        return F.linear(x, codes.to(x.dtype)).mul_(scale)
+
+    def describe(self, layer: nn.Module) -> dict[str, Any]:
+        return {"bits": 8, **asdict(Settings8bit.of(layer))}
+
+    def _parts(self, layer: nn.Module) -> tuple[Tensor, Tensor]:
+        """Codes int8 ``(out, in)`` and float32 scale ``(out,)`` with ``W = codes · scale``."""
+        codes, absmax = self._stored(layer)
+        return codes, absmax * (1.0 / 127.0)
+
+    def _stored(self, layer: Any, path: str = "") -> tuple[Tensor, Tensor]:
+        """CB and SCB, from the weight or, after upstream's first forward, from ``layer.state``.
+
+        That state is not moved along when the model is, so the weight is looked at first.
+        """
+        weight, state = layer.weight, layer.state
+        codes = weight.data if weight.dtype == torch.int8 else state.CB
+        absmax = getattr(weight, "SCB", None)
+        absmax = state.SCB if absmax is None else absmax
+        if codes is None or absmax is None:
+            raise self._not_packed(path)
+        return codes, absmax.to(codes.device, torch.float32)
+
+
+def _is_decoding_on_cpu(x: Tensor) -> bool:
+    few = 0 < x.numel() <= FEW_ROWS * x.shape[-1]
+    return few and x.device.type == "cpu" and x.dtype == torch.bfloat16

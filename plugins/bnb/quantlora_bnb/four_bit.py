@@ -1,0 +1,167 @@
+"""``bitsandbytes_4bit``: `Linear4bit`, NF4 and FP4 (QLoRA, arXiv:2305.14314)."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from quantlora import BackendError
+from quantlora_bnb.base import BitsandbytesQuantizer, dtype_name, frozen
+from quantlora_bnb.library import library
+from quantlora_bnb.packing import absmax, ordinary_state
+
+#: Dtypes that bitsandbytes packs from and unpacks into.
+_FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+
+
+@dataclass(frozen=True)
+class Settings4bit:
+    """The options of `Bitsandbytes4bit.quantize`; the names are those of `Linear4bit`.
+
+    Args:
+        quant_type: ``"nf4"`` or ``"fp4"``.
+        blocksize: weights that share a scale: 64, 128, ... 4096.
+        compress_statistics: quantize the scales too (double quantization).
+        quant_storage: dtype of the packed tensor; its bits mean the same in all of them.
+        compute_dtype: dtype of products; None: that of the input.
+    """
+
+    quant_type: str = "nf4"
+    blocksize: int = 64
+    compress_statistics: bool = True
+    quant_storage: torch.dtype = torch.uint8
+    compute_dtype: torch.dtype | None = None
+
+    @classmethod
+    def of(cls, layer: Any) -> Settings4bit:
+        """Those of ``layer``."""
+        state, weight = ordinary_state(layer), layer.weight
+        return cls(
+            state.quant_type,
+            state.blocksize,
+            getattr(weight, "compress_statistics", state.nested),
+            getattr(weight, "quant_storage", layer.quant_storage),
+            layer.compute_dtype,
+        )
+
+
+class Bitsandbytes4bit(BitsandbytesQuantizer):
+    """4-bit codes in blocks along the flattened weight, one float32 or 8-bit scale for each."""
+
+    name: ClassVar[str] = "bitsandbytes_4bit"
+    layer_name: ClassVar[str] = "Linear4bit"
+    bits: ClassVar[tuple[int, ...]] = (4,)
+    preference: ClassVar[int] = 10
+
+    def prepare(self, layer: nn.Module, path: str) -> None:
+        """Undo the CPU layout, and keep upstream's forward from bringing it back.
+
+        The second is for layers that keep that forward because they get no adapter, or lose it:
+        a gradient must pass through them too.
+        """
+        if ordinary_state(layer) is None:
+            raise self._not_packed(path)
+        layer.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
+
+    def dequantize(self, layer: nn.Module) -> Tensor:
+        return self.dequantize_to(layer, torch.float32)
+
+    def dequantize_to(self, layer: nn.Module, dtype: torch.dtype) -> Tensor:
+        state = ordinary_state(layer)
+        if state is None:
+            raise self._not_packed()
+        target = dtype if dtype in _FLOATS else torch.float32
+        weight: Tensor = torch.ops.bitsandbytes.dequantize_4bit.default(
+            _codes(layer, state),
+            absmax(state),
+            state.blocksize,
+            state.quant_type,
+            state.shape,
+            target,
+        )
+        return weight.to(dtype)
+
+    def quantize(
+        self, linear: nn.Linear, like: nn.Module | None = None, **options: Any
+    ) -> nn.Module:
+        """A `Linear4bit` on ``linear``'s device; see `Settings4bit` for the options."""
+        given = self._settings(Settings4bit, options)
+        settings = given if like is None else Settings4bit.of(like)
+        layer = self._empty(linear, settings)
+        try:
+            layer.weight = layer.weight.to(linear.weight.device)
+        except (ValueError, RuntimeError) as error:
+            raise BackendError(
+                f"bitsandbytes cannot pack a {linear.out_features} x {linear.in_features} weight "
+                f"with {settings}: {error}"
+            ) from error
+        if like is not None and layer.weight.quant_state is not None:
+            layer.weight.quant_state.dtype = ordinary_state(like).dtype
+        return layer.train(linear.training)  # type: ignore[no-any-return]
+
+    def _empty(self, linear: nn.Linear, settings: Settings4bit) -> Any:
+        """A layer whose weight is packed once it is moved to a device."""
+        arguments = asdict(settings)
+        blocksize = arguments.pop("blocksize")
+        size = (linear.in_features, linear.out_features, linear.bias is not None)
+        layer: Any = self._layer_type()(*size, **arguments, device="meta")
+        weight = linear.weight.detach()
+        weight = weight if weight.dtype in _FLOATS else weight.float()
+        del arguments["compute_dtype"]
+        layer.weight = library().nn.Params4bit(
+            weight, requires_grad=False, blocksize=blocksize, module=layer, **arguments
+        )
+        layer.bias = frozen(linear.bias)
+        return layer
+
+    def matmul(self, layer: nn.Module, x: Tensor) -> Tensor | None:
+        """Upstream's fused kernel, on accelerators and in half precision.
+
+        Declined on a CPU: its one kernel that is faster than unpacking and multiplying works on
+        the repacked layout, with scales in bfloat16. Declined in float32, where the result has
+        to stay within 1e-5 of the dequantized product.
+        """
+        if x.device.type == "cpu" or x.dtype not in (torch.float16, torch.bfloat16):
+            return None
+        return fused_product(layer, x)
+
+    def compute_dtype(self, layer: nn.Module) -> torch.dtype | None:
+        return layer.compute_dtype  # type: ignore[return-value]
+
+    def group_size(self, layer: nn.Module) -> int | None:
+        """The block size where each row begins with a new block."""
+        blocksize = int(ordinary_state(layer).blocksize)
+        return blocksize if self.shape(layer)[1] % blocksize == 0 else None
+
+    def describe(self, layer: nn.Module) -> dict[str, Any]:
+        facts: dict[str, Any] = {"bits": 4, **asdict(Settings4bit.of(layer))}
+        for name in ("quant_storage", "compute_dtype"):
+            facts[name] = dtype_name(facts[name])
+        return facts
+
+
+def fused_product(layer: nn.Module, x: Tensor) -> Tensor | None:
+    """``x · dequantize(Q)ᵀ`` by `bitsandbytes.matmul_4bit`; None where it would warn."""
+    state = ordinary_state(layer)
+    if x.shape[-1] % state.blocksize:
+        return None
+    codes = _codes(layer, state)
+    product: Tensor = library().matmul_4bit(x, codes.t(), quant_state=state)
+    return product
+
+
+def _codes(layer: Any, state: Any) -> Tensor:
+    """The packed weight ``(bytes, 1)``, two codes to the byte, whatever dtype it is stored in."""
+    weight = layer.weight
+    packed_as = getattr(weight, "quant_storage", weight.dtype)
+    if weight.dtype != packed_as and weight.is_floating_point() and packed_as.is_floating_point:
+        raise BackendError(
+            f"the packed weight of a Linear4bit {tuple(state.shape)} was cast from {packed_as} to "
+            f"{weight.dtype}, which destroys its bits (quant_storage holds codes, not numbers): "
+            f"load the model again and move it with .to(device) only, without a dtype."
+        )
+    codes: Tensor = weight.data.view(-1, 1).view(torch.uint8).view(-1, 1)
+    return codes
