@@ -8,7 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from quantlora.config_checks import check_config
 from quantlora.errors import ConfigError
+from quantlora.names import unknown
 
 
 def _variant(default: bool = False) -> Any:
@@ -66,7 +68,7 @@ class LoraConfig:
         for name in ("target_modules", "exclude_modules"):
             if isinstance(getattr(self, name), (set, tuple)):
                 setattr(self, name, sorted(getattr(self, name)))
-        _check(self)
+        check_config(self)
 
     @property
     def variant(self) -> str:
@@ -84,26 +86,8 @@ class LoraConfig:
     @classmethod
     def from_fields(cls, fields: Mapping[str, Any]) -> LoraConfig:
         """A config from keyword arguments; an unknown name is an error with near names."""
-        from quantlora.names import unknown
-
         known = [f.name for f in dataclasses.fields(cls)]
         for name in fields:
             if name not in known:
                 raise ConfigError(unknown("LoraConfig field", name, known))
         return cls(**fields)
-
-
-def _check(config: LoraConfig) -> None:
-    ranks = {"r": config.r, **{f"rank_pattern[{k!r}]": v for k, v in config.rank_pattern.items()}}
-    for name, r in ranks.items():
-        if isinstance(r, bool) or not isinstance(r, int) or r < 1:
-            raise ConfigError(f"{name} must be a positive integer, got {r!r}.")
-    if not 0.0 <= config.lora_dropout < 1.0:
-        raise ConfigError(f"lora_dropout must be in [0, 1), got {config.lora_dropout!r}.")
-    if config.bias not in ("none", "all", "lora_only"):
-        raise ConfigError(f"bias must be 'none', 'all' or 'lora_only', got {config.bias!r}.")
-    if config.peft_type != "LORA":
-        raise ConfigError(f"peft_type {config.peft_type!r} is not LoRA: quantlora reads LORA only.")
-    if config.layers_pattern and config.layers_to_transform is None:
-        raise ConfigError("layers_pattern needs layers_to_transform: which indices of the list?")
-    _ = config.variant  # two variants at once are refused here
