@@ -93,7 +93,7 @@ class LoraLayer(nn.Module):
         return self.unmerged[-1] if self.unmerged else (self.base_layer, self.quantizer)
 
     def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
-        """The base's weight ``(out_features, in_features)``; in the format's own dtype by default."""
+        """The base's weight ``(out_features, in_features)``; by default in its own dtype."""
         if dtype is None:
             return self.quantizer.dequantize(self.base_layer)
         return self.quantizer.dequantize_to(self.base_layer, dtype)
@@ -196,6 +196,10 @@ class LoraLayer(nn.Module):
     def alpha_factor(self, name: str) -> float:
         """An adapter file's ``lora_alpha`` is this layer's times so much (PEFT's convention)."""
         return 1.0
+
+    def file_fields(self, name: str) -> dict[str, Any]:
+        """Fields of the adapter's config file that this layer settles."""
+        return {}
 
     def adapter_tensors(self, name: str) -> dict[str, nn.Parameter]:
         """The adapter's parameters by their name in an adapter file, e.g. ``lora_A.weight``."""

@@ -1,23 +1,96 @@
-"""Writing a set of files into a folder so that a kill leaves the old set or the new one."""
+"""Writing a set of files into a folder so that a kill leaves the old set or the new one, whole.
+
+The files are written to a staging folder inside ``folder``, flushed to disk, and then shown:
+
+- The folder has no complete set yet: one by one, and the last file completes the set.
+- Only the last file differs: one rename.
+- Several differ: the whole folder is exchanged for a copy of it with the new files (`swap`).
+
+Readers need no lock. Writers of one folder wait for each other, also across processes.
+"""
 
 from __future__ import annotations
 
+import errno
+import filecmp
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from quantlora.checkpoint.lock import locked
+from quantlora.checkpoint.swap import recover, swap
+from quantlora.errors import AdapterFileError
 
-def write_set(
-    folder: Path, files: Mapping[str, Callable[[Path], object]], obsolete: tuple[str, ...] = ()
-) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=".quantlora-", dir=folder))
+#: Begins the names of staging folders. One that is there while no save runs is from a kill.
+STAGING = ".quantlora-"
+
+#: Writes one file at the path it is given.
+Writer = Callable[[Path], object]
+
+
+def write_set(folder: Path, files: Mapping[str, Writer], obsolete: Sequence[str] = ()) -> None:
+    """Replace ``files`` in ``folder`` as one.
+
+    Args:
+        folder: made where it does not exist; a link in its path is followed.
+        files: by name. The last one makes a set complete: no reader takes the folder for an
+            adapter without it.
+        obsolete: files that another format left and that the new set replaces too.
+
+    Raises:
+        AdapterFileError: the folder cannot be written to, or the disk is full.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with locked(folder) as alone:
+            if alone:
+                recover(folder, STAGING)
+            _write(folder, files, obsolete)
+    except OSError as error:
+        if isinstance(error, AdapterFileError):
+            raise
+        raise AdapterFileError(
+            f"{folder}: the adapter could not be saved: {error.strerror or error}. What was there "
+            f"before is as it was."
+        ) from error
+
+
+def _write(folder: Path, files: Mapping[str, Writer], obsolete: Sequence[str]) -> None:
+    staging = Path(tempfile.mkdtemp(prefix=STAGING, dir=folder))
     try:
         for name, write in files.items():
             write(staging / name)
-        for name in files:
-            os.replace(staging / name, folder / name)
+            flush(staging / name)
+        _show(staging, folder, list(files), [one for one in obsolete if (folder / one).exists()])
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def _show(staging: Path, folder: Path, names: list[str], gone: list[str]) -> None:
+    last = names[-1]
+    changed = [name for name in names if not _same(staging / name, folder / name)]
+    if gone or ((folder / last).exists() and changed not in ([], [last])):
+        swap(staging, folder, changed, gone)
+        return
+    for name in changed:
+        os.replace(staging / name, folder / name)
+    flush(folder)
+
+
+def _same(new: Path, old: Path) -> bool:
+    """Same bytes, in a file of our own: a link is replaced, never written through."""
+    return old.is_file() and not old.is_symlink() and filecmp.cmp(new, old, shallow=False)
+
+
+def flush(path: Path) -> None:
+    """Have the disk hold ``path``, a file or a folder, before anything that depends on it."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.EBADF, errno.EACCES):  # no fsync on this kind
+            raise
+    finally:
+        os.close(handle)

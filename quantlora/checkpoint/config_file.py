@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import types
 import typing
 import warnings
 from collections.abc import Mapping
@@ -14,6 +13,7 @@ from typing import Any
 from quantlora.checkpoint.place import CONFIG
 from quantlora.config import LoraConfig
 from quantlora.errors import AdapterFileError, AdapterWarning, ConfigError
+from quantlora.field_types import fits, words
 
 #: Written only where they differ from their default: older PEFT and vLLM do not know them.
 _WHERE_USED = ("use_qalora", "qalora_group_size", "lora_bias", "target_parameters")
@@ -70,9 +70,9 @@ def config_from(fields: Mapping[str, Any], source: str) -> LoraConfig:
     known["init_lora_weights"] = _first_values(source, known.get("init_lora_weights", True))
     known["loftq_config"] = None
     for name, value in known.items():
-        if not _fits(value, hints[name]):
+        if not fits(value, hints[name]):
             raise AdapterFileError(
-                f"{source}: {name} is {value!r}, expected {_words(hints[name])}."
+                f"{source}: {name} is {value!r}, expected {words(hints[name])}."
             )
     try:
         return LoraConfig(**known)
@@ -125,23 +125,3 @@ def _first_values(source: str, init: Any) -> Any:
             stacklevel=5,
         )
     return True if isinstance(init, (str, bool)) or init is None else init
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    """Whether a JSON value has a field's type; an int will do for a float."""
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if hint is Any:
-        return True
-    if origin in (types.UnionType, typing.Union):
-        return any(_fits(value, one) for one in args)
-    if origin is list:
-        return isinstance(value, list) and all(_fits(one, args[0]) for one in value)
-    if origin is dict:
-        return isinstance(value, dict) and all(_fits(one, args[1]) for one in value.values())
-    if hint is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool)
-    return isinstance(value, hint) and (hint is bool or not isinstance(value, bool))
-
-
-def _words(hint: Any) -> str:
-    return hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint)

@@ -14,14 +14,15 @@ from torch import Tensor, nn
 from quantlora.checkpoint.config_file import read_config
 from quantlora.checkpoint.keys import split_key
 from quantlora.checkpoint.place import find_folder
+from quantlora.checkpoint.variant_fields import take_file_alpha
 from quantlora.checkpoint.weights_file import read_weights
 from quantlora.config import LoraConfig
 from quantlora.errors import AdapterFileError, ConfigError
 from quantlora.layer import LoraLayer
-from quantlora.names import near
+from quantlora.names import check_name, near
 from quantlora.plan import AUTO, PlannedLayer, make_plan
 from quantlora.registration import registry
-from quantlora.wrapping import apply_plan, check_name
+from quantlora.wrapping import apply_plan
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -86,6 +87,7 @@ def put_on(
 
     def start(planned: PlannedLayer, layer: LoraLayer) -> None:
         layer.finish_adapter(adapter, config)
+        take_file_alpha(layer, config, adapter)
         fill(f"{source}, {planned.path}", layer.adapter_tensors(adapter), given[planned.path])
 
     try:

@@ -14,6 +14,7 @@ from quantlora.checkpoint.config_file import config_text
 from quantlora.checkpoint.keys import file_key, plain_path
 from quantlora.checkpoint.place import CONFIG, PICKLE, WEIGHTS, folder_of
 from quantlora.checkpoint.target_names import written_targets
+from quantlora.checkpoint.variant_fields import file_config
 from quantlora.checkpoint.weights_file import write_weights
 from quantlora.state import known_adapter, lora_layers
 
@@ -52,7 +53,7 @@ def write_adapter(
     model: nn.Module, place: Path, adapter: str, state_dict: Mapping[str, Tensor] | None = None
 ) -> Path:
     """Write ``adapter`` to the folder ``place`` itself, whatever its name."""
-    config = known_adapter(model, adapter)
+    config = file_config(model, known_adapter(model, adapter), adapter)
     targets = written_targets(model, config, adapter)
     text = config_text(config, targets, model.__dict__.get("name_or_path") or None)
     tensors = adapter_tensors(model, adapter, state_dict)

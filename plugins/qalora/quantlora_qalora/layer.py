@@ -13,7 +13,7 @@ PEFT pools by the mean and multiplies by the number of groups; on the same A and
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -62,6 +62,10 @@ class QaloraLinear(LoraLinear):
 
     def alpha_factor(self, name: str) -> float:
         return self.in_features / self.groups(name) ** 2 if self.pools(name) else 1.0
+
+    def file_fields(self, name: str) -> dict[str, Any]:
+        size = self.in_features // self.groups(name)
+        return {"qalora_group_size": size} if self.pools(name) else {}
 
     def exact_base(
         self, names: Sequence[str], base: nn.Module, quantizer: Quantizer

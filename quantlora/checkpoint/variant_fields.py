@@ -1,0 +1,44 @@
+"""Fields of the config file that a variant settles for itself.
+
+Where it scales its update otherwise than PEFT, ``lora_alpha`` in the file makes up for it: the
+tensors go to the file as they are and come back bit for bit, and PEFT computes the same update.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from typing import Any
+
+from torch import nn
+
+from quantlora.config import LoraConfig
+from quantlora.errors import AdapterFileError
+from quantlora.layer import LoraLayer
+from quantlora.state import lora_layers
+
+
+def file_config(model: nn.Module, config: LoraConfig, adapter: str) -> LoraConfig:
+    """``config`` as it goes to the file."""
+    layers = {path: layer for path, layer in lora_layers(model) if adapter in layer.adapters}
+    fields: dict[str, Any] = {}
+    for path, layer in layers.items():
+        for name, value in layer.file_fields(adapter).items():
+            if fields.setdefault(name, value) != value:
+                raise AdapterFileError(
+                    f"{path}: {name} is {value} here and {fields[name]} in another layer, but the "
+                    f"file has room for one: use one adapter for each value."
+                )
+    if all(layer.alpha_factor(adapter) == 1.0 for layer in layers.values()):
+        return replace(config, **fields)
+    alphas = {p: one.lora_alpha[adapter] * one.alpha_factor(adapter) for p, one in layers.items()}
+    usual = Counter(alphas.values()).most_common(1)[0][0]
+    pattern = {path: alpha for path, alpha in alphas.items() if alpha != usual}
+    return replace(config, lora_alpha=usual, alpha_pattern=pattern, **fields)
+
+
+def take_file_alpha(layer: LoraLayer, config: LoraConfig, adapter: str) -> None:
+    """Turn the alpha that came from a file into the layer's own."""
+    alpha = layer.lora_alpha[adapter] / layer.alpha_factor(adapter)
+    layer.lora_alpha[adapter] = alpha
+    layer.scaling[adapter] = config.scaling(layer.r[adapter], alpha)
