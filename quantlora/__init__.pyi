@@ -6,6 +6,7 @@ from .adapters import (
     delete_adapter as delete_adapter,
     disable_adapters as disable_adapters,
     enable_adapters as enable_adapters,
+    rename_adapter as rename_adapter,
     set_adapter as set_adapter,
     unload as unload,
 )

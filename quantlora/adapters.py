@@ -11,16 +11,22 @@ from torch import nn
 from quantlora import transformers_bridge
 from quantlora.errors import AdapterError
 from quantlora.layer import LoraLayer
+from quantlora.names import check_name
 from quantlora.state import adapter_state, known_adapter, lora_layers, set_state
 
 M = TypeVar("M", bound=nn.Module)
 
 
 def set_adapter(model: nn.Module, names: str | Sequence[str]) -> None:
-    """Make ``names`` the active adapters: their products are summed, and only they are trained."""
-    chosen = (names,) if isinstance(names, str) else tuple(names)
+    """Make ``names`` the active adapters: their products are summed, and only they are trained.
+
+    Raises:
+        AdapterError: a name is unknown, or an adapter is merged and not among ``names``.
+    """
+    chosen = (names,) if isinstance(names, str) else tuple(dict.fromkeys(names))
     for name in chosen:
         known_adapter(model, name)
+    _check_merged(model, chosen)
     state = adapter_state(model)
     state.active = chosen
     trained = [name for name in chosen if not state.configs[name].inference_mode]
@@ -29,6 +35,16 @@ def set_adapter(model: nn.Module, names: str | Sequence[str]) -> None:
         for name in layer.adapters:
             for parameter in layer.adapter_tensors(name).values():
                 parameter.requires_grad_(name in trained)
+
+
+def _check_merged(model: nn.Module, chosen: Sequence[str]) -> None:
+    for path, layer in lora_layers(model):
+        left = [name for name in layer.merged if name not in chosen]
+        if left:
+            raise AdapterError(
+                f"{path}: {', '.join(left)} is merged into the base and would still count: name it "
+                f"too, or call quantlora.unmerge(model) first."
+            )
 
 
 def active_adapters(model: nn.Module) -> list[str]:
@@ -83,6 +99,25 @@ def delete_adapter(model: nn.Module, name: str) -> None:
     del state.configs[name]
     state.active = tuple(one for one in state.active if one != name)
     set_state(model, state)
+
+
+def rename_adapter(model: nn.Module, old: str, new: str) -> None:
+    """Give adapter ``old`` the name ``new``; it stays active, merged or trained as it was.
+
+    Raises:
+        AdapterError: there is no adapter ``old``, or there is one called ``new``.
+        ConfigError: ``new`` cannot be a part of module paths and file names.
+    """
+    known_adapter(model, old)
+    check_name(new)
+    state = adapter_state(model)
+    if new in state.configs:
+        raise AdapterError(f"adapter {new!r} exists already; choose another name than that.")
+    for _, layer in lora_layers(model):
+        if old in layer.adapters:
+            layer.rename_adapter(old, new)
+    state.configs = {new if name == old else name: one for name, one in state.configs.items()}
+    state.active = tuple(new if name == old else name for name in state.active)
 
 
 def unload(model: M) -> M:

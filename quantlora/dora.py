@@ -11,7 +11,7 @@ of the weight's size:
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +33,11 @@ class _Magnitude(nn.Module):
 
 
 class DoraLinear(LoraLinear):
-    """DoRA on a linear layer; adapters of this layer without a magnitude are plain LoRA."""
+    """DoRA on a linear layer; adapters of this layer without a magnitude are plain LoRA.
+
+    What is merged is one summand, over the base as it was before: an adapter that is not merged
+    refers to that base too.
+    """
 
     variant: ClassVar[str] = "dora"
 
@@ -43,16 +47,23 @@ class DoraLinear(LoraLinear):
         self._base_squares: tuple[nn.Module, Tensor] | None = None
 
     def forward_weight(self) -> Tensor | None:
-        return self.dequantize() if self.lora_magnitude_vector else None
+        return self.dequantize() if self.lora_magnitude_vector and not self.merged else None
 
     def delta(self, name: str, x: Tensor, product: Tensor, weight: Tensor | None) -> Tensor:
         lora = super().delta(name, x, product, weight)
-        if weight is None or name not in self.lora_magnitude_vector:
+        if name not in self.lora_magnitude_vector:
             return lora
+        if weight is None:
+            weight = self._plain_weight()
         gain = self._gain(name, weight)
-        if self.drops(name):
-            product = frozen_linear(x.to(product.dtype), self.dequantize, weight)
+        if self.drops(name) or self.merged:
+            product = frozen_linear(x.to(product.dtype), self._plain_weight, weight)
         return (gain - 1).to(product.dtype) * product + gain.to(lora.dtype) * lora
+
+    def _plain_weight(self, dtype: torch.dtype | None = None) -> Tensor:
+        """The base from before any merge: what every adapter's update refers to."""
+        base, quantizer = self.plain_base
+        return quantizer.dequantize(base) if dtype is None else quantizer.dequantize_to(base, dtype)
 
     def delta_weight(self, name: str, weight: Tensor) -> Tensor:
         lora = super().delta_weight(name, weight)
@@ -85,11 +96,16 @@ class DoraLinear(LoraLinear):
     def _squares(self, weight: Tensor) -> Tensor:
         """``‖Wᵢ‖²``, kept for as long as the base stays the same object."""
         kept = self._base_squares
-        if kept is None or kept[0] is not self.base_layer or kept[1].device != weight.device:
+        base = self.plain_base[0]
+        if kept is None or kept[0] is not base or kept[1].device != weight.device:
             wide = torch.promote_types(weight.dtype, torch.float32)
-            kept = (self.base_layer, weight.to(wide).square().sum(1))
+            kept = (base, weight.to(wide).square().sum(1))
             self._base_squares = kept
         return kept[1]
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self._base_squares = None
+        super()._load_from_state_dict(*args, **kwargs)
 
     # -- the books: the magnitude is one more parameter of the adapter
 
@@ -98,10 +114,8 @@ class DoraLinear(LoraLinear):
         if config.variant == self.variant:
             self.lora_magnitude_vector[name] = _Magnitude(self._norm(name, self.dequantize()))
 
-    def remove_adapter(self, name: str) -> None:
-        super().remove_adapter(name)
-        if name in self.lora_magnitude_vector:
-            del self.lora_magnitude_vector[name]
+    def tables(self) -> tuple[Any, ...]:
+        return (*super().tables(), self.lora_magnitude_vector)
 
     def adapter_tensors(self, name: str) -> dict[str, nn.Parameter]:
         tensors = super().adapter_tensors(name)

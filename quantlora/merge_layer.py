@@ -63,7 +63,7 @@ def merge_layer(
     """
     wanted = (name for name in (*layer.merged, *adapters) if name in layer.adapters)
     names = tuple(dict.fromkeys(wanted))
-    base, quantizer = layer.unmerged[-1] if layer.unmerged else (layer.base_layer, layer.quantizer)
+    base, quantizer = layer.plain_base
     if not names or (mode == "keep" and quantizer.name != FLOAT):
         return None
     before = quantizer.dequantize(base)

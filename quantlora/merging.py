@@ -16,7 +16,7 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from quantlora.adapters import unload
+from quantlora.adapters import set_adapter, unload
 from quantlora.errors import MergeError
 from quantlora.merge_layer import MODES, merge_layer
 from quantlora.merge_report import MergeReport
@@ -31,6 +31,8 @@ def merge(
 ) -> MergeReport:
     """Fold ``adapters`` (default: the active ones) into the base; `unmerge` takes them out.
 
+    An adapter that is folded in counts, so those of ``adapters`` that were not active become so.
+
     Args:
         mode: ``"requantize"`` packs the merged weight in the layer's own format; ``"dequantize"``
             leaves a float layer, without loss and 16 bits or more per weight; ``"keep"`` merges
@@ -41,12 +43,13 @@ def merge(
         What became of each layer, with the relative loss of its update.
 
     Raises:
-        MergeError: a format cannot pack and ``mode`` asks for it, or ``mode`` is unknown. The
-            model is as it was.
+        MergeError: a format cannot pack and ``mode`` asks for it, ``mode`` is unknown, or the
+            adapters are disabled. The model is as it was.
     """
     if mode not in MODES:
         raise MergeError(f"mode must be one of {', '.join(MODES)}, got {mode!r}.")
     names = _names(model, adapters)
+    _check_enabled(model)
     floating = _outer_dtype(model)
     merged = [
         one
@@ -55,6 +58,7 @@ def merge(
     ]
     for one in merged:
         one.commit()
+    set_adapter(model, (*adapter_state(model).active, *names))
     report = MergeReport([one.report for one in merged])
     if loss := report.warning():
         warnings.warn(loss, UserWarning, stacklevel=2)
@@ -99,6 +103,14 @@ def _names(model: nn.Module, adapters: str | Sequence[str] | None) -> tuple[str,
     for name in names:
         known_adapter(model, name)
     return names
+
+
+def _check_enabled(model: nn.Module) -> None:
+    if any(not layer.enabled for _, layer in lora_layers(model)):
+        raise MergeError(
+            "the adapters are disabled, and a merged one would count all the same: call "
+            "quantlora.enable_adapters(model) before you merge."
+        )
 
 
 def _outer_dtype(model: nn.Module) -> torch.dtype | None:

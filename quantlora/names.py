@@ -1,9 +1,22 @@
-"""Messages about names that are not there, with the names that are near."""
+"""Names of adapters and layers: which are allowed, and messages about those that are not there."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from difflib import get_close_matches
+
+from quantlora.errors import ConfigError
+
+
+def check_name(adapter: str) -> None:
+    """A name becomes part of module paths, file keys and a folder's name."""
+    from torch import nn
+
+    if not isinstance(adapter, str) or not re.fullmatch(r"\w[\w-]*", adapter, re.ASCII):
+        raise ConfigError(f"adapter_name {adapter!r}: use letters, digits, '_' and '-' only.")
+    if adapter.startswith("__") or hasattr(nn.ModuleDict(), adapter):
+        raise ConfigError(f"adapter_name {adapter!r} is taken by torch or quantlora: use another.")
 
 
 def near(name: str, known: Iterable[str], count: int = 3) -> list[str]:

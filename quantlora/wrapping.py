@@ -20,11 +20,13 @@ from quantlora.config import LoraConfig
 from quantlora.errors import ConfigError
 from quantlora.initializer import InitContext, Initializer
 from quantlora.layer import LoraLayer
+from quantlora.names import check_name
 from quantlora.plan import AUTO, PlannedLayer, make_plan
 from quantlora.quantizer import Quantizer
 from quantlora.reference import Reference, open_reference
 from quantlora.registration import registry
 from quantlora.state import AdapterState, adapter_state, has_adapters, set_state
+from quantlora.targets import own_modules
 from quantlora.transaction import Transaction
 
 M = TypeVar("M", bound=nn.Module)
@@ -115,12 +117,6 @@ def _config(config: LoraConfig | None, fields: Mapping[str, Any]) -> LoraConfig:
     return config
 
 
-def check_name(adapter: str) -> None:
-    """A name becomes part of module paths, file keys and a folder's name."""
-    if not adapter.replace("_", "").replace("-", "").isalnum():
-        raise ConfigError(f"adapter_name {adapter!r}: use letters, digits, '_' and '-' only.")
-
-
 def _bases(
     model: nn.Module, plan: list[PlannedLayer], options: Mapping[str, Any]
 ) -> dict[str, nn.Module]:
@@ -134,7 +130,16 @@ def _bases(
     for planned in plan:
         if not isinstance(planned.layer, LoraLayer):
             planned.quantizer.prepare(bases[planned.path], planned.path)
+    _prepare_others(model, {id(planned.layer) for planned in plan})
     return bases
+
+
+def _prepare_others(model: nn.Module, targeted: set[int]) -> None:
+    """Packed layers that get no adapter: gradients pass through them to the layers below."""
+    for path, module in own_modules(model):
+        if id(module) not in targeted and not isinstance(module, LoraLayer):
+            for quantizer in registry().candidates(module):
+                quantizer.prepare(module, path)
 
 
 def _check_model(model: nn.Module, plan: list[PlannedLayer]) -> None:
