@@ -42,9 +42,12 @@ def remedies(report: Report) -> list[tuple[str, str]]:
 
 
 def summary(report: Report) -> str:
-    """One line: the backends that can be used here."""
-    usable = [one.verdict.backend for one in report.backends if one.usable]
-    return f"usable here: {', '.join(usable)}" if usable else "no backend is usable here"
+    """One line: which backends can be used here, which cannot."""
+    names = {
+        good: ", ".join(one.verdict.backend for one in report.backends if one.usable is good)
+        for good in (True, False)
+    }
+    return f"usable here: {names[True] or 'none'}; not usable: {names[False] or 'none'}"
 
 
 def _machine(report: Report) -> Iterable[tuple[str, str]]:

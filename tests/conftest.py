@@ -1,0 +1,36 @@
+"""Fixtures for all of the core's tests."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import pytest
+
+DATA = Path(__file__).parent / "data"
+
+RunPython = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture(scope="session")
+def run_python() -> RunPython:
+    """Run ``python *arguments`` in a process of its own, with ``path`` first on its path.
+
+    A relative ``path`` is a folder of ``tests/data``; further keywords are environment variables.
+    """
+
+    def run(*arguments: str, path: Iterable[str | Path] = (), check: bool = True, **env: str):
+        place = os.pathsep.join(str(DATA / one) for one in path)
+        return subprocess.run(
+            [sys.executable, *arguments],
+            capture_output=True,
+            text=True,
+            check=check,
+            timeout=300,
+            env={**os.environ, "PYTHONPATH": place, **env},
+        )
+
+    return run

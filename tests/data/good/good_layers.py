@@ -1,0 +1,46 @@
+"""A format that stores half of each weight, a variant, an initializer."""
+
+import torch
+from torch import Tensor, nn
+
+from quantlora import InitContext, Initializer, LoraLayer, LoraLinear, Quantizer
+
+
+class HalvedLinear(nn.Module):
+    """Holds ``weight / 2``; no subclass of `nn.Linear`."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.out_features, self.in_features = linear.weight.shape
+        self.register_buffer("halves", linear.weight.detach() / 2)
+        self.bias = None
+
+
+class HalvedQuantizer(Quantizer):
+    name = "halved"
+    module = "good_layers"
+
+    def layer_types(self) -> tuple[type[nn.Module], ...]:
+        return (HalvedLinear,)
+
+    def dequantize(self, layer: nn.Module) -> Tensor:
+        return layer.halves * 2
+
+    def quantize(self, linear, like=None, **options) -> nn.Module:
+        return HalvedLinear(linear)
+
+
+class NegatedLora(LoraLinear):
+    variant = "negated"
+
+    def delta(self, name: str, x: Tensor, *args) -> Tensor:
+        return -super().delta(name, x, *args)
+
+
+class Ones(Initializer):
+    name = "ones"
+
+    def initialize(self, layer: LoraLayer, context: InitContext) -> None:
+        with torch.no_grad():
+            for parameter in layer.adapter_tensors(context.adapter).values():
+                parameter.fill_(1.0)

@@ -1,0 +1,30 @@
+"""A plugin that implements every hook."""
+
+from quantlora.checks import Check
+from quantlora.hookspecs import hookimpl
+
+
+@hookimpl
+def quantlora_quantizers():
+    from good_layers import HalvedQuantizer
+
+    return [HalvedQuantizer()]
+
+
+@hookimpl
+def quantlora_layer_wrappers():
+    from good_layers import NegatedLora
+
+    return [NegatedLora]
+
+
+@hookimpl
+def quantlora_initializers():
+    from good_layers import Ones
+
+    return [Ones()]
+
+
+@hookimpl
+def quantlora_checks():
+    return [Check("halved")]

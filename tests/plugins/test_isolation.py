@@ -1,0 +1,141 @@
+"""A faulty plugin is put aside with its reason; nobody else notices. Real entry points only."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+PROBE = str(Path(__file__).with_name("probe.py"))
+
+#: Folder in ``tests/data`` -> what the reason says.
+FAULTS = {
+    "import_error": "it cannot be imported: ModuleNotFoundError: No module named "
+    "'a_library_that_is_not_there'.",
+    "exits": "it cannot be imported: SystemExit: 3.",
+    "unknown_hook": "unknown hook 'quantlora_quantisers'; the hooks are quantlora_quantizers, "
+    "quantlora_layer_wrappers, quantlora_initializers, quantlora_checks.",
+    "wrong_arguments": "Argument(s) {'model'} are declared in the hookimpl but can not be found",
+    "hook_raises": "quantlora_quantizers() failed: RuntimeError: the table of formats is empty.",
+    "wrong_result": "quantlora_initializers() failed: TypeError: it must return a list of objects, "
+    "got int.",
+    "wrong_items": "quantlora_layer_wrappers() must return subclasses of LoraLayer, got 'lora'.",
+    "wrong_check": "quantlora_checks() must return Check objects, got {'backend': 'wrong_check'}.",
+    "name_conflict": "the name 'float' is taken by quantlora itself: choose another one.",
+    "variant_conflict": "the name 'lora' is taken by quantlora itself: choose another one.",
+    "second_halved": "the name 'halved' is taken by plugin 'good' of good; QUANTLORA_DISABLE=good "
+    "makes room for this one.",
+    "reserved_name": "the name 'auto' is reserved: choose another one.",
+    "matches_raises": "fragile.matches() failed: AttributeError: 'Linear' object has no attribute "
+    "'qweight'.",
+    "api_too_new": "it is written for plugin API 99, this quantlora has 1: upgrade quantlora.",
+    "api_not_a_number": "its QUANTLORA_API must be an integer, got 'newest'.",
+    "no_hooks": "it implements no hook: mark its functions with quantlora.hookimpl.",
+    "same_entry_name": "another plugin is named 'good': uninstall one of the two",
+}
+
+#: Faults that no call but the report's brings to light; the report itself says so.
+SILENT = ("wrong_check",)
+
+Found = dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def probe(run_python):
+    """What `probe.py` finds with some folders of ``tests/data`` on its path."""
+
+    @cache
+    def run(*folders: str, **env: str) -> Found:
+        return json.loads(run_python(PROBE, path=folders, **env).stdout)
+
+    return run
+
+
+@pytest.fixture(params=FAULTS)
+def fault(request) -> str:
+    return request.param
+
+
+@pytest.fixture
+def found(probe, fault) -> Found:
+    """With the good plugin and one faulty one."""
+    return probe("good", fault)
+
+
+def aside(found: Found) -> dict[str, str]:
+    """Reason by distribution, for the plugins that were put aside."""
+    return {one["distribution"]: one["error"] for one in found["plugins"] if one["error"]}
+
+
+def test_only_the_faulty_plugin_is_put_aside_and_its_reason_listed(found, fault):
+    assert list(aside(found)) == [fault]
+    assert FAULTS[fault] in aside(found)[fault]
+
+
+def test_plain_lora_and_the_other_plugin_work_on(found):
+    assert found["plain"] is True
+    assert found["good"] is True
+
+
+def test_there_is_one_warning_and_it_names_plugin_and_remedy(found, fault):
+    texts = [text for text, _ in found["warnings"]]
+    assert len(texts) == (0 if fault in SILENT else 1)
+    for text in texts:
+        assert f"from {fault} 1.0) is put aside: " in text
+        assert FAULTS[fault] in text
+        assert "QUANTLORA_DISABLE=" in text
+
+
+def test_the_warning_points_at_the_users_line(found):
+    assert {Path(file).name for _, file in found["warnings"]} <= {"probe.py"}
+
+
+def test_the_reason_is_named_again_in_errors_it_could_explain(found, fault):
+    if fault in SILENT:
+        pytest.skip("seen by the report only")
+    assert FAULTS[fault] in found["unknown_backend"]
+    assert FAULTS[fault] in found["unknown_layer"]
+
+
+def test_the_report_lists_the_reason_and_stays_ready(found, fault):
+    reasons = {one["distribution"]: one["error"] for one in found["report"]["plugins"]}
+    assert FAULTS[fault] in reasons[fault]
+    statuses = {one["backend"]: one["status"] for one in found["report"]["backends"]}
+    assert statuses["float"] == statuses["halved"] == "READY"
+
+
+def test_all_faulty_plugins_together_disturb_nobody(probe):
+    found = probe("good", *FAULTS)
+    assert found["plain"] is True
+    assert found["good"] is True
+    assert set(aside(found)) == set(FAULTS)
+
+
+def test_a_disabled_plugin_is_neither_loaded_nor_warned_about(probe):
+    found = probe("good", "import_error", QUANTLORA_DISABLE="import-error")
+    assert aside(found) == {"import_error": "disabled by QUANTLORA_DISABLE."}
+    assert found["warnings"] == []
+
+
+def test_disabling_the_holder_of_a_name_makes_room_for_the_other(run_python):
+    code = "import quantlora; print(type(quantlora.registry().quantizers['halved']).__name__)"
+    done = run_python("-c", code, path=["good", "second_halved"], QUANTLORA_DISABLE="x, good")
+    assert done.stdout == "Second\n"
+
+
+def test_trace_prints_each_hook_call_with_its_plugin(run_python):
+    code = "import quantlora; quantlora.registry()"
+    lines = run_python("-c", code, path=["good"], QUANTLORA_TRACE="1").stderr
+    assert "good:   quantlora_quantizers [hook]" in lines
+    assert "builtin:   quantlora_initializers [hook]" in lines
+
+
+def test_a_distribution_with_unreadable_entry_points_is_put_aside_in_the_report(run_python):
+    # Not through the probe: `import torch` itself fails then, on Python 3.10 and 3.11.
+    done = run_python("-m", "quantlora.env", "--json", path=["good", "broken_entry_points"])
+    plugins = {one["name"]: one["error"] for one in json.loads(done.stdout)["plugins"]}
+    assert plugins["good"] == ""
+    assert "its entry_points.txt cannot be read" in plugins["broken_entry_points"]
