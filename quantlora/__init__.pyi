@@ -35,6 +35,7 @@ from .layer import LoraLayer as LoraLayer
 from .linear import LoraLinear as LoraLinear
 from .merging import merge as merge, merge_and_unload as merge_and_unload, unmerge as unmerge
 from .mixed_batch import mixed_batch as mixed_batch
+from .preparing import prepare as prepare
 from .quantizer import Quantizer as Quantizer
 from .reference import open_reference as open_reference
 from .registration import registry as registry
