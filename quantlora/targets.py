@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear as NeverCalled
 
 from quantlora.config import LoraConfig
 from quantlora.errors import TargetError
@@ -51,12 +52,11 @@ def find_targets(model: nn.Module, config: LoraConfig, registry: Registry) -> li
 
 def own_modules(model: nn.Module) -> Iterable[tuple[str, nn.Module]]:
     """All modules by path, also under a second path; what is inside a LoRA layer is left out."""
-    inside: tuple[str, ...] = ()
+    inside = None
     for path, module in model.named_modules(remove_duplicate=False):
-        if path.startswith(inside) and inside:
+        if inside is not None and path.startswith(inside):
             continue
-        if isinstance(module, LoraLayer):
-            inside = (*inside, path + ".")
+        inside = f"{path}." if isinstance(module, LoraLayer) else None
         yield path, module
 
 
@@ -103,6 +103,8 @@ def looks_linear(module: nn.Module, registry: Registry) -> bool:
 
     The last makes a packed layer that nobody knows an error in `wrap`, not silently left out.
     """
+    if isinstance(module, NeverCalled):
+        return False
     if isinstance(module, (nn.Linear, LoraLayer)):
         return True
     if any(True for _ in module.children()):
