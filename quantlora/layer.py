@@ -17,6 +17,16 @@ if TYPE_CHECKING:
     from quantlora.quantizer import Quantizer
 
 
+def check_rank(path: str, shape: tuple[int, int], r: int) -> None:
+    """Raise `ConfigError` where rank ``r`` exceeds what ``shape`` can hold."""
+    limit = min(shape)
+    if r > limit:
+        raise ConfigError(
+            f"{path}: rank {r} is larger than the layer ({shape[0]} x {shape[1]}); use "
+            f"r <= {limit}, or give this layer its own rank by rank_pattern."
+        )
+
+
 class LoraLayer(nn.Module):
     """Holds ``base_layer`` and, by adapter name, ``lora_A``, ``lora_B`` and their settings.
 
@@ -133,13 +143,7 @@ class LoraLayer(nn.Module):
 
     def check_rank(self, r: int) -> None:
         """Raise `ConfigError` where rank ``r`` exceeds what the layer's shape can hold."""
-        limit = min(self.out_features, self.in_features)
-        if r > limit:
-            shape = f"{self.out_features} x {self.in_features}"
-            raise ConfigError(
-                f"{self.path}: rank {r} is larger than the layer ({shape}); use r <= {limit}, "
-                f"or give this layer its own rank by rank_pattern."
-            )
+        check_rank(self.path, (self.out_features, self.in_features), r)
 
     def merged_parameters(
         self, names: Sequence[str], weight: Tensor, bias: Tensor | None

@@ -8,7 +8,7 @@ from torch import nn
 
 from quantlora.config import LoraConfig
 from quantlora.errors import AdapterError, BackendError
-from quantlora.layer import LoraLayer
+from quantlora.layer import LoraLayer, check_rank
 from quantlora.quantizer import Quantizer
 from quantlora.registration import Registry
 from quantlora.targets import Target, find_targets
@@ -54,6 +54,7 @@ def _plan(
         own, base = layer.quantizer, layer.base_layer
     else:
         own, base = registry.match(path, layer), layer
+    check_rank(path, own.shape(base), target.r)
     quantizer = _format(path, layer, own, backend, registry)
     wrapper = registry.wrapper(config.variant, base, quantizer, path)
     return PlannedLayer(target, quantizer, quantizer is not own, wrapper)
