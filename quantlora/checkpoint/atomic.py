@@ -2,8 +2,8 @@
 
 The files are written to a staging folder inside ``folder``, flushed to disk, and then shown:
 
-- The folder has no complete set yet: one by one, and the last file completes the set.
-- Only the last file differs: one rename.
+- The folder has no complete set yet: one by one; the last file completes the set.
+- Only one file differs: one rename.
 - Several differ: the whole folder is exchanged for a copy of it with the new files (`swap`).
 
 Readers need no lock. Writers of one folder wait for each other, also across processes.
@@ -30,21 +30,27 @@ STAGING = ".quantlora-"
 Writer = Callable[[Path], object]
 
 
-def write_set(folder: Path, files: Mapping[str, Writer], obsolete: Sequence[str] = ()) -> None:
+def write_set(
+    folder: Path,
+    files: Mapping[str, Writer],
+    obsolete: Sequence[str] = (),
+    within: Path | None = None,
+) -> None:
     """Replace ``files`` in ``folder`` as one.
 
     Args:
-        folder: made where it does not exist; a link in its path is followed.
+        folder: a real path; made where it does not exist.
         files: by name. The last one makes a set complete: no reader takes the folder for an
             adapter without it.
         obsolete: files that another format left and that the new set replaces too.
+        within: writers wait for each other in this folder, ``folder`` itself by default.
 
     Raises:
         AdapterFileError: the folder cannot be written to, or the disk is full.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with locked(folder) as alone:
+        with locked(within or folder) as alone:
             if alone:
                 recover(folder, STAGING)
             _write(folder, files, obsolete)
@@ -63,19 +69,21 @@ def _write(folder: Path, files: Mapping[str, Writer], obsolete: Sequence[str]) -
         for name, write in files.items():
             write(staging / name)
             flush(staging / name)
-        _show(staging, folder, list(files), [one for one in obsolete if (folder / one).exists()])
+        _show(staging, folder, list(files), obsolete)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 
 
-def _show(staging: Path, folder: Path, names: list[str], gone: list[str]) -> None:
-    last = names[-1]
+def _show(staging: Path, folder: Path, names: list[str], obsolete: Sequence[str]) -> None:
+    gone = [name for name in obsolete if (folder / name).exists()]
     changed = [name for name in names if not _same(staging / name, folder / name)]
-    if gone or ((folder / last).exists() and changed not in ([], [last])):
+    if len(changed) > 1 and (gone or (folder / names[-1]).exists()):
         swap(staging, folder, changed, gone)
         return
     for name in changed:
         os.replace(staging / name, folder / name)
+    for name in gone:
+        (folder / name).unlink()
     flush(folder)
 
 
@@ -86,11 +94,12 @@ def _same(new: Path, old: Path) -> bool:
 
 def flush(path: Path) -> None:
     """Have the disk hold ``path``, a file or a folder, before anything that depends on it."""
-    handle = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(handle)
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.EBADF, errno.EACCES):  # no fsync on this kind
+        if error.errno not in (errno.EINVAL, errno.EBADF, errno.EACCES):  # cannot be flushed
             raise
-    finally:
-        os.close(handle)

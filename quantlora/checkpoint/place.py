@@ -17,15 +17,15 @@ SIDE = "quantlora.json"
 DEFAULT = "default"
 
 
-def folder_of(folder: str | os.PathLike[str], adapter: str) -> Path:
-    """The folder that adapter ``adapter`` is saved in; a link in its place is refused."""
+def folders_of(folder: str | os.PathLike[str], adapter: str) -> tuple[Path, Path]:
+    """``folder`` as a real path, and the folder in it that ``adapter`` is saved in."""
     root = Path(os.path.realpath(folder))
     if root.exists() and not root.is_dir():
         raise AdapterFileError(f"{root} is a file: give the folder to save the adapter in.")
     place = root if adapter == DEFAULT else root / adapter
     if Path(os.path.realpath(place)) != place:
         raise AdapterFileError(f"{place} is a link that leads elsewhere: nothing is written there.")
-    return place
+    return root, place
 
 
 def find_folder(

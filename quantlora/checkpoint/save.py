@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from quantlora.checkpoint.atomic import write_set
 from quantlora.checkpoint.config_file import config_text
 from quantlora.checkpoint.keys import file_key, plain_path
-from quantlora.checkpoint.place import CONFIG, PICKLE, WEIGHTS, folder_of
+from quantlora.checkpoint.place import CONFIG, PICKLE, WEIGHTS, folders_of
 from quantlora.checkpoint.target_names import written_targets
 from quantlora.checkpoint.variant_fields import file_config
 from quantlora.checkpoint.weights_file import write_weights
@@ -46,11 +46,16 @@ def save_adapter(
         AdapterFileError: the folder cannot be written to, or a tensor is empty.
     """
     known_adapter(model, adapter_name)
-    return write_adapter(model, folder_of(folder, adapter_name), adapter_name, state_dict)
+    root, place = folders_of(folder, adapter_name)
+    return write_adapter(model, place, adapter_name, state_dict, root)
 
 
 def write_adapter(
-    model: nn.Module, place: Path, adapter: str, state_dict: Mapping[str, Tensor] | None = None
+    model: nn.Module,
+    place: Path,
+    adapter: str,
+    state_dict: Mapping[str, Tensor] | None = None,
+    root: Path | None = None,
 ) -> Path:
     """Write ``adapter`` to the folder ``place`` itself, whatever its name."""
     config = file_config(model, known_adapter(model, adapter), adapter)
@@ -61,7 +66,7 @@ def write_adapter(
         CONFIG: partial(Path.write_text, data=text, encoding="utf-8"),
         WEIGHTS: partial(write_weights, tensors=tensors),
     }
-    write_set(place, files, obsolete=(PICKLE,))
+    write_set(place, files, obsolete=(PICKLE,), within=root)
     return place
 
 
