@@ -29,6 +29,7 @@ from .errors import (
     QuantloraError as QuantloraError,
     TargetError as TargetError,
 )
+from .explain import Explanation as Explanation, explain as explain
 from .hookspecs import hookimpl as hookimpl
 from .initializer import InitContext as InitContext, Initializer as Initializer
 from .layer import LoraLayer as LoraLayer

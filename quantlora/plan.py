@@ -42,12 +42,13 @@ def make_plan(
     if backend != AUTO:
         registry.quantizer(backend)  # unknown, or its library missing: say so before the model
     targets = find_targets(model, config, registry)
-    return [_plan(target, config, backend, adapter, registry) for target in targets]
+    return [plan_layer(target, config, backend, adapter, registry) for target in targets]
 
 
-def _plan(
+def plan_layer(
     target: Target, config: LoraConfig, backend: str, adapter: str, registry: Registry
 ) -> PlannedLayer:
+    """The plan for one target, or the error that `wrap` would raise for it."""
     path, layer = target.path, target.layer
     if isinstance(layer, LoraLayer):
         _check_addable(path, layer, adapter)
@@ -58,6 +59,14 @@ def _plan(
     quantizer = _format(path, layer, own, backend, registry)
     wrapper = registry.wrapper(config.variant, base, quantizer, path)
     return PlannedLayer(target, quantizer, quantizer is not own, wrapper)
+
+
+def check_model(model: nn.Module, plan: list[PlannedLayer]) -> None:
+    """Let each format look at the model as a whole; raises what `wrap` would raise."""
+    as_they_are = [p for p in plan if not (p.quantize or isinstance(p.layer, LoraLayer))]
+    for quantizer in dict.fromkeys(planned.quantizer for planned in as_they_are):
+        layers = {p.path: p.layer for p in as_they_are if p.quantizer is quantizer}
+        quantizer.check_model(model, layers)
 
 
 def _check_addable(path: str, layer: LoraLayer, adapter: str) -> None:

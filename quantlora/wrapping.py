@@ -21,7 +21,7 @@ from quantlora.errors import ConfigError
 from quantlora.initializer import InitContext, Initializer
 from quantlora.layer import LoraLayer
 from quantlora.names import check_name
-from quantlora.plan import AUTO, PlannedLayer, make_plan
+from quantlora.plan import AUTO, PlannedLayer, check_model, make_plan
 from quantlora.quantizer import Quantizer
 from quantlora.reference import Reference, open_reference
 from quantlora.registration import registry
@@ -122,7 +122,7 @@ def _bases(
 ) -> dict[str, nn.Module]:
     """The frozen layer for each path: as it is, or quantized now."""
     bases = {planned.path: planned.layer for planned in plan}
-    _check_model(model, plan)
+    check_model(model, plan)
     todo = [planned for planned in plan if planned.quantize]
     if todo:
         linears = {planned.path: as_linear(planned.layer) for planned in todo}
@@ -140,13 +140,6 @@ def _prepare_others(model: nn.Module, targeted: set[int]) -> None:
         if id(module) not in targeted and not isinstance(module, LoraLayer):
             for quantizer in registry().candidates(module):
                 quantizer.prepare(module, path)
-
-
-def _check_model(model: nn.Module, plan: list[PlannedLayer]) -> None:
-    as_they_are = [p for p in plan if not (p.quantize or isinstance(p.layer, LoraLayer))]
-    for quantizer in dict.fromkeys(planned.quantizer for planned in as_they_are):
-        layers = {p.path: p.layer for p in as_they_are if p.quantizer is quantizer}
-        quantizer.check_model(model, layers)
 
 
 def as_linear(layer: nn.Module) -> nn.Linear:
