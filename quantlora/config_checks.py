@@ -36,6 +36,17 @@ def check_config(config: LoraConfig) -> None:
     _ = config.variant  # two variants at once are refused here
 
 
+def check_supported(config: LoraConfig) -> None:
+    """Raise `ConfigError` for what PEFT can train besides A and B, and quantlora cannot yet."""
+    asked = [name for name in ("modules_to_save", "target_parameters") if getattr(config, name)]
+    asked += ["bias"] if config.bias != "none" else []
+    if asked:
+        raise ConfigError(
+            f"{', '.join(asked)}: quantlora trains only what belongs to an adapter so far. Leave "
+            f"it out, or set requires_grad on those parameters after wrap and save them apart."
+        )
+
+
 def _check_numbers(config: LoraConfig) -> None:
     ranks = {"r": config.r, **_entries("rank_pattern", config.rank_pattern)}
     for name, r in ranks.items():

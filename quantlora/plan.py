@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from quantlora.config import LoraConfig
+from quantlora.config_checks import check_supported
 from quantlora.errors import AdapterError, BackendError
 from quantlora.layer import LoraLayer, check_rank
 from quantlora.quantizer import Quantizer
@@ -39,6 +40,7 @@ def make_plan(
     model: nn.Module, config: LoraConfig, backend: str, adapter: str, registry: Registry
 ) -> list[PlannedLayer]:
     """One `PlannedLayer` for each target, or the error that `wrap` would raise."""
+    check_supported(config)
     if backend != AUTO:
         registry.quantizer(backend)  # unknown, or its library missing: say so before the model
     targets = find_targets(model, config, registry)

@@ -93,19 +93,21 @@ def apply_plan(
     start: Callable[[PlannedLayer, LoraLayer], None],
     quantize_options: Mapping[str, Any] | None = None,
 ) -> None:
-    """Carry out ``plan`` as one transaction; ``start`` gives each new adapter its values."""
+    """Carry out ``plan`` as one transaction; ``start`` gives each new adapter its values.
+
+    A layer that the model has at several paths is one LoRA layer at all of them.
+    """
+    once = list({id(planned.layer): planned for planned in reversed(plan)}.values())[::-1]
     with Transaction(model):
-        bases = _bases(model, plan, quantize_options or {})
-        done: dict[int, LoraLayer] = {}
+        bases = _bases(model, once, quantize_options or {})
+        layers: dict[int, LoraLayer] = {}
+        for planned in once:
+            layer = _lora_layer(planned, bases[planned.path])
+            _add_adapter(layer, planned, config, adapter_name)
+            start(planned, layer)
+            layers[id(planned.layer)] = layer
         for planned in plan:
-            layer = done.get(id(planned.layer))
-            if layer is None:
-                layer = _lora_layer(planned, bases[planned.path])
-                _add_adapter(layer, planned, config, adapter_name)
-                start(planned, layer)
-                done[id(planned.layer)] = layer
-            if layer is not planned.layer:
-                model.set_submodule(planned.path, layer)
+            model.set_submodule(planned.path, layers[id(planned.layer)])
         _finish(model, config, adapter_name)
 
 
@@ -194,7 +196,15 @@ def _finish(model: nn.Module, config: LoraConfig, adapter: str) -> None:
         model.requires_grad_(False)
     set_state(model, AdapterState({**old.configs, adapter: config}, old.active))
     set_adapter(model, adapter)
+    _leave_fast_paths(model)
     transformers_bridge.attach(model)
+
+
+def _leave_fast_paths(model: nn.Module) -> None:
+    """Make torch's own encoder call its layers: its fused kernel reads their weights past LoRA."""
+    for module in model.modules():
+        if isinstance(module, nn.TransformerEncoderLayer):
+            module.activation_relu_or_gelu = 0
 
 
 __all__ = ["Initializer", "Reference", "as_linear", "linear_from", "wrap"]
