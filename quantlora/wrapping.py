@@ -60,7 +60,7 @@ def wrap(
     Raises:
         ConfigError, TargetError, BackendError, LayerError, AdapterError, MissingLibraryError.
     """
-    settings = _config(config, fields)
+    settings = given_config(config, fields)
     check_name(adapter_name)
     initializer = registry().initializer(settings)
     initializer.check(settings)
@@ -111,7 +111,8 @@ def apply_plan(
         _finish(model, config, adapter_name)
 
 
-def _config(config: LoraConfig | None, fields: Mapping[str, Any]) -> LoraConfig:
+def given_config(config: LoraConfig | None, fields: Mapping[str, Any]) -> LoraConfig:
+    """The one config, or the one that ``fields`` make."""
     if config is None:
         return LoraConfig.from_fields(fields)
     if fields:
