@@ -67,11 +67,18 @@ def _write(folder: Path, files: Mapping[str, Writer], obsolete: Sequence[str]) -
     staging = Path(tempfile.mkdtemp(prefix=STAGING, dir=folder))
     try:
         for name, write in files.items():
-            write(staging / name)
-            flush(staging / name)
+            _write_one(staging / name, write)
         _show(staging, folder, list(files), obsolete)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def _write_one(file: Path, write: Writer) -> None:
+    file.touch()
+    mode = file.stat().st_mode
+    write(file)
+    file.chmod(mode)  # the user's umask again: safetensors makes files that only the owner reads
+    flush(file)
 
 
 def _show(staging: Path, folder: Path, names: list[str], obsolete: Sequence[str]) -> None:

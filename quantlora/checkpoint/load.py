@@ -11,11 +11,11 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from quantlora.checkpoint.config_file import read_config
 from quantlora.checkpoint.keys import split_key
 from quantlora.checkpoint.place import find_folder
+from quantlora.checkpoint.read import read_adapter
+from quantlora.checkpoint.side_file import report_differences
 from quantlora.checkpoint.variant_fields import take_file_alpha
-from quantlora.checkpoint.weights_file import read_weights
 from quantlora.config import LoraConfig
 from quantlora.errors import AdapterFileError, ConfigError
 from quantlora.layer import LoraLayer
@@ -64,8 +64,10 @@ def load_adapter(
     """
     check_name(adapter_name)
     place = find_folder(folder, adapter_name, revision, token)
-    config = replace(read_config(place), inference_mode=not is_trainable)
-    put_on(model, config, read_weights(place), adapter_name, str(place), backend)
+    saved = read_adapter(place)
+    config = replace(saved.config, inference_mode=not is_trainable)
+    put_on(model, config, saved.tensors, adapter_name, str(place), backend)
+    report_differences(saved.note, model, adapter_name, str(place))
     return model
 
 

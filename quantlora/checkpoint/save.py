@@ -9,10 +9,11 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from quantlora.checkpoint.atomic import write_set
+from quantlora.checkpoint.atomic import Writer, write_set
 from quantlora.checkpoint.config_file import config_text
 from quantlora.checkpoint.keys import file_key, plain_path
-from quantlora.checkpoint.place import CONFIG, PICKLE, WEIGHTS, folders_of
+from quantlora.checkpoint.place import CONFIG, PICKLE, SIDE, WEIGHTS, folders_of
+from quantlora.checkpoint.side_file import side_text
 from quantlora.checkpoint.target_names import written_targets
 from quantlora.checkpoint.variant_fields import file_config
 from quantlora.checkpoint.weights_file import write_weights
@@ -62,8 +63,9 @@ def write_adapter(
     targets = written_targets(model, config, adapter)
     text = config_text(config, targets, model.__dict__.get("name_or_path") or None)
     tensors = adapter_tensors(model, adapter, state_dict)
-    files: dict[str, Callable[[Path], object]] = {
+    files: dict[str, Writer] = {
         CONFIG: partial(Path.write_text, data=text, encoding="utf-8"),
+        SIDE: partial(Path.write_text, data=side_text(model, adapter), encoding="utf-8"),
         WEIGHTS: partial(write_weights, tensors=tensors),
     }
     write_set(place, files, obsolete=(PICKLE,), within=root)

@@ -1,0 +1,121 @@
+"""``quantlora.json``: what an adapter was trained on, for which PEFT's config has no field.
+
+    {"base": {"class": ..., "fingerprint": ...},
+     "formats": [{"quantizer": ..., "bits": ..., "layers": [...]}, ...],
+     "quantlora": "<version>"}
+
+It is a note to the reader: an adapter loads without it.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+import quantlora
+from quantlora.checkpoint.fingerprint import fingerprint
+from quantlora.checkpoint.keys import plain_path
+from quantlora.checkpoint.place import SIDE
+from quantlora.errors import AdapterWarning
+from quantlora.state import lora_layers
+
+#: Facts about a layer by name; ``quantizer`` is one of them.
+Facts = dict[str, Any]
+
+
+def side_text(model: nn.Module, adapter: str) -> str:
+    """The file's text for ``adapter``."""
+    groups: dict[str, list[str]] = defaultdict(list)
+    for path, facts in _facts(model, adapter).items():
+        groups[json.dumps(facts, sort_keys=True, default=str)].append(path)
+    note = {
+        "base": _base(model),
+        "formats": [json.loads(facts) | {"layers": paths} for facts, paths in groups.items()],
+        "quantlora": quantlora.__version__,
+    }
+    return json.dumps(note, indent=2, sort_keys=True)
+
+
+def read_note(folder: Path) -> dict[str, Any]:
+    """What the file in ``folder`` says; nothing where there is none, or it cannot be read."""
+    file = folder / SIDE
+    try:
+        note = dict(json.loads(file.read_text("utf-8")))
+        _ = note.get("base", {}).get, [one["layers"] for one in note.get("formats", [])]
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, AttributeError, KeyError, TypeError, RecursionError) as error:
+        message = f"{file} cannot be read and is ignored: {error}"
+        warnings.warn(message, AdapterWarning, stacklevel=5)
+        return {}
+    return note
+
+
+def report_differences(note: dict[str, Any], model: nn.Module, adapter: str, source: str) -> None:
+    """Warn, in one `AdapterWarning`, where ``model`` is not what the adapter was trained on."""
+    found = [
+        *_other_base(note.get("base", {}), _base(model)),
+        *_other_formats(note, model, adapter),
+    ]
+    if found:
+        warnings.warn(
+            f"{source}: the adapter was trained on another base: {'; '.join(found)}. It is loaded; "
+            f"evaluate it here before you rely on it.",
+            AdapterWarning,
+            stacklevel=4,
+        )
+
+
+def _base(model: nn.Module) -> dict[str, Any]:
+    return {"class": type(model).__name__, "fingerprint": fingerprint(model)}
+
+
+def _facts(model: nn.Module, adapter: str) -> dict[str, Facts]:
+    """What each layer of the adapter is (or was, before a merge), by path."""
+    facts: dict[str, Facts] = {}
+    for path, layer in lora_layers(model):
+        if adapter in layer.adapters:
+            base, quantizer = layer.plain_base
+            own = {"quantizer": quantizer.name, "group_size": quantizer.group_size(base)}
+            facts[plain_path(path)] = own | quantizer.describe(base)
+    return facts
+
+
+def _other_base(was: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    names = {"class": "its class", "fingerprint": "its norms"}
+    return [
+        f"{words} differ (was {was[name]}, is {now[name]})"
+        for name, words in names.items()
+        if was.get(name) and now[name] and was[name] != now[name]
+    ]
+
+
+def _other_formats(note: dict[str, Any], model: nn.Module, adapter: str) -> list[str]:
+    before = {path: facts for facts in note.get("formats", []) for path in facts["layers"]}
+    places: dict[str, list[str]] = defaultdict(list)
+    for path, now in _facts(model, adapter).items():
+        if difference := _difference(before.get(path, now), now):
+            places[difference].append(path)
+    return [f"{what} ({len(paths)} layers, {paths[0]} first)" for what, paths in places.items()]
+
+
+def _difference(was: Facts, now: Facts) -> str:
+    """In words; how values are stored or computed with is no difference in what they are."""
+    if was.get("quantizer") != now["quantizer"]:
+        return f"{_words(was)}, now {_words(now)}"
+    changed = [
+        name
+        for name in was.keys() & now.keys()
+        if not name.endswith(("dtype", "storage")) and str(was[name]) != str(now[name])
+    ]
+    return ", ".join(f"{n} was {was[n]!r}, is {now[n]!r}" for n in sorted(changed))
+
+
+def _words(facts: Facts) -> str:
+    bits = f" with {facts['bits']} bits" if "bits" in facts else ""
+    return f"{facts.get('quantizer')}{bits}"
