@@ -1,0 +1,55 @@
+"""What a model says about the checkpoint it comes from, and whether that was read right."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from quantlora import BackendError
+from quantlora_gptq.layout import in_features
+from quantlora_gptq.libraries import LIBRARIES, library_of, wrong_reading
+
+
+def check_reading(model: nn.Module, layers: Mapping[str, nn.Module]) -> None:
+    """Raise `BackendError` where the library is known to read this checkpoint wrong."""
+    stored_as = checkpoint_format(model)
+    if stored_as is None:
+        return
+    for path, layer in layers.items():
+        library = library_of(layer)
+        version = _version(library)
+        qweight = getattr(layer, "qweight", None)
+        if library is None or version is None or qweight is None:
+            continue
+        bits = qweight.shape[0] * 32 // in_features(layer)
+        if wrong := wrong_reading(library, version, stored_as, bits):
+            raise BackendError(
+                f"{path}: {library} {version} reads {bits}-bit checkpoints of the format "
+                f"{stored_as!r} wrong: {wrong.reason}. Mend it with: {wrong.fix}"
+            )
+
+
+def checkpoint_format(model: nn.Module) -> str | None:
+    """``"gptq"`` (v1) or ``"gptq_v2"``, as the config says; None where there is no config."""
+    for holder in (getattr(model, "config", None), model):
+        for name in ("quantization_config", "quantize_config"):
+            config = getattr(holder, name, None)
+            if config is not None:
+                return _format(config)
+    return None
+
+
+def _format(config: Any) -> str:
+    """Configs without the field are from before v2."""
+    fields = config if isinstance(config, Mapping) else vars(config)
+    value = fields.get("checkpoint_format") or fields.get("format") or "gptq"
+    return str(getattr(value, "value", value))
+
+
+def _version(library: str | None) -> str | None:
+    if library is None:
+        return None
+    found = LIBRARIES[library].check()
+    return found.version.split(",")[0] if found.version else None

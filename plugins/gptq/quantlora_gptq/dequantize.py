@@ -1,0 +1,56 @@
+"""From packed buffers to a float matrix, bit for bit as the libraries do it.
+
+    W[o, i] = scales[g(i), o] · (code[o, i] - zero[g(i), o])
+
+The difference of two small integers is exact in every float dtype, so the one rounding is that of
+the product, in the dtype of the scales. Everything is vectorised torch; it is compiled only where
+``QUANTLORA_GPTQ_COMPILE=1`` asks for it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from functools import cache
+
+import torch
+from torch import Tensor, nn
+
+from quantlora_gptq.layout import Layout, layout, tensor
+from quantlora_gptq.packing import unpack
+
+#: Set to 1 to compile the arithmetic with `torch.compile`.
+COMPILE = "QUANTLORA_GPTQ_COMPILE"
+
+
+def dequantize(layer: nn.Module) -> Tensor:
+    """``(out_features, in_features)`` in the dtype of the scales."""
+    return _matrix()(
+        tensor(layer, "qweight"), tensor(layer, "qzeros"), tensor(layer, "scales"), layout(layer)
+    )
+
+
+def codes(qweight: Tensor, own: Layout) -> Tensor:
+    """Codes uint8 ``(out_features, in_features)``."""
+    return unpack(qweight.t(), own.bits)[:, : own.in_features]
+
+
+def zeros(qzeros: Tensor, own: Layout) -> Tensor:
+    """Zero-points int16 ``(out_features, groups)``."""
+    stored = unpack(qzeros, own.bits)[:, : own.out_features].to(torch.int16) + own.zero_offset
+    return (stored & (2**own.bits - 1) if own.zero_wraps else stored).t()
+
+
+def matrix(qweight: Tensor, qzeros: Tensor, scales: Tensor, own: Layout) -> Tensor:
+    """``(out_features, in_features)`` from the three buffers."""
+    weight = codes(qweight, own).to(scales.dtype)
+    zero, scale = zeros(qzeros, own).to(scales.dtype), scales.t()
+    if own.group_index is not None:
+        return weight.sub_(zero[:, own.group_index]).mul_(scale[:, own.group_index])
+    grouped = weight.view(own.out_features, own.groups, -1)
+    return grouped.sub_(zero.unsqueeze(-1)).mul_(scale.unsqueeze(-1)).view_as(weight)
+
+
+@cache
+def _matrix() -> Callable[[Tensor, Tensor, Tensor, Layout], Tensor]:
+    return torch.compile(matrix) if os.environ.get(COMPILE) == "1" else matrix

@@ -1,0 +1,104 @@
+"""The two libraries that bring GPTQ layers: which is here, which is used, which reads what wrong.
+
+Metadata only; neither torch nor the libraries are imported.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from packaging.specifiers import SpecifierSet
+
+from quantlora import AllOf, AnyOf, Check, Requirement
+
+GPTQMODEL = Requirement(
+    "gptqmodel>=2.0.0",
+    fix='BUILD_CUDA_EXT=0 pip install "gptqmodel>=2.0.0" "optimum>=1.24.0"',
+    incompatible=(
+        "Found an incompatible version of gptqmodel. Found version {found}, "
+        "but only versions 2.0.0 and above are supported"
+    ),
+)
+OPTIMUM = Requirement(
+    "optimum>=1.24.0",
+    missing="gptqmodel requires optimum version `1.24.0` or higher to be installed.",
+    incompatible="gptqmodel requires optimum version `1.24.0` or higher to be installed.",
+)
+AUTO_GPTQ = Requirement(
+    "auto-gptq>=0.5.0",
+    fix='pip install "auto-gptq>=0.5.0" "transformers<5"',
+    incompatible=(
+        "Found an incompatible version of auto-gptq. Found version {found}, "
+        "but only versions above 0.5.0 are supported"
+    ),
+)
+
+#: By the import name of the library a layer comes from.
+LIBRARIES: dict[str, Requirement | AllOf] = {
+    "gptqmodel": AllOf((GPTQMODEL, OPTIMUM)),
+    "auto_gptq": AUTO_GPTQ,
+}
+
+REQUIRES = AnyOf(
+    tuple(LIBRARIES.values()),
+    order="Transformers and optimum load GPTQ checkpoints with gptqmodel where they find it, and "
+    "it quantizes; layers that auto-gptq itself has loaded are wrapped as well",
+)
+
+CHECK = Check("gptq", requires=(REQUIRES,))
+
+
+def library_of(layer: object) -> str | None:
+    """``"gptqmodel"`` or ``"auto_gptq"``, by where the layer's classes come from."""
+    roots = (cls.__module__.partition(".")[0] for cls in type(layer).__mro__)
+    return next((root for root in roots if root in LIBRARIES), None)
+
+
+@dataclass(frozen=True)
+class WrongReading:
+    """Checkpoints that some versions of a library read wrong, without an error of their own."""
+
+    library: str
+    versions: str
+    checkpoint_format: str
+    bits: tuple[int, ...]
+    reason: str
+    fix: str
+
+    def applies(self, library: str, version: str, checkpoint_format: str, bits: int) -> bool:
+        return (
+            library == self.library
+            and checkpoint_format == self.checkpoint_format
+            and bits in self.bits
+            and SpecifierSet(self.versions).contains(version, prereleases=True)
+        )
+
+
+#: Found by loading (2.0.0, 2.2.0, 5.8.0, 0.7.1) and by reading the sources in between.
+WRONG_READINGS = (
+    WrongReading(
+        "gptqmodel", "<2.1.0", "gptq", (2, 3, 4, 8),
+        "it leaves the zero-points of v1 checkpoints as they are stored, one too small",
+        'pip install "gptqmodel>=2.1.0"',
+    ),
+    WrongReading(
+        "gptqmodel", "<7.0.0", "gptq", (3,),
+        "it converts the 3-bit zero-points of v1 checkpoints, which straddle words, wrongly",
+        'pip install "gptqmodel>=7.0.0"',
+    ),
+    WrongReading(
+        "auto_gptq", "", "gptq_v2", (2, 3, 4, 8),
+        "it adds 1 to zero-points that are complete in v2 checkpoints",
+        'pip uninstall auto-gptq; pip install "gptqmodel>=2.0.0" "optimum>=1.24.0"',
+    ),
+)  # fmt: skip
+
+
+def wrong_reading(
+    library: str, version: str, checkpoint_format: str, bits: int
+) -> WrongReading | None:
+    """What this version is known to do wrong with such a checkpoint, if anything."""
+    matching = (
+        one for one in WRONG_READINGS if one.applies(library, version, checkpoint_format, bits)
+    )
+    return next(matching, None)
