@@ -28,8 +28,8 @@ class NormalFloatLinear(nn.Module):
         block_size: neighbours along a row that share a scale.
         double_quant: keep the scales in 8 bits.
         ordered: the groups are not neighbours; the codes are stored in the order kept in `order`.
-        dtype: what `dequantize` returns and the bias is in; follows ``.to(dtype)``. The scales,
-            zero-points and levels stay in float32 whatever is asked for.
+        dtype: that of `weight` and of the bias; follows ``.to(dtype)``. The scales, zero-points
+            and levels stay in float32 whatever is asked for.
     """
 
     packed: Tensor
@@ -73,8 +73,8 @@ class NormalFloatLinear(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """`dequantize`, under the name by which code that knows `nn.Linear` asks for it."""
-        return self.dequantize()
+        """`dequantize` in `dtype`, under the name that code which knows `nn.Linear` asks for."""
+        return self.dequantize(self.dtype)
 
     def codes(self) -> Tensor:
         """The codes as uint8 ``(out_features, in_features)``."""
@@ -86,13 +86,13 @@ class NormalFloatLinear(nn.Module):
         """The group of each input ``(in_features,)``; None when groups are neighbours."""
         return None if self.order is None else torch.argsort(self.order) // self.block_size
 
-    def dequantize(self) -> Tensor:
-        """The weight ``(out_features, in_features)`` in `dtype`; a new tensor."""
+    def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """The weight ``(out_features, in_features)``, rounded to ``dtype`` once; a new tensor."""
         count = self.in_features * self.out_features
         values = look_up(self.packed, self.levels, count)
         values = values.view(self.out_features, self.in_features)
         values = decode(values, self.scales(), self.zeros, self.block_size)
-        return self._in_order(values).to(self.dtype)
+        return self._in_order(values).to(dtype)
 
     def _in_order(self, columns: Tensor) -> Tensor:
         """Stored columns, each at the place of its input."""
@@ -100,7 +100,7 @@ class NormalFloatLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         bias = None if self.bias is None else self.bias.to(x.dtype)
-        return F.linear(x, self.dequantize().to(x.dtype), bias)
+        return F.linear(x, self.dequantize(x.dtype), bias)
 
     def extra_repr(self) -> str:
         return (

@@ -32,14 +32,17 @@ class NormalFloatQuantizer(Quantizer):
     def dequantize(self, layer: nn.Module) -> Tensor:
         return _own(layer).dequantize()
 
+    def dequantize_to(self, layer: nn.Module, dtype: torch.dtype) -> Tensor:
+        return _own(layer).dequantize(dtype)
+
     @torch.no_grad()
     def quantize(
         self, linear: nn.Linear, like: nn.Module | None = None, **options: Any
     ) -> nn.Module:
-        """Pack ``linear``; its weight's dtype becomes that of `dequantize`.
+        """Pack ``linear``.
 
         Args:
-            like: take the settings of this layer.
+            like: take the settings of this layer, its dtype too.
             options: ``bits`` 2, 3, 4 (default) or 8, ``quant_type`` "nf" or "uniform",
                 ``block_size``, ``double_quant``; see `NormalFloatLinear`.
 
@@ -47,7 +50,7 @@ class NormalFloatQuantizer(Quantizer):
             BackendError: other bits, or a weight that is not finite. MissingLibraryError: no scipy.
         """
         if like is not None:
-            options = settings(_own(like))
+            options = {**settings(_own(like)), "dtype": _own(like).dtype}
         return _pack(linear, "weight", **options)
 
     @torch.no_grad()
@@ -103,17 +106,17 @@ def _own(layer: nn.Module) -> NormalFloatLinear:
 def _pack(linear: nn.Linear, where: str, bits: int = 4, **options: Any) -> NormalFloatLinear:
     weight = linear.weight.detach()
     _check(weight, where, bits)
+    options = {"dtype": weight.dtype, **options}
     packed = NormalFloatLinear(
-        linear.in_features, linear.out_features, bias=False, bits=bits, device="meta",
-        dtype=weight.dtype, **options,
-    )  # fmt: skip
+        linear.in_features, linear.out_features, bias=False, bits=bits, device="meta", **options
+    )
     levels = level_table(bits, packed.quant_type).to(weight.device)
     uniform = packed.quant_type == "uniform"
     encoded = encode(weight, levels, packed.block_size, zeros=uniform)
     packed.packed, packed.levels, packed.zeros = pack(encoded.codes, bits), levels, encoded.zeros
     packed.scales.store(encoded.scales)
     if linear.bias is not None:
-        packed.bias = nn.Parameter(linear.bias.detach().clone(), requires_grad=False)
+        packed.bias = nn.Parameter(linear.bias.detach().to(packed.dtype, copy=True), False)
     return packed.train(linear.training)
 
 
