@@ -9,8 +9,10 @@ from quantlora.testing.forward import ForwardTests
 from quantlora.testing.gradients import GradientTests
 from quantlora.testing.memory import MemoryTests
 from quantlora.testing.merging import MergeTests
+from quantlora.testing.operation_suite import OperationTests
 from quantlora.testing.quantize import QuantizeTests
 from quantlora.testing.recognition import RecognitionTests
+from quantlora.testing.roundtrip import RoundTripTests
 
 
 class QuantizerSuite(
@@ -23,6 +25,7 @@ class QuantizerSuite(
     CopyTests,
     AdapterTests,
     MergeTests,
+    RoundTripTests,
 ):
     """Subclass it as ``class TestMyFormat(QuantizerSuite)`` and set ``quantizer``.
 

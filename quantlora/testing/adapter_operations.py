@@ -1,0 +1,137 @@
+"""Operations on adapters: from adding one to a mixed batch of several."""
+
+from __future__ import annotations
+
+import tempfile
+
+import torch
+
+from quantlora.adapters import (
+    adapters_disabled,
+    delete_adapter,
+    disable_adapters,
+    enable_adapters,
+    rename_adapter,
+    set_adapter,
+)
+from quantlora.checkpoint.load import load_adapter
+from quantlora.checkpoint.save import save_adapter
+from quantlora.mixed_batch import mixed_batch
+from quantlora.testing import reference
+from quantlora.testing.base import SuiteBase
+from quantlora.testing.operations import check, expected, one_adapter, operation, two_adapters
+
+
+@operation("add")
+def _add(suite: SuiteBase) -> None:
+    model, x = two_adapters(suite)
+    check(suite, model, x, "second")
+
+
+@operation("save, load")
+def _save_and_load(suite: SuiteBase) -> None:
+    model, x = one_adapter(suite)
+    before = model(x)
+    with tempfile.TemporaryDirectory() as folder:
+        save_adapter(model, folder)
+        delete_adapter(model, "default")
+        load_adapter(model, folder, "again")
+    assert torch.equal(model(x), before)
+
+
+@operation("set one")
+def _set_one(suite: SuiteBase) -> None:
+    model, x = two_adapters(suite)
+    set_adapter(model, "default")
+    check(suite, model, x, "default")
+
+
+@operation("set several")
+def _set_several(suite: SuiteBase) -> None:
+    model, x = two_adapters(suite)
+    set_adapter(model, ["default", "second"])
+    check(suite, model, x, "default", "second")
+
+
+@operation("disable, enable")
+def _disable_and_enable(suite: SuiteBase) -> None:
+    model, x = one_adapter(suite)
+    disable_adapters(model)
+    check(suite, model, x)
+    enable_adapters(model)
+    check(suite, model, x, "default")
+    with adapters_disabled(model):
+        check(suite, model, x)
+    check(suite, model, x, "default")
+
+
+@operation("rename")
+def _rename(suite: SuiteBase) -> None:
+    model, x = one_adapter(suite)
+    before = model(x)
+    rename_adapter(model, "default", "renamed")
+    assert torch.equal(model(x), before)
+    check(suite, model, x, "renamed")
+
+
+@operation("delete")
+def _delete(suite: SuiteBase) -> None:
+    model, x = two_adapters(suite)
+    delete_adapter(model, "second")
+    check(suite, model, x)
+    set_adapter(model, "default")
+    check(suite, model, x, "default")
+
+
+@operation("rsLoRA")
+def _rslora(suite: SuiteBase) -> None:
+    model, x = two_adapters(suite, use_rslora=True)
+    assert model.lora.scaling["second"] == 2
+    check(suite, model, x, "second")
+
+
+@operation("DoRA")
+def _dora(suite: SuiteBase) -> None:
+    """Also beside a plain adapter that was there before."""
+    model, x = two_adapters(suite, use_dora=True)
+    with torch.no_grad():
+        model.lora.adapter_tensors("second")["lora_magnitude_vector"] *= 1.25
+    set_adapter(model, ["default", "second"])
+    check(suite, model, x, "default", "second")
+
+
+@operation("lora_bias")
+def _lora_bias(suite: SuiteBase) -> None:
+    model, x = two_adapters(suite, lora_bias=True)
+    with torch.no_grad():
+        model.lora.adapter_tensors("second")["lora_B.bias"].normal_()
+    check(suite, model, x, "second")
+
+
+@operation("mixed batch")
+def _mixed_batch(suite: SuiteBase) -> None:
+    model, x = two_adapters(suite, use_dora=True)
+    names = ["default", "__base__", "second", "default", "second", "__base__"]
+    rows = [() if name == "__base__" else (name,) for name in names]
+    wanted = [expected(model, x[i : i + 1], row) for i, row in enumerate(rows)]
+    with mixed_batch(model, names):
+        error = reference.relative(model(x), torch.cat(wanted))
+    assert error <= suite.tolerance(model.lora.base_layer, x.dtype)
+
+
+@operation("mixed batch, training")
+def _mixed_batch_training(suite: SuiteBase) -> None:
+    """Each adapter's gradient comes from its own samples, x's from the base too."""
+    model, x = two_adapters(suite)
+    set_adapter(model, ["default", "second"])
+    with mixed_batch(model, ["default"] * 3 + ["__base__"] * 3):
+        model(x).sum().backward()
+    mixed = model.lora.factors("default")[1].weight.grad
+    assert mixed is not None
+    assert model.lora.factors("second")[1].weight.grad is None
+    model.zero_grad()
+    set_adapter(model, "default")
+    model(x[:3]).sum().backward()
+    alone = model.lora.factors("default")[1].weight.grad
+    assert alone is not None
+    assert reference.relative(mixed, alone) <= suite.tolerance(model.lora.base_layer, x.dtype)

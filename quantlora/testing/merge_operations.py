@@ -1,0 +1,71 @@
+"""Operations that fold adapters into the base, and take them out."""
+
+from __future__ import annotations
+
+import torch
+
+from quantlora.adapters import set_adapter
+from quantlora.merging import merge, merge_and_unload, unmerge
+from quantlora.testing import reference
+from quantlora.testing.base import SuiteBase
+from quantlora.testing.operations import check, expected, one_adapter, operation, two_adapters
+
+
+@operation('merge(mode="requantize")', packs=True)
+def _merge_requantize(suite: SuiteBase) -> None:
+    """The layer computes with its new weight, which is as close as packing allows."""
+    model, x = two_adapters(suite)
+    merge(model, ["default", "second"])
+    lora, weight = model.lora, model.lora.plain_base[1].dequantize(model.lora.plain_base[0])
+    wanted = weight.double() + sum(lora.delta_weight(n, weight).double() for n in lora.merged)
+    assert lora.quantizer.name == suite.quantizer
+    error = (lora.dequantize().double() - wanted).norm() / wanted.norm()
+    assert error <= max(suite.closeness, 1e-6)
+    bias = 0 if lora.bias is None else reference.float64(lora.bias)
+    product = reference.float64(x) @ reference.float64(lora.dequantize()).t() + bias
+    assert reference.relative(model(x), product) <= suite.tolerance(lora.base_layer, x.dtype)
+
+
+@operation('merge(mode="dequantize")')
+def _merge_dequantize(suite: SuiteBase) -> None:
+    model, x = two_adapters(suite, use_dora=True, lora_bias=True)
+    merge(model, ["default", "second"], mode="dequantize")
+    check(suite, model, x, "default", "second")
+
+
+@operation('merge(mode="keep")')
+def _merge_keep(suite: SuiteBase) -> None:
+    model, x = one_adapter(suite)
+    merge(model, mode="keep")
+    assert bool(model.lora.merged) == (suite.quantizer == "float")
+    check(suite, model, x, "default")
+
+
+@operation("merge one, keep another active")
+def _merge_one(suite: SuiteBase) -> None:
+    """The one that is not merged refers to the base from before, also for DoRA."""
+    model, x = two_adapters(suite, use_dora=True)
+    set_adapter(model, ["default", "second"])
+    merge(model, "default", mode="dequantize")
+    check(suite, model, x, "default", "second")
+
+
+@operation("unmerge")
+def _unmerge(suite: SuiteBase) -> None:
+    model, x = two_adapters(suite)
+    weight, before = model.lora.dequantize().clone(), model(x)
+    merge(model, mode="requantize" if suite.format.can_quantize else "dequantize")
+    merge(model, "second", mode="dequantize")
+    unmerge(model)
+    assert torch.equal(model.lora.dequantize(), weight)
+    assert torch.equal(model(x), before)
+
+
+@operation("merge_and_unload")
+def _merge_and_unload(suite: SuiteBase) -> None:
+    model, x = one_adapter(suite)
+    wanted = expected(model, x, ("default",))
+    layer = model.lora.base_layer
+    merge_and_unload(model, mode="dequantize")
+    assert type(model.proj) is torch.nn.Linear
+    assert reference.relative(model(x), wanted) <= suite.tolerance(layer, x.dtype)
