@@ -1,8 +1,32 @@
-"""``quantlora finetune``."""
+"""``quantlora finetune``: the options are the fields of `FinetuneOptions`."""
 
 from __future__ import annotations
 
+from quantlora.cli.dataclass_command import command_of
+from quantlora.finetune.options import FinetuneOptions
 
-def finetune() -> None:
-    """Fine-tune a quantized model with LoRA."""
-    raise NotImplementedError
+
+def _run(options: FinetuneOptions, given: frozenset[str]) -> None:
+    """Fine-tune a language model with LoRA over quantized weights.
+
+    Without any option it is a demonstration that needs no account and no hub: Gemma 3 with 270
+    million parameters is quantized to 4 bits and learns the Python language reference, in a few
+    minutes on two CPU cores.
+
+    The output folder gets the adapter (as PEFT has it), report.json, loss.png and a model card.
+    Interrupted, it loses at most the steps since the last checkpoint; **--resume** goes on.
+
+    **Examples**
+
+    - `quantlora finetune`
+    - `quantlora finetune --model Qwen/Qwen3-0.6B --data chats.jsonl --steps 200 -o my-adapter`
+    - `quantlora finetune --model ./my-model --data notes.txt --bits 8 --rank 32`
+    - `quantlora finetune --model ./my-model --data my-org/my-data:en --variant dora`
+    - `quantlora finetune --resume --output my-adapter`
+    """
+    from quantlora.finetune.terminal import run_for_terminal
+
+    run_for_terminal(options, given)
+
+
+finetune = command_of(FinetuneOptions, _run)

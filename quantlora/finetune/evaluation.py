@@ -1,0 +1,82 @@
+"""What is measured: perplexity on held-out examples, and a continuation to read."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from quantlora.finetune.dataset import Collate, to_device
+from quantlora.finetune.examples import Example, Tokens
+
+#: Tokens of the held-out example that are shown as a prompt, and those that are generated.
+PROMPT, CONTINUATION = 24, 40
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One look at the model."""
+
+    perplexity: float
+    prompt: str
+    continuation: str
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@torch.no_grad()
+def perplexity(
+    model: PreTrainedModel, examples: Sequence[Example], collate: Collate, batch_size: int
+) -> float:
+    """exp of the mean negative log-likelihood of the tokens to predict; inf if it overflows."""
+    total, count = 0.0, 0
+    with evaluating(model):
+        for start in range(0, len(examples), batch_size):
+            part = examples[start : start + batch_size]
+            tokens = sum(one.learned for one in part)
+            batch = to_device(collate(part), model.device)
+            total += float(model(**batch, use_cache=False).loss) * tokens
+            count += tokens
+    mean = total / count
+    return math.exp(mean) if mean < 700 else math.inf
+
+
+@torch.no_grad()
+def continuation(model: PreTrainedModel, tokens: Tokens, prompt: str) -> str:
+    """The most likely next tokens, one after the other."""
+    ids = torch.tensor([tokens.starting(prompt)], device=model.device)
+    generate: Any = model.generate
+    with evaluating(model):
+        whole = generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=CONTINUATION,
+            do_sample=False,
+            pad_token_id=(tokens.eos or tokens.bos or [0])[0],
+        )
+    text: str = tokens.tokenizer.decode(whole[0, ids.shape[1] :], skip_special_tokens=True)
+    return text
+
+
+def prompt_of(example: Example, tokens: Tokens) -> str:
+    """The start of a held-out example: its prompt, or the first tokens of a text."""
+    count = example.given if example.given > 1 else min(PROMPT, len(example.input_ids) // 2)
+    text: str = tokens.tokenizer.decode(example.input_ids[:count], skip_special_tokens=True)
+    return text
+
+
+@contextmanager
+def evaluating(model: PreTrainedModel) -> Iterator[None]:
+    """Without dropout within the block."""
+    was_training = model.training
+    model.train(False)
+    try:
+        yield
+    finally:
+        model.train(was_training)

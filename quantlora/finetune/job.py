@@ -1,0 +1,128 @@
+"""`finetune`: the whole way, from options to an adapter with its report. Read this file first."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console
+from transformers import PreTrainedModel, set_seed
+
+from quantlora.checkpoint.save import save_adapter
+from quantlora.finetune.base_model import BaseModel, find_base, load_model
+from quantlora.finetune.card import write_card
+from quantlora.finetune.dataset import Dataset, collate_with, load_dataset
+from quantlora.finetune.evaluation import Measurement, continuation, perplexity, prompt_of
+from quantlora.finetune.examples import Tokens
+from quantlora.finetune.limits import explained, require_disk, require_libraries
+from quantlora.finetune.options import FinetuneOptions
+from quantlora.finetune.plot import plot_losses
+from quantlora.finetune.quantization import choose_adaptation
+from quantlora.finetune.report import make_report, model_facts
+from quantlora.finetune.run_folder import REPORT, RunFolder, open_run, write_json
+from quantlora.finetune.show import Show
+from quantlora.finetune.trainer import Training, train
+
+
+def finetune(
+    options: FinetuneOptions, given: Collection[str] = (), console: Console | None = None
+) -> dict[str, Any]:
+    """Fine-tune as ``options`` say; leave adapter, report, plot and card in ``options.output``.
+
+    Args:
+        given: names of the options that were chosen, not left at their defaults; a resumed run
+            refuses those that contradict it.
+        console: where to show what happens; by default, nowhere.
+
+    Returns:
+        The report, as in ``report.json``.
+
+    Raises:
+        QuantloraError: the options, the model, the data or the folder will not do; the message
+            says what to change.
+    """
+    show = Show(console or Console(quiet=True))
+    require_libraries()
+    run, options = open_run(options, given)
+    if run.is_finished and run.steps_done >= options.steps:
+        show.finished_already(run.path, options.steps)
+        return dict(json.loads((run.path / REPORT).read_text("utf-8")))
+    with explained(options):
+        job = prepare(options, run, show)
+        before = job.before()
+        show.measurement("before", before)
+        training = train(job.model, job.data, job.collate, options, run, show.console)
+        after = job.measure()
+        show.measurement("after", after)
+        report = job.leave(training, before, after)
+    show.result(run.path, report)
+    return report
+
+
+@dataclass
+class Job:
+    """A run that is ready to train: everything is loaded and checked."""
+
+    options: FinetuneOptions
+    run: RunFolder
+    base: BaseModel
+    tokens: Tokens
+    data: Dataset
+    model: PreTrainedModel
+
+    def __post_init__(self) -> None:
+        self.collate = collate_with(self.base.padding)
+
+    def measure(self) -> Measurement:
+        prompt = self.options.prompt or prompt_of(self.data.held_out[0], self.tokens)
+        answer = continuation(self.model, self.tokens, prompt)
+        size = self.options.batch_size
+        held_out = perplexity(self.model, self.data.held_out, self.collate, size)
+        return Measurement(held_out, prompt, answer)
+
+    def before(self) -> Measurement:
+        """The measurement before the first step; a resumed run has it on record."""
+        if not self.run.record:
+            before = self.measure().as_json()
+            self.run.record = {"data": self.data.fingerprint, "before": before}
+        self.run.begin(options=self.options.as_json())
+        return Measurement(**self.run.record["before"])
+
+    def leave(self, training: Training, before: Measurement, after: Measurement) -> dict[str, Any]:
+        """Write everything into the folder; the report last, for it says that all is there."""
+        folder = self.run.path
+        measured = (training, before, after)
+        report = make_report(self.base, self.model, self.data, self.options, *measured)
+        save_adapter(self.model, folder)
+        plot_losses(folder / "loss.png", f"{self.base.name}, {self.data.name}", *measured)
+        write_card(folder / "README.md", report, self.base)
+        write_json(folder / REPORT, report)
+        return report
+
+
+def prepare(options: FinetuneOptions, run: RunFolder, show: Show) -> Job:
+    """Load and check: what is quick to check, first."""
+    show.beginning(options, run.steps_done)
+    base = find_base(options)
+    tokens = Tokens(base.tokenizer)
+    data = load_dataset(options, tokens)
+    run.check_same_data(data.fingerprint)
+    adaptation = choose_adaptation(base, options)
+    show.loading(base.name, data.facts())
+    set_seed(options.seed)  # A's first values
+    model = adaptation.apply(load_model(base, options.dtype))
+    if not base.is_quantized:
+        model.to(_device())
+    facts = model_facts(model)
+    require_disk(run.path, facts["trained_parameters"])
+    show.model(facts)
+    return Job(options, run, base, tokens, data, model)
+
+
+def _device() -> Any:
+    """Where Trainer is going to train."""
+    from accelerate import PartialState
+
+    return PartialState().device

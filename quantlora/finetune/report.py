@@ -1,0 +1,99 @@
+"""``report.json``: what was trained, on what, with what, and what it brought."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import sys
+from collections import Counter
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from quantlora.finetune.base_model import BaseModel
+from quantlora.finetune.dataset import Dataset
+from quantlora.finetune.evaluation import Measurement
+from quantlora.finetune.options import FinetuneOptions
+from quantlora.finetune.trainer import Training
+from quantlora.state import lora_layers
+
+#: Changes when a field changes its meaning.
+FORMAT = 1
+
+
+def make_report(
+    base: BaseModel,
+    model: PreTrainedModel,
+    data: Dataset,
+    options: FinetuneOptions,
+    training: Training,
+    before: Measurement,
+    after: Measurement,
+) -> dict[str, Any]:
+    """All figures are plain JSON; seconds, bytes and counts are in the fields' names."""
+    return {
+        "format": FORMAT,
+        "model": {"name": base.name, "place": base.place, **model_facts(model)},
+        "data": data.facts(),
+        "perplexity": {
+            "before": before.perplexity,
+            "after": after.perplexity,
+            "fall_percent": fall(before, after),
+        },
+        "sample": {
+            "prompt": before.prompt,
+            "before": before.continuation,
+            "after": after.continuation,
+        },
+        "training": training.as_json(),
+        "options": options.as_json(),
+        "machine": _machine(),
+        "versions": _versions(),
+    }
+
+
+def fall(before: Measurement, after: Measurement) -> float:
+    """By how many percent the perplexity fell."""
+    return round(100 * (1 - after.perplexity / before.perplexity), 2)
+
+
+def model_facts(model: PreTrainedModel) -> dict[str, Any]:
+    """Formats by number of layers, and the size of what is trained."""
+    layers = [layer for _, layer in lora_layers(model)]
+    trained = [p for p in model.parameters() if p.requires_grad]
+    return {
+        "formats": dict(Counter(layer.quantizer.name for layer in layers)),
+        "adapted_layers": len(layers),
+        "trained_parameters": sum(p.numel() for p in trained),
+        "compute_dtype": str(model.dtype).removeprefix("torch."),
+        "device": model.device.type,
+    }
+
+
+def _machine() -> dict[str, Any]:
+    facts: dict[str, Any] = {
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "threads": torch.get_num_threads(),
+        "peak_memory_bytes": _peak_memory(),
+    }
+    if torch.cuda.is_available():
+        facts["accelerator"] = torch.cuda.get_device_name()
+        facts["peak_accelerator_bytes"] = torch.cuda.max_memory_allocated()
+    return facts
+
+
+def _peak_memory() -> int | None:
+    """Of this process; None where the system does not tell."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _versions() -> dict[str, str]:
+    wanted = ("quantlora", "torch", "transformers", "accelerate")
+    return {name: importlib.metadata.version(name) for name in wanted}
