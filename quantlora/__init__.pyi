@@ -29,7 +29,7 @@ from .errors import (
     QuantloraError as QuantloraError,
     TargetError as TargetError,
 )
-from .explain import explain as explain
+from .explaining import explain as explain
 from .explanation import Explanation as Explanation, LayerRow as LayerRow
 from .hookspecs import hookimpl as hookimpl
 from .initializer import InitContext as InitContext, Initializer as Initializer
