@@ -1,0 +1,198 @@
+"""``bitsandbytes_8bit``: its codes wherever upstream keeps them, silent, LLM.int8 on demand."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import warnings
+from typing import Any
+
+import bitsandbytes as bnb
+import pytest
+import torch
+from quantlora_bnb.llm_int8 import int8_activations
+from torch import Tensor, nn
+
+import quantlora
+from quantlora import BackendError, Quantizer
+
+LOGGER = "bitsandbytes.autograd._functions"
+
+
+def linear(dtype: torch.dtype = torch.float32, bias: bool = True) -> nn.Linear:
+    torch.manual_seed(0)
+    return nn.Linear(128, 96, bias, dtype=dtype)
+
+
+def upstreams(source: nn.Linear, threshold: float = 0.0) -> nn.Module:
+    """The layer that bitsandbytes makes of ``source`` when it is moved."""
+    size = (source.in_features, source.out_features)
+    layer = bnb.nn.Linear8bitLt(*size, has_fp16_weights=False, threshold=threshold)
+    layer.weight = bnb.nn.Int8Params(source.weight.detach().clone(), requires_grad=False)
+    layer.bias = nn.Parameter(source.bias.detach().clone(), False)
+    return layer.to("cpu")
+
+
+def wrapped(layer: nn.Module, **fields: Any) -> nn.Sequential:
+    return quantlora.wrap(nn.Sequential(layer), **{"r": 4, "target_modules": ["0"], **fields})
+
+
+def distance(actual: Tensor, wanted: Tensor) -> float:
+    actual, wanted = actual.detach().double(), wanted.detach().double()
+    return float((actual - wanted).norm() / wanted.norm())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_quantize_packs_what_upstream_packs(eight_bit: Quantizer, dtype: torch.dtype) -> None:
+    ours, theirs = eight_bit.quantize(linear(dtype)), upstreams(linear(dtype))
+    assert ours.weight.dtype == torch.int8
+    assert torch.equal(ours.weight.data, theirs.weight.data)
+    assert torch.equal(ours.weight.SCB, theirs.weight.SCB)
+
+
+def test_dequantize_is_code_times_scale(eight_bit: Quantizer) -> None:
+    layer = eight_bit.quantize(linear())
+    codes, absmax = layer.weight.data.double(), layer.weight.SCB.double()
+    assert distance(eight_bit.dequantize(layer), codes * absmax[:, None] / 127) < 1e-7
+
+
+@pytest.mark.parametrize("mode", ["eval", "train"])
+def test_codes_are_found_after_upstreams_forward(eight_bit: Quantizer, mode: str) -> None:
+    """The first forward moves CB and SCB from the weight to ``layer.state``."""
+    layer = upstreams(linear())
+    wanted = eight_bit.dequantize(layer)
+    layer.train(mode == "train")(torch.randn(2, 128).half())
+    assert layer.weight.SCB is None
+    assert torch.equal(eight_bit.dequantize(layer), wanted)
+    assert torch.equal(eight_bit.dequantize(copy.deepcopy(layer)), wanted)
+
+
+def test_codes_are_found_where_only_the_state_holds_them(eight_bit: Quantizer) -> None:
+    layer = upstreams(linear())
+    wanted = eight_bit.dequantize(layer)
+    layer.init_8bit_state()
+    layer.weight = nn.Parameter(torch.empty(0), requires_grad=False)
+    assert torch.equal(eight_bit.dequantize(layer), wanted)
+
+
+@pytest.mark.parametrize("mode", ["eval", "train"])
+def test_a_wrapped_layer_still_works_upstream_after_unload(eight_bit: Quantizer, mode: str) -> None:
+    layer = upstreams(linear())
+    x = torch.randn(3, 128)
+    wanted = copy.deepcopy(layer).train(mode == "train")(x)
+    model = wrapped(layer)
+    model(x).sum().backward()
+    plain = quantlora.unload(model).train(mode == "train")
+    assert torch.equal(plain(x), wanted)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rows", [(), (1,), (4, 4), (17,), (0,)])
+def test_the_fast_product_is_that_of_the_weight(
+    eight_bit: Quantizer, dtype: torch.dtype, rows: tuple[int, ...]
+) -> None:
+    layer = eight_bit.quantize(linear())
+    x = torch.randn(*rows, 128, dtype=dtype)
+    fast = eight_bit.matmul(layer, x)
+    wanted = x.double() @ eight_bit.dequantize(layer).double().t()
+    assert fast is not None
+    assert fast.dtype == dtype
+    assert fast.shape == wanted.shape
+    assert not wanted.numel() or distance(fast, wanted) < {4: 1e-6, 2: 5e-3}[dtype.itemsize]
+
+
+def test_float16_is_declined_because_the_unscaled_product_overflows(eight_bit: Quantizer) -> None:
+    layer = eight_bit.quantize(linear())
+    x = torch.full((1, 128), 1e3, dtype=torch.float16)
+    assert eight_bit.matmul(layer, x) is None
+    assert wrapped(layer).eval()(x).isfinite().all()
+
+
+@pytest.mark.parametrize("mode", ["train", "eval"])
+def test_upstream_prints_nothing(
+    eight_bit: Quantizer,
+    capfd: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+    mode: str,
+) -> None:
+    model = wrapped(upstreams(linear())).train(mode == "train")
+    with warnings.catch_warnings(), caplog.at_level(logging.DEBUG):
+        warnings.simplefilter("error")
+        for _ in range(3):
+            model(torch.randn(2, 128)).sum().backward()
+    assert caplog.messages == []
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_layer_without_adapter_prints_its_line_once(caplog: pytest.LogCaptureFixture) -> None:
+    """It keeps upstream's forward, which logs in every call."""
+    model = nn.Sequential(upstreams(linear()), nn.Linear(96, 128), upstreams(linear()))
+    quantlora.wrap(model, r=4, target_modules=["0"])
+    for _ in range(3):
+        model.eval()(torch.randn(2, 128))
+    assert len([m for m in caplog.messages if "inputs will be cast" in m]) <= 1
+
+
+@pytest.mark.parametrize("threshold", [0.0, 2.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_int8_activations_are_upstreams_forward(
+    eight_bit: Quantizer, threshold: float, dtype: torch.dtype
+) -> None:
+    layer = eight_bit.quantize(linear(bias=False), threshold=threshold).eval()
+    x = torch.randn(2, 5, 128, dtype=dtype)
+    model = wrapped(copy.deepcopy(layer)).eval()
+    with torch.no_grad():
+        int8_activations(model)
+        assert torch.equal(model(x), layer(x))
+        int8_activations(model, False)
+        assert not torch.equal(model(x), layer(x))
+
+
+def test_int8_activations_do_not_touch_training(eight_bit: Quantizer) -> None:
+    model, x = wrapped(eight_bit.quantize(linear())), torch.randn(3, 128)
+    before = model(x)
+    int8_activations(model)
+    assert torch.equal(model(x), before)
+
+
+def test_the_difference_to_llm_int8_is_the_one_the_readme_states(eight_bit: Quantizer) -> None:
+    """0.8 % of the output (Frobenius), for normal weights and inputs."""
+    layer = eight_bit.quantize(nn.Linear(1024, 1024, bias=False))
+    x = torch.randn(64, 1024)
+    model = int8_on(layer)
+    wanted = x @ eight_bit.dequantize(layer).t()
+    with torch.no_grad():
+        assert distance(model(x), wanted) == pytest.approx(0.0083, rel=0.1)
+
+
+def int8_on(layer: nn.Module) -> nn.Sequential:
+    model = wrapped(layer).eval()
+    int8_activations(model)
+    return model
+
+
+def test_like_keeps_the_threshold_and_the_switch(eight_bit: Quantizer) -> None:
+    layer = eight_bit.quantize(linear(), threshold=6.0)
+    int8_activations(layer)
+    again = eight_bit.quantize(linear(), like=layer)
+    assert eight_bit.describe(again) == {"bits": 8, "threshold": 6.0}
+    assert again.int8_activations
+
+
+def test_a_layer_with_float_weights_is_refused() -> None:
+    """``has_fp16_weights=True`` is upstream's default; nothing is quantized then."""
+    model = nn.Sequential(bnb.nn.Linear8bitLt(64, 64).to("cpu"))
+    with pytest.raises(BackendError, match="0: this Linear8bitLt holds no quantized weight"):
+        quantlora.wrap(model, target_modules=["0"], r=4)
+
+
+def test_an_unknown_option_is_named(eight_bit: Quantizer) -> None:
+    with pytest.raises(BackendError, match="no option 'blocksize'; its options are threshold"):
+        eight_bit.quantize(linear(), blocksize=64)
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_dequantize_compiles_without_a_graph_break(eight_bit: Quantizer, backend: str) -> None:
+    layer = eight_bit.quantize(linear())
+    compiled = torch.compile(lambda: eight_bit.dequantize(layer), fullgraph=True, backend=backend)
+    assert torch.equal(compiled(), eight_bit.dequantize(layer))
