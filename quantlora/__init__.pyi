@@ -13,6 +13,7 @@ from .adapters import (
 from .affine import AffineWeight as AffineWeight, pool as pool, spread as spread
 from .checkpoint.load import load_adapter as load_adapter
 from .checkpoint.save import save_adapter as save_adapter
+from .checkpoint.vllm import check_vllm as check_vllm
 from .checks import Check as Check, Status as Status, Verdict as Verdict
 from .config import LoraConfig as LoraConfig
 from .errors import (

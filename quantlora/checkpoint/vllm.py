@@ -1,0 +1,64 @@
+"""Whether vLLM will serve an adapter, and why not.
+
+From the source of vLLM (``vllm/lora/peft_helper.py``, ``lora_model.py``, ``lora_weights.py``): it
+reads ``r``, ``lora_alpha``, ``use_rslora`` and computes one scale from them for all layers.
+"""
+
+from __future__ import annotations
+
+import os
+
+from quantlora.checkpoint.keys import split_key
+from quantlora.checkpoint.place import find_folder
+from quantlora.checkpoint.read import read_adapter
+from quantlora.config import LoraConfig
+
+_TENSORS = ("lora_A.weight", "lora_B.weight", "lora_embedding_A", "lora_embedding_B")
+
+
+def check_vllm(
+    folder: str | os.PathLike[str], adapter_name: str = "default", *, max_lora_rank: int = 16
+) -> list[str]:
+    """The reasons for which vLLM will refuse the adapter in ``folder``, or serve it wrongly.
+
+    Args:
+        max_lora_rank: vLLM's option of that name, and its default.
+
+    Returns:
+        One sentence for each reason; empty when vLLM will take it.
+
+    Raises:
+        AdapterFileError: there is no whole adapter in ``folder``.
+    """
+    saved = read_adapter(find_folder(folder, adapter_name))
+    ranks = {tensor.shape[0] for key, tensor in saved.tensors.items() if "lora_A" in key}
+    reasons = _refused(saved.config)
+    if max(ranks, default=0) > max_lora_rank:
+        reasons.append(
+            f"its rank is {max(ranks)}, vLLM allows {max_lora_rank}: start it with "
+            f"--max-lora-rank {max(ranks)} or more."
+        )
+    names = {key for key in saved.tensors if split_key(key)[1] not in _TENSORS}
+    if names and not reasons:
+        reasons.append(f"vLLM does not know the tensor {min(names)} (of {len(names)} such).")
+    return reasons
+
+
+def _refused(config: LoraConfig) -> list[str]:
+    faults = {
+        "modules_to_save: vLLM takes no fully trained modules. Merge the adapter instead.": (
+            config.modules_to_save
+        ),
+        "use_dora: vLLM has no DoRA. Merge the adapter instead.": config.use_dora,
+        "use_qalora: vLLM has no pooled lora_A. Merge the adapter instead.": config.use_qalora,
+        "bias: vLLM takes no trained biases. Merge the adapter instead.": config.bias != "none",
+        "lora_bias: vLLM takes no bias in lora_B. Merge the adapter instead.": config.lora_bias,
+        "rank_pattern or alpha_pattern: vLLM computes one scale for all layers and would serve "
+        "the others wrongly. Train with one rank and one alpha, or merge the adapter.": (
+            config.rank_pattern or config.alpha_pattern
+        ),
+        "target_parameters: vLLM has its own layout for fused experts. Merge the adapter.": (
+            config.target_parameters
+        ),
+    }
+    return [reason for reason, given in faults.items() if given]
