@@ -139,6 +139,11 @@ class SuiteBase:
         assert error <= self.tolerance(lora.base_layer, x.dtype, *dtypes)
 
 
+def merge_mode(quantizer: Quantizer) -> str:
+    """The mode to merge with: in the format itself where it can pack."""
+    return "requantize" if quantizer.can_quantize else "dequantize"
+
+
 def _id(value: Any) -> str:
     if isinstance(value, tuple):
         return "x".join(map(str, value))

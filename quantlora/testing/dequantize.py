@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
+from quantlora.testing import reference
 from quantlora.testing.base import Shape, SuiteBase
 
 
@@ -20,6 +22,15 @@ class DequantizeTests(SuiteBase):
         assert tuple(weight.shape) == shape
         assert weight.is_floating_point()
         assert weight.device == self.format.device(layer)
+
+    @pytest.mark.parametrize("wanted", [torch.float32, torch.bfloat16, torch.float16])
+    def test_it_comes_in_the_dtype_asked_for(self, wanted: torch.dtype) -> None:
+        """`dequantize_to` may be faster than `dequantize`, but only as far as rounding goes."""
+        layer = self.layer()
+        weight = self.format.dequantize_to(layer, wanted)
+        exact = reference.float64(self.format.dequantize(layer))
+        assert weight.dtype == wanted
+        assert reference.relative(weight, exact) <= self.tolerances[wanted]
 
     def test_its_values_are_finite_and_not_all_zero(self, shape: Shape) -> None:
         weight = self.format.dequantize(self.layer(shape))

@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from quantlora.merging import merge, unmerge
 from quantlora.testing import reference
-from quantlora.testing.base import Holder, Shape, SuiteBase
+from quantlora.testing.base import Holder, Shape, SuiteBase, merge_mode
 from quantlora.testing.forward import INPUTS
 
 
@@ -39,7 +39,7 @@ def _train(model: Holder, x: Tensor) -> None:
 
 
 def _merge(model: Holder, x: Tensor) -> None:
-    merge(model, mode="requantize" if model.lora.quantizer.can_quantize else "dequantize")
+    merge(model, mode=merge_mode(model.lora.quantizer))
     model(x)
     unmerge(model)
 

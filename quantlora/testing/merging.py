@@ -12,7 +12,7 @@ from quantlora.errors import MergeError
 from quantlora.linear import LoraLinear
 from quantlora.merging import merge, merge_and_unload, unmerge
 from quantlora.testing import reference
-from quantlora.testing.base import SuiteBase
+from quantlora.testing.base import SuiteBase, merge_mode
 from quantlora.wrapping import wrap
 
 
@@ -24,7 +24,7 @@ class MergeTests(SuiteBase):
         layer = self.layer(dtype=dtype)
         model, x = self.wrapped(layer), self.input(layer, 6, dtype=dtype)
         weight, before = self.format.dequantize(layer).clone(), model(x)
-        merge(model, mode=self._mode)
+        merge(model, mode=merge_mode(self.format))
         unmerge(model)
         assert model.lora.base_layer is layer
         assert torch.equal(model.lora.dequantize(), weight)
@@ -78,14 +78,10 @@ class MergeTests(SuiteBase):
     def test_merge_and_unload_leaves_a_plain_layer(self) -> None:
         layer = self.layer()
         model, x = self.wrapped(layer), self.input(layer, 6)
-        merge_and_unload(model, mode=self._mode)
+        merge_and_unload(model, mode=merge_mode(self.format))
         assert not isinstance(model.proj, LoraLinear)
         assert not [name for name in model.state_dict() if "lora" in name]
         assert model(x).isfinite().all()
-
-    @property
-    def _mode(self) -> str:
-        return "requantize" if self.format.can_quantize else "dequantize"
 
     def _quantizable(self) -> nn.Module:
         if not self.format.can_quantize:

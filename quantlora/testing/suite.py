@@ -25,6 +25,7 @@ class QuantizerSuite(
     CopyTests,
     AdapterTests,
     MergeTests,
+    OperationTests,
     RoundTripTests,
 ):
     """Subclass it as ``class TestMyFormat(QuantizerSuite)`` and set ``quantizer``.
