@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from quantlora.autograd import frozen_linear, low_rank, working_dtype
+from quantlora.errors import LayerError
 from quantlora.layer import LoraLayer
 from quantlora.mixed_batch import add_rows, pick_rows
 
@@ -32,6 +33,8 @@ class LoraLinear(LoraLayer):
         return True
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if not x.is_floating_point():  # else integer weights would be multiplied, without a word
+            raise LayerError(f"{self.path}: the input is {x.dtype}, a linear layer takes floats.")
         weight = self.forward_weight()
         product = self.base_product(x, weight)
         y = self._with_bias(product, x)
