@@ -31,6 +31,8 @@ class Quantizer(ABC):
     #: Import name of the library whose layers these are. Layers of a library that nobody has
     #: imported cannot be in a model, so `matches` is called only once it is in ``sys.modules``.
     module: ClassVar[str]
+    #: Further libraries that have layers of this same format.
+    other_modules: ClassVar[tuple[str, ...]] = ()
     #: What must be installed; read from metadata only.
     requires: ClassVar[tuple[AnyRequirement, ...]] = ()
     #: Bit widths `quantize` offers; empty when the format can only be read.
@@ -40,8 +42,8 @@ class Quantizer(ABC):
 
     @property
     def imported(self) -> bool:
-        """Whether the library is imported; a format that several libraries have overrides it."""
-        return self.module in sys.modules
+        """Whether a library with layers of this format is imported."""
+        return any(name in sys.modules for name in (self.module, *self.other_modules))
 
     @abstractmethod
     def layer_types(self) -> tuple[type[nn.Module], ...]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
@@ -15,7 +14,7 @@ from quantlora_gptq.checkpoints import check_reading
 from quantlora_gptq.dequantize import codes, dequantize, zeros
 from quantlora_gptq.kernels import check_kernel, is_gptq, keep_trainable
 from quantlora_gptq.layout import in_features, layout, out_features, tensor
-from quantlora_gptq.libraries import LIBRARIES, REQUIRES, library_of
+from quantlora_gptq.libraries import REQUIRES, library_of
 from quantlora_gptq.packed_layer import round_like, round_new
 from quantlora_gptq.packing import BITS
 
@@ -25,12 +24,9 @@ class GptqQuantizer(Quantizer):
 
     name: ClassVar[str] = "gptq"
     module: ClassVar[str] = "gptqmodel"
+    other_modules: ClassVar[tuple[str, ...]] = ("auto_gptq",)
     requires = (REQUIRES,)
     bits: ClassVar[tuple[int, ...]] = BITS
-
-    @property
-    def imported(self) -> bool:
-        return any(library in sys.modules for library in LIBRARIES)
 
     def layer_types(self) -> tuple[type[nn.Module], ...]:
         """None to name: a layer is known by its buffers and method, see `matches`."""

@@ -35,29 +35,51 @@ class Recipe:
         return "-".join([f"{self.bits}bit", f"g{self.group_size}", *flags])
 
 
-def write_checkpoint(folder: Path, recipe: Recipe) -> dict[str, Tensor]:
-    """Write the model; returns each quantized layer's dense weight ``(out, in)``, float32."""
+@dataclass(frozen=True)
+class Packed:
+    """One quantized weight: what is stored, and what it stands for."""
+
+    codes: Tensor
+    zeros: Tensor
+    scales: Tensor
+    g_idx: Tensor
+    recipe: Recipe
+
+    def dense(self, dtype: torch.dtype) -> Tensor:
+        """``(out, in)``, rounded once, in the dtype that a loader has put the scales in."""
+        steps = (self.codes - self.zeros[:, self.g_idx]).to(dtype)
+        return self.scales.to(dtype)[:, self.g_idx] * steps
+
+    def buffers(self) -> dict[str, Tensor]:
+        stored = self.zeros if self.recipe.v2 else self.zeros - 1
+        return {
+            "qweight": packed_rows(self.codes.t(), self.recipe.bits),
+            "qzeros": packed_rows(stored, self.recipe.bits).t(),
+            "scales": self.scales.t(),
+            "g_idx": self.g_idx.to(torch.int32),
+        }
+
+
+def write_checkpoint(folder: Path, recipe: Recipe) -> dict[str, Packed]:
+    """Write the model and its tokenizer; returns the quantized weights by path."""
     model = tiny_llama(
         hidden_size=128, intermediate_size=256, num_hidden_layers=1, attention_bias=recipe.bias
     )
-    tensors, dense = dict(model.state_dict()), {}
+    tensors, packed = dict(model.state_dict()), {}
     for path, module in model.named_modules():
         if isinstance(module, nn.Linear) and path != "lm_head":
-            packed, dense[path] = quantized(tensors.pop(f"{path}.weight"), recipe)
-            tensors |= {f"{path}.{name}": tensor for name, tensor in packed.items()}
+            packed[path] = quantized(tensors.pop(f"{path}.weight"), recipe)
+            tensors |= {f"{path}.{name}": one for name, one in packed[path].buffers().items()}
     model.config.save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
-    save_file(
-        {k: v.contiguous() for k, v in tensors.items()},
-        folder / "model.safetensors",
-        metadata={"format": "pt"},
-    )
+    contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    save_file(contiguous, folder / "model.safetensors", metadata={"format": "pt"})
     _write_configs(folder, recipe)
-    return dense
+    return packed
 
 
-def quantized(weight: Tensor, recipe: Recipe) -> tuple[dict[str, Tensor], Tensor]:
-    """The four buffers for ``weight`` ``(out, in)``, and the dense weight they stand for."""
+def quantized(weight: Tensor, recipe: Recipe) -> Packed:
+    """``weight`` ``(out, in)`` rounded to nearest."""
     columns = weight.shape[1]
     size = columns if recipe.group_size == -1 else recipe.group_size
     g_idx = torch.arange(columns) // size
@@ -65,16 +87,7 @@ def quantized(weight: Tensor, recipe: Recipe) -> tuple[dict[str, Tensor], Tensor
         g_idx = g_idx[torch.randperm(columns, generator=torch.Generator().manual_seed(columns))]
     scales, zeros = _grid(weight, g_idx, recipe)
     codes = (weight / scales[:, g_idx].float() + zeros[:, g_idx]).round()
-    codes = codes.clamp(0, 2**recipe.bits - 1)
-    dense = scales[:, g_idx] * (codes - zeros[:, g_idx]).to(recipe.scales)
-    stored = zeros if recipe.v2 else zeros - 1
-    packed = {
-        "qweight": packed_rows(codes.t(), recipe.bits),
-        "qzeros": packed_rows(stored, recipe.bits).t(),
-        "scales": scales.t(),
-        "g_idx": g_idx.to(torch.int32),
-    }
-    return packed, dense.float()
+    return Packed(codes.clamp(0, 2**recipe.bits - 1), zeros, scales, g_idx, recipe)
 
 
 def packed_rows(codes: Tensor, bits: int) -> Tensor:
