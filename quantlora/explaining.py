@@ -119,8 +119,7 @@ def _row(path: str, layer: nn.Module, known: Registry, **facts: Any) -> LayerRow
         return LayerRow(path, type(base).__name__, None, "unknown", **facts)
     own = takers[0]
     details = ", ".join(f"{key} {value}" for key, value in own.describe(base).items())
-    form = f"{own.name} ({details})" if details else own.name
-    return LayerRow(path, type(base).__name__, own.shape(base), form, **facts)
+    return LayerRow(path, type(base).__name__, own.shape(base), own.name, details, **facts)
 
 
 def _why_not(path: str, layer: nn.Module, model: nn.Module, config: LoraConfig) -> str:

@@ -14,6 +14,7 @@ class LayerRow:
         layer: its class.
         shape: ``(out_features, in_features)``, None where nobody knows the layer.
         format: the format it will be in; with an arrow where it is quantized first.
+        details: what the format says of the layer now: bits, dtype and so on.
         wrapper: the LoRA class it gets; empty when it gets none.
         r, lora_alpha: the adapter's rank and alpha; None when it gets none.
         reason: why it gets none; `wrap` would stop there if ``fails``.
@@ -24,6 +25,7 @@ class LayerRow:
     layer: str
     shape: tuple[int, int] | None
     format: str
+    details: str = ""
     wrapper: str = ""
     r: int | None = None
     lora_alpha: float | None = None
@@ -62,7 +64,8 @@ def _cells(row: LayerRow) -> tuple[str, ...]:
     alpha = "" if row.lora_alpha is None else f"{row.lora_alpha:g}"
     first = row.reason.partition("\n")[0].removeprefix(f"{row.path}: ")
     reason = f"wrap would stop: {first}" if row.fails else first
-    return row.path, row.layer, shape, row.format, row.wrapper, rank, alpha, reason
+    form = f"{row.format} ({row.details})" if row.details else row.format
+    return row.path, row.layer, shape, form, row.wrapper, rank, alpha, reason
 
 
 def _aligned(rows: list[tuple[str, ...]]) -> list[str]:

@@ -1,0 +1,36 @@
+"""``quantlora inspect``: what `wrap` would do to a model, without loading its weights."""
+
+from __future__ import annotations
+
+import json as json_format
+from typing import Annotated
+
+import typer
+
+
+def inspect(
+    model: Annotated[str, typer.Argument(help="A model's folder, or its hub id.")],
+    backend: Annotated[str, typer.Option(help="As in `wrap`.")] = "auto",
+    rank: Annotated[int, typer.Option(min=1, help="Rank of the adapter.")] = 8,
+    targets: Annotated[
+        str, typer.Option(help="Comma-separated layer names, or all-linear.")
+    ] = "all-linear",
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Show what wrap would do to MODEL: layers, formats, memory, adapter size. Loads no weights.
+
+    Exit code: 0, the model can be loaded and wrapped here; 1, it cannot.
+    """
+    from rich.console import Console
+
+    from quantlora.inspection.report import inspect_model
+    from quantlora.inspection.show import show
+
+    chosen = targets if targets == "all-linear" else targets.split(",")
+    found = inspect_model(model, backend, r=rank, target_modules=chosen)
+    if json:
+        typer.echo(json_format.dumps(found.as_json(), indent=2))
+    else:
+        show(found, Console(highlight=False))
+    if found.problem or found.problems:
+        raise typer.Exit(1)

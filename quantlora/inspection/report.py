@@ -1,0 +1,123 @@
+"""Everything ``quantlora inspect`` finds, as data."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from quantlora.config import LoraConfig
+from quantlora.explaining import explain
+from quantlora.explanation import Explanation, LayerRow
+from quantlora.inspection.sizes import FormatSize, format_sizes
+from quantlora.inspection.skeleton import build_skeleton, load_config, stored_dtype
+from quantlora.inspection.stored import StoredFormat
+from quantlora.plan import AUTO
+from quantlora.registration import registry
+
+#: Names the form of the JSON; fields may be added under one id.
+SCHEMA = "quantlora.inspect/1"
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Layers that are alike but for their number: same name, class, shape and plan.
+
+    Args:
+        parameters: weights of all of them.
+        adapter: parameters of the adapters they get.
+    """
+
+    name: str
+    layer: str
+    shape: tuple[int, int] | None
+    count: int
+    parameters: int
+    format: str
+    wrapper: str
+    r: int | None
+    adapter: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What is known of a model without its weights; sizes are in parameters and bytes."""
+
+    model: str
+    architecture: str
+    dtype: str
+    parameters: int
+    stored: StoredFormat | None
+    problem: str
+    kinds: tuple[Kind, ...]
+    problems: tuple[str, ...]
+    sizes: tuple[FormatSize, ...]
+
+    @property
+    def linear_parameters(self) -> int:
+        """Weights of the layers that get an adapter: those that a format packs."""
+        return sum(kind.parameters for kind in self.kinds if kind.wrapper)
+
+    @property
+    def adapter_parameters(self) -> int:
+        return sum(kind.adapter for kind in self.kinds)
+
+    def memory(self, size: FormatSize, rest: float = 2.0) -> float:
+        """Bytes of all weights with the wrapped layers in that format, ``rest`` bytes each else."""
+        others = self.parameters - self.linear_parameters
+        return self.linear_parameters * size.bytes_per_weight + others * rest
+
+    def as_json(self) -> dict[str, Any]:
+        memory = [{**asdict(one), "bytes": round(self.memory(one))} for one in self.sizes]
+        facts = {"schema": SCHEMA, **asdict(self), "adapter_parameters": self.adapter_parameters}
+        return {**facts, "sizes": memory}
+
+
+def inspect_model(model: str, backend: str = AUTO, **fields: Any) -> Inspection:
+    """Plan `wrap` on the model of that folder or hub id, without loading its weights.
+
+    Raises:
+        ConfigError: the model's config cannot be read, or a field of the adapter's is wrong.
+    """
+    LoraConfig.from_fields(fields)
+    config = load_config(model)
+    stored = StoredFormat.of(config)
+    skeleton = build_skeleton(config)
+    known = registry()
+    found: Explanation = explain(skeleton, backend=AUTO if stored else backend, **fields)
+    return Inspection(
+        model,
+        type(skeleton).__name__,
+        str(stored_dtype(config)).removeprefix("torch."),
+        sum(parameter.numel() for parameter in skeleton.parameters()),
+        stored,
+        stored.problem(backend, known) if stored else "",
+        _kinds(found.rows, stored),
+        (*found.problems, *dict.fromkeys(row.reason for row in found.rows if row.fails)),
+        tuple(format_sizes(known)),
+    )
+
+
+def _kinds(rows: tuple[LayerRow, ...], stored: StoredFormat | None) -> tuple[Kind, ...]:
+    groups: dict[tuple[Any, ...], list[LayerRow]] = {}
+    for row in rows:
+        form = _format(row, stored)
+        name = row.path.rsplit(".", 1)[-1]
+        reason = row.reason.partition("\n")[0].removeprefix(f"{row.path}: ")
+        key = (name, row.layer, row.shape, form, row.wrapper, row.r, reason)
+        groups.setdefault(key, []).append(row)
+    return tuple(_kind(key, len(group)) for key, group in groups.items())
+
+
+def _format(row: LayerRow, stored: StoredFormat | None) -> str:
+    """The skeleton is float; the layers that get an adapter are stored as the checkpoint says."""
+    packed = stored is not None and row.wrapper and stored.covers(row.path)
+    return stored.name if packed and stored is not None else row.format
+
+
+def _kind(key: tuple[Any, ...], count: int) -> Kind:
+    name, layer, shape, form, wrapper, r, reason = key
+    out_features, in_features = shape or (0, 0)
+    adapter = count * (r or 0) * (out_features + in_features)
+    parameters = count * out_features * in_features
+    return Kind(name, layer, shape, count, parameters, form, wrapper, r, adapter, reason)

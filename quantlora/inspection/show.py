@@ -1,0 +1,78 @@
+"""The tables of ``quantlora inspect``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from quantlora.inspection.report import Inspection, Kind
+
+#: Adapters are kept and saved in float32.
+_ADAPTER_BYTES = 4
+
+
+def show(found: Inspection, console: Console) -> None:
+    for line in _head(found):
+        console.print(Text(line), soft_wrap=True)
+    console.print(_layers(found))
+    console.print(_memory(found))
+    for problem in (found.problem, *found.problems):
+        if problem:
+            console.print(Text.assemble(("wrap would stop: ", "bold red"), problem), soft_wrap=True)
+
+
+def size(count: float) -> str:
+    """Bytes in the unit that leaves one to three digits before the point."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024 or unit == "GiB":
+            return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    raise AssertionError
+
+
+def _head(found: Inspection) -> Iterator[str]:
+    yield f"{found.model}: {found.architecture}, {found.parameters:,} parameters"
+    if found.stored is None:
+        yield f"stored as {found.dtype}"
+        return
+    settings = ", ".join(f"{key} {value}" for key, value in found.stored.settings.items())
+    state = "not available here" if found.problem else "available"
+    yield f"stored in format {found.stored.name} ({settings}); its backend is {state}"
+
+
+def _layers(found: Inspection) -> Table:
+    table = Table(title="Linear layers", title_justify="left", title_style="bold")
+    for column in ("name", "class", "shape", "count", "weights", "format", "LoRA"):
+        table.add_column(column, overflow="fold")
+    for kind in found.kinds:
+        table.add_row(*(Text(cell) for cell in _cells(kind)))
+    adapter = found.adapter_parameters
+    table.caption = f"adapter: {adapter:,} parameters, {size(adapter * _ADAPTER_BYTES)} as a file"
+    return table
+
+
+def _cells(kind: Kind) -> tuple[str, ...]:
+    shape = " x ".join(map(str, kind.shape)) if kind.shape else "?"
+    plan = f"r={kind.r}" if kind.wrapper else kind.reason
+    weights = f"{kind.parameters:,}"
+    return kind.name, kind.layer, shape, str(kind.count), weights, kind.format, plan
+
+
+def _memory(found: Inspection) -> Table:
+    table = Table(
+        title="Memory of the weights, with the wrapped layers in each format",
+        title_justify="left",
+        title_style="bold",
+        caption="the other parameters at 16 bits; ~: nominal, without scales",
+    )
+    for column in ("format", "bits", "bytes per weight", "all weights", "here"):
+        table.add_column(column)
+    for one in found.sizes:
+        sign = "" if one.measured else "~"
+        cost, total = f"{sign}{one.bytes_per_weight:.3f}", f"{sign}{size(found.memory(one))}"
+        here = "no: see quantlora env" if one.problem else "yes"
+        table.add_row(*(Text(cell) for cell in (one.format, str(one.bits), cost, total, here)))
+    return table
