@@ -74,9 +74,10 @@ def targeted(path: str, config: LoraConfig) -> bool:
         return False
     if is_all_linear(config):
         return True
-    if not config.target_modules or not _named(path, config.target_modules):
+    targets = config.target_modules
+    if not targets or not _named(path, targets):
         return False
-    return isinstance(config.target_modules, str) or _index_wanted(path, config)
+    return isinstance(targets, str) or path in targets or _index_wanted(path, config)
 
 
 def _named(path: str, names: list[str] | str) -> bool:

@@ -1,0 +1,82 @@
+"""`LoraConfig`: PEFT's fields and meanings, checked when it is made."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import peft
+import pytest
+
+from quantlora import ConfigError, LoraConfig
+
+
+def test_the_fields_have_pefts_names_and_defaults() -> None:
+    """All but two: no target is asked for, and QA-LoRA's group comes from the quantizer."""
+    theirs = peft.LoraConfig(target_modules="all-linear").to_dict()
+    ours = dataclasses.asdict(LoraConfig())
+    different = {name for name, value in ours.items() if value != theirs[name]}
+    assert different <= {"loftq_config", "qalora_group_size", "peft_type", "inference_mode"}
+
+
+WRONG: dict[str, tuple[dict[str, Any], str]] = {
+    "rank 0": ({"r": 0}, "r must be a positive integer, got 0"),
+    "negative rank": ({"r": -1}, "r must be a positive integer, got -1"),
+    "rank as text": ({"r": "8"}, "r must be int, got '8'"),
+    "rank as bool": ({"r": True}, "r must be int, got True"),
+    "rank 0 by pattern": ({"rank_pattern": {"q": 0}}, r"rank_pattern\['q'\] must be a positive"),
+    "alpha nan": ({"lora_alpha": math.nan}, "lora_alpha must be a finite number, got nan"),
+    "alpha by pattern": ({"alpha_pattern": {"q": math.inf}}, r"alpha_pattern\['q'\] must be"),
+    "dropout 1": ({"lora_dropout": 1.0}, r"lora_dropout must be in \[0, 1\), got 1.0"),
+    "dropout -1": ({"lora_dropout": -1.0}, r"lora_dropout must be in \[0, 1\), got -1.0"),
+    "bias": ({"bias": "some"}, "bias must be one of none, all, lora_only, got 'some'"),
+    "targets": ({"target_modules": 3}, "target_modules must be .* got 3"),
+    "init": ({"init_lora_weights": None}, "init_lora_weights must be bool | str, got None"),
+    "regex": ({"target_modules": "*q"}, r"target_modules: '\*q' is not a valid regular expression"),
+    "rank regex": ({"rank_pattern": {"(q": 2}}, r"rank_pattern: '\(q' is not a valid regular"),
+    "two variants": (
+        {"use_dora": True, "use_qalora": True},
+        "use_dora and use_qalora cannot be combined: choose one",
+    ),
+    "other method": ({"peft_type": "IA3"}, "peft_type 'IA3' is not LoRA"),
+    "pattern alone": ({"layers_pattern": "h"}, "layers_pattern needs layers_to_transform"),
+    "indices with a regex": (
+        {"layers_to_transform": 1, "target_modules": ".*q"},
+        "layers_to_transform needs target_modules as a list",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_a_wrong_value_is_refused(case: str) -> None:
+    fields, text = WRONG[case]
+    with pytest.raises(ConfigError, match=text):
+        LoraConfig(**fields)
+
+
+def test_an_unknown_field_is_refused_with_near_names() -> None:
+    with pytest.raises(ConfigError, match="unknown LoraConfig field 'lora_aplha'") as caught:
+        LoraConfig.from_fields({"r": 8, "lora_aplha": 16})
+    assert "Did you mean 'lora_alpha'" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "given", [{"v_proj", "q_proj"}, ("v_proj", "q_proj"), ["q_proj", "v_proj"]]
+)
+def test_targets_may_be_a_set_or_a_tuple(given: Any) -> None:
+    config = LoraConfig(target_modules=given, exclude_modules=given)
+    assert config.target_modules == config.exclude_modules == ["q_proj", "v_proj"]
+
+
+@pytest.mark.parametrize(("rslora", "scaling"), [(False, 4.0), (True, 8.0)])
+def test_the_scaling_is_pefts(rslora: bool, scaling: float) -> None:
+    assert LoraConfig(use_rslora=rslora).scaling(4, 16) == scaling
+
+
+@pytest.mark.parametrize(
+    ("fields", "variant"),
+    [({}, "lora"), ({"use_dora": True}, "dora"), ({"use_qalora": True}, "qalora")],
+)
+def test_the_flags_choose_the_variant(fields: dict[str, bool], variant: str) -> None:
+    assert LoraConfig(**fields).variant == variant
