@@ -93,7 +93,7 @@ def inspect_model(model: str, backend: str = AUTO, **fields: Any) -> Inspection:
         stored,
         stored.problem(backend, known) if stored else "",
         _kinds(found.rows, stored),
-        (*found.problems, *dict.fromkeys(row.reason for row in found.rows if row.fails)),
+        (*found.problems, *[row.reason for row in found.rows if row.fails][:1]),
         tuple(format_sizes(known)),
     )
 

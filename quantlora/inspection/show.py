@@ -56,7 +56,7 @@ def _layers(found: Inspection) -> Table:
 
 def _cells(kind: Kind) -> tuple[str, ...]:
     shape = " x ".join(map(str, kind.shape)) if kind.shape else "?"
-    plan = f"r={kind.r}" if kind.wrapper else kind.reason
+    plan = f"r={kind.r}" if kind.wrapper else kind.reason.partition(";")[0]
     weights = f"{kind.parameters:,}"
     return kind.name, kind.layer, shape, str(kind.count), weights, kind.format, plan
 

@@ -109,7 +109,7 @@ def test_a_rank_that_does_not_fit_is_said_and_exits_with_1(folder):
     assert "use r <= 32" in run(folder(), "--rank", "33", code=1)
 
 
-@pytest.mark.parametrize("place", ["", "no/such-model"])
+@pytest.mark.parametrize("place", ["", "./no-such-folder"])
 def test_no_config_is_an_error_that_says_what_to_give(tmp_path, place):
     done = CliRunner().invoke(app, ["inspect", place or str(tmp_path)])
     assert done.exit_code == 1
