@@ -233,11 +233,11 @@ def test_the_fused_product_is_that_of_the_weight(
 
 
 @settings(deadline=None, max_examples=30)
-@given(rows=st.integers(1, 40), columns=st.integers(1, 200), nested=st.booleans())
-def test_every_shape_comes_back_close(rows: int, columns: int, nested: bool) -> None:
+@given(rows=st.integers(1, 40), pairs=st.integers(1, 100), nested=st.booleans())
+def test_every_even_shape_comes_back_close(rows: int, pairs: int, nested: bool) -> None:
     quantizer = quantlora.registry().quantizer("bitsandbytes_4bit")
-    torch.manual_seed(rows * columns)
-    source = nn.Linear(columns, rows)
+    torch.manual_seed(rows * pairs)
+    source = nn.Linear(2 * pairs, rows)
     layer = quantizer.quantize(source, compress_statistics=nested)
     error = quantizer.dequantize(layer) - source.weight.detach()
     assert error.abs().max() <= 0.2 * source.weight.detach().abs().max()
