@@ -40,7 +40,7 @@ def test_the_table_of_backends_is_the_registry() -> None:
 
 @pytest.mark.parametrize("backend", sorted(quantlora.registry().quantizers))
 def test_the_table_says_who_can_quantize(backend: str) -> None:
-    can_quantize = backend_rows()[backend][2] == "yes"
+    can_quantize = backend_rows()[backend][2].startswith("yes")
     assert can_quantize == quantlora.registry().quantizers[backend].can_quantize
 
 
