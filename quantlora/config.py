@@ -32,6 +32,7 @@ class LoraConfig:
         init_lora_weights: True for LoRA's own (A Kaiming-uniform, B zero; Hu et al. 2021,
             arXiv:2106.09685), False for both random, or the name of an `Initializer`.
         rank_pattern, alpha_pattern: other ranks and alphas by a pattern for the end of the path.
+        use_variant: the layer variant by its name, for one that has no flag of its own here.
         bias: ``"none"``, ``"all"`` or ``"lora_only"``: which of the model's biases are trained.
         lora_bias: give B a bias of its own.
         modules_to_save: modules trained in full and saved with the adapter.
@@ -49,6 +50,7 @@ class LoraConfig:
     use_rslora: bool = False
     use_dora: bool = _variant()
     use_qalora: bool = _variant()
+    use_variant: str | None = None
     qalora_group_size: int | None = None
     loftq_config: Any = None
     bias: str = "none"
@@ -72,12 +74,14 @@ class LoraConfig:
 
     @property
     def variant(self) -> str:
-        """The layer variant: ``<name>`` of the one ``use_<name>`` flag that is set, or ``lora``."""
+        """The layer variant: that of the one ``use_<name>`` that is set, or ``lora``."""
         flags = [f.name for f in dataclasses.fields(self) if f.metadata.get("variant")]
-        chosen = [flag for flag in flags if getattr(self, flag)]
+        chosen = {flag: flag.removeprefix("use_") for flag in flags if getattr(self, flag)}
+        if self.use_variant is not None:
+            chosen["use_variant"] = self.use_variant
         if len(chosen) > 1:
             raise ConfigError(f"{' and '.join(chosen)} cannot be combined: choose one.")
-        return chosen[0].removeprefix("use_") if chosen else "lora"
+        return next(iter(chosen.values()), "lora")
 
     def scaling(self, r: int, lora_alpha: float) -> float:
         """The factor of the update; with rsLoRA ``alpha / sqrt(r)`` (arXiv:2312.03732)."""

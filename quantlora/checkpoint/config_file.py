@@ -14,7 +14,7 @@ from quantlora.config import LoraConfig
 from quantlora.errors import AdapterFileError, AdapterWarning, ConfigError
 
 #: Written only where they differ from their default: older PEFT and vLLM do not know them.
-_WHERE_USED = ("use_qalora", "qalora_group_size", "lora_bias", "target_parameters")
+_WHERE_USED = ("use_qalora", "use_variant", "qalora_group_size", "lora_bias", "target_parameters")
 #: Settings of the start of training or of a machine; a finished adapter does not depend on them.
 _OF_NO_EFFECT = (
     "auto_mapping", "corda_config", "ensure_weight_tying", "eva_config", "loftq_config",
