@@ -21,7 +21,7 @@ def unpack(words: Tensor, bits: int) -> Tensor:
     if bits == 3:
         low, middle, high = _runs(units, 3).to(torch.int32).unbind(-1)
         units = low | middle << 8 | high << 16
-    codes = (units.unsqueeze(-1) >> _shifts(bits, units)) & (2**bits - 1)
+    codes: Tensor = (units.unsqueeze(-1) >> _shifts(bits, units)) & (2**bits - 1)
     return codes.to(torch.uint8).flatten(-2)
 
 
