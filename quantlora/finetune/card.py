@@ -29,7 +29,7 @@ _CARD = """\
 
 ```python
 import quantlora
-from transformers import AutoModelForCausalLM, AutoTokenizer
+{imports}from transformers import AutoModelForCausalLM, AutoTokenizer
 
 base = {place}
 tokenizer = AutoTokenizer.from_pretrained(base)
@@ -55,6 +55,8 @@ After: {sample_after}
 and the loss of each step.
 {terms}"""
 
+_IMPORT = "from quantlora.finetune.demo_model import demo_model\n"
+
 _TERMS = f"""
 ## Terms
 
@@ -68,13 +70,14 @@ def write_card(file: Path, report: dict[str, Any], base: BaseModel) -> None:
     options, training, model = report["options"], report["training"], report["model"]
     card = _CARD.format(
         header=_header(base, report),
-        base=base.name,
-        place=json.dumps(base.place),
+        base=_name(base.name),
+        place="demo_model()" if base.is_demo else json.dumps(base.place),
+        imports=_IMPORT if base.is_demo else "",
         formats=", ".join(model["formats"]),
         backend=next(iter(model["formats"])) if len(model["formats"]) == 1 else "auto",
         dtype=model["compute_dtype"],
         rank=options["rank"],
-        data=report["data"]["name"],
+        data=_name(report["data"]["name"]),
         measured_tokens=report["data"]["measured_tokens"],
         before=report["perplexity"]["before"],
         after=report["perplexity"]["after"],
@@ -103,6 +106,11 @@ def _header(base: BaseModel, report: dict[str, Any]) -> str:
     lines += ["library_name: peft", "pipeline_tag: text-generation", "tags:"]
     tags = ["lora", "quantlora", *report["model"]["formats"]]
     return "\n".join([*lines, *(f"- {tag}" for tag in tags)])
+
+
+def _name(place: str) -> str:
+    """A hub id as it is, a local path without its folders: the card may be published."""
+    return Path(place).name if Path(place).is_absolute() else place
 
 
 def _quoted(text: str) -> str:

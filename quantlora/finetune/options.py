@@ -166,7 +166,7 @@ class FinetuneOptions:
 
     output: Annotated[
         Path, _option(_RUN, "Folder for the adapter and the report.", "--output", "-o")
-    ] = Path("quantlora-run")
+    ] = Path("quantlora-output")
     resume: Annotated[
         bool,
         _option(_RUN, "Go on with the run in --output from its last checkpoint.", "--resume"),

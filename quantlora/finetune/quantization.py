@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
 from transformers import PreTrainedModel
 
 from quantlora.config import LoraConfig
-from quantlora.errors import BackendError
+from quantlora.errors import BackendError, ConfigError
 from quantlora.finetune.base_model import BaseModel
 from quantlora.finetune.options import FinetuneOptions
+from quantlora.names import unknown
 from quantlora.plan import AUTO
 from quantlora.quantizer import Quantizer
 from quantlora.registration import registry
@@ -110,6 +112,15 @@ def lora_config(options: FinetuneOptions, place: str) -> LoraConfig:
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": place,
     }
-    if options.variant != "lora":
-        fields[f"use_{options.variant}"] = True
-    return LoraConfig.from_fields(fields)
+    return LoraConfig.from_fields(fields | _variant(options.variant))
+
+
+def _variant(name: str) -> dict[str, Any]:
+    """The variant's own flag where PEFT has one, for its files must say so."""
+    if name not in registry().variants:
+        raise ConfigError(unknown("variant", name, registry().variants))
+    if name == "lora":
+        return {}
+    flag = f"use_{name}"
+    has_flag = flag in {field.name for field in dataclasses.fields(LoraConfig)}
+    return {flag: True} if has_flag else {"use_variant": name}

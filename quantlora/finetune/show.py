@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.padding import Padding
 from rich.text import Text
 
 from quantlora.finetune import demo_model
 from quantlora.finetune.evaluation import Measurement
 from quantlora.finetune.options import FinetuneOptions
+
+_INDENT = "    "
 
 
 class Show:
@@ -45,8 +46,10 @@ class Show:
 
     def measurement(self, when: str, one: Measurement) -> None:
         self._say(f"Held-out perplexity {when} training: {one.perplexity:.2f}", "bold")
-        text = Text.assemble((one.prompt, "dim"), one.continuation.rstrip(), overflow="fold")
-        self.console.print(Padding(text, (0, 0, 1, 4)))
+        text = Text.assemble(
+            _INDENT, (_below(one.prompt), "dim"), _below(one.continuation.rstrip())
+        )
+        self.console.print(text, soft_wrap=True)
 
     def result(self, folder: Path, report: dict[str, Any]) -> None:
         perplexity, training = report["perplexity"], report["training"]
@@ -70,6 +73,10 @@ class Show:
 
     def _say(self, text: str, style: str = "") -> None:
         self.console.print(Text(text, style=style), soft_wrap=True)
+
+
+def _below(text: str) -> str:
+    return text.replace("\n", f"\n{_INDENT}")
 
 
 def go_on(folder: Path) -> str:
