@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load, save_file
 from torch import Tensor
 
 from quantlora.checkpoint.place import PICKLE, WEIGHTS
@@ -40,30 +39,32 @@ def _plain(tensor: Tensor) -> Tensor:
 def read_weights(folder: Path) -> dict[str, Tensor]:
     """All tensors of the file in ``folder``, each of a float type and finite."""
     file = folder / WEIGHTS
-    _check_kind(folder)
+    data = _read(folder)
+    # A real file's ninth byte opens its JSON header, whatever its length begins with.
+    if data.startswith(_PICKLES) and data[8:9] != b"{":
+        raise AdapterFileError(_pickle(file))
     try:
-        with safe_open(file, framework="pt", device="cpu") as opened:
-            tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError) as error:
+        tensors = load(data)
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
         raise AdapterFileError(
-            f"{file} is damaged or incomplete ({os.path.getsize(file)} bytes): {error}. "
-            f"Copy or save it again."
+            f"{file} is damaged or incomplete ({len(data)} bytes): {error}. Copy or save it again."
         ) from error
     _check_values(file, tensors)
     return tensors
 
 
-def _check_kind(folder: Path) -> None:
-    file = folder / WEIGHTS
-    if not file.is_file():
+def _read(folder: Path) -> bytes:
+    """The file's bytes, read at once: a mapped file can change or end while it is used."""
+    try:
+        return (folder / WEIGHTS).read_bytes()
+    except FileNotFoundError:
         if (folder / PICKLE).exists():
-            raise AdapterFileError(_pickle(folder / PICKLE))
-        raise AdapterFileError(f"{folder}: there is no {WEIGHTS}; the adapter is incomplete.")
-    with file.open("rb") as stream:
-        start = stream.read(9)
-    # A real file's ninth byte opens its JSON header, whatever its length begins with.
-    if start.startswith(_PICKLES) and start[8:9] != b"{":
-        raise AdapterFileError(_pickle(file))
+            raise AdapterFileError(_pickle(folder / PICKLE)) from None
+        raise AdapterFileError(
+            f"{folder}: there is no {WEIGHTS}; the adapter is incomplete."
+        ) from None
+    except OSError as error:
+        raise AdapterFileError(f"{folder / WEIGHTS} cannot be read: {error.strerror}") from error
 
 
 def _pickle(file: Path) -> str:

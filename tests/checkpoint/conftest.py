@@ -1,0 +1,72 @@
+"""A tiny Transformers model, and adapters with values worth saving."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import LlamaConfig, LlamaForCausalLM
+
+import quantlora
+
+MakeBase = Callable[..., LlamaForCausalLM]
+MakeWrapped = Callable[..., LlamaForCausalLM]
+
+TOKENS = torch.arange(12)[None] * 5 % 64
+
+
+def llama(layers: int = 2, seed: int = 0, hidden: int = 32) -> LlamaForCausalLM:
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=64,
+        hidden_size=hidden,
+        intermediate_size=48,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+    )
+    return LlamaForCausalLM(config).eval()
+
+
+@torch.no_grad()
+def with_values(model: nn.Module, seed: int = 1) -> nn.Module:
+    """Values for all adapter tensors, as if they had been trained."""
+    torch.manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            parameter.normal_(std=0.3)
+    return model
+
+
+@pytest.fixture
+def make_base() -> MakeBase:
+    """Makes the same tiny model each time."""
+    return llama
+
+
+@pytest.fixture
+def make_wrapped() -> MakeWrapped:
+    """Makes the tiny model with an adapter from keywords of `wrap`, its values random."""
+
+    def make(**fields: Any) -> LlamaForCausalLM:
+        return with_values(quantlora.wrap(llama(), **{"r": 4, **fields}))
+
+    return make
+
+
+@pytest.fixture
+def logits() -> Callable[[nn.Module], Tensor]:
+    @torch.no_grad()
+    def compute(model: nn.Module) -> Tensor:
+        return model.eval()(TOKENS).logits
+
+    return compute
+
+
+@pytest.fixture
+def randomize() -> Callable[[nn.Module], nn.Module]:
+    """Gives all adapter tensors of a model random values."""
+    return with_values
