@@ -12,7 +12,7 @@ from quantlora import transformers_bridge
 from quantlora.errors import AdapterError
 from quantlora.layer import LoraLayer
 from quantlora.names import check_name
-from quantlora.state import adapter_state, known_adapter, lora_layers, set_state
+from quantlora.state import adapter_state, check_free, known_adapter, lora_layers, set_state
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -110,9 +110,8 @@ def rename_adapter(model: nn.Module, old: str, new: str) -> None:
     """
     known_adapter(model, old)
     check_name(new)
+    check_free(model, new)
     state = adapter_state(model)
-    if new in state.configs:
-        raise AdapterError(f"adapter {new!r} exists already; choose another name than that.")
     for _, layer in lora_layers(model):
         if old in layer.adapters:
             layer.rename_adapter(old, new)

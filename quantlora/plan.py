@@ -12,6 +12,7 @@ from quantlora.errors import AdapterError, BackendError
 from quantlora.layer import LoraLayer, check_rank
 from quantlora.quantizer import Quantizer
 from quantlora.registration import Registry
+from quantlora.state import check_free, taken
 from quantlora.targets import Target, find_targets
 
 AUTO = "auto"
@@ -41,6 +42,7 @@ def make_plan(
 ) -> list[PlannedLayer]:
     """One `PlannedLayer` for each target, or the error that `wrap` would raise."""
     check_supported(config)
+    check_free(model, adapter)
     if backend != AUTO:
         registry.quantizer(backend)  # unknown, or its library missing: say so before the model
     targets = find_targets(model, config, registry)
@@ -73,10 +75,7 @@ def check_model(model: nn.Module, plan: list[PlannedLayer]) -> None:
 
 def _check_addable(path: str, layer: LoraLayer, adapter: str) -> None:
     if adapter in layer.adapters:
-        raise AdapterError(
-            f"{path}: adapter {adapter!r} exists already. Give the new one another adapter_name, "
-            f"or remove the old one with quantlora.delete_adapter(model, {adapter!r})."
-        )
+        raise AdapterError(f"{path}: {taken(adapter)}")
     if layer.merged:
         raise AdapterError(
             f"{path}: {', '.join(layer.merged)} is merged into the base; call "

@@ -52,6 +52,20 @@ def known_adapter(model: nn.Module, name: str) -> LoraConfig:
     return configs[name]
 
 
+def taken(name: str) -> str:
+    """What to say of a name that is to be given twice."""
+    return (
+        f"adapter {name!r} exists already. Give the new one another name, or remove the old one "
+        f"with quantlora.delete_adapter(model, {name!r})."
+    )
+
+
+def check_free(model: nn.Module, name: str) -> None:
+    """Raise `AdapterError` where ``model`` has an adapter called ``name``."""
+    if has_adapters(model) and name in adapter_state(model).configs:
+        raise AdapterError(taken(name))
+
+
 def lora_layers(model: nn.Module) -> Iterator[tuple[str, LoraLayer]]:
     """The model's LoRA layers by path, each once."""
     for path, module in model.named_modules():

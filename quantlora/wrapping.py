@@ -117,6 +117,12 @@ def given_config(config: LoraConfig | None, fields: Mapping[str, Any]) -> LoraCo
         return LoraConfig.from_fields(fields)
     if fields:
         raise ConfigError(f"give either a config or its fields, not both: {', '.join(fields)}.")
+    if not isinstance(config, LoraConfig):
+        kind = f"{type(config).__module__}.{type(config).__qualname__}"
+        raise ConfigError(
+            f"config is {kind}, not quantlora.LoraConfig, whose fields have PEFT's names: "
+            f"quantlora.LoraConfig(r=16, target_modules=[...])."
+        )
     return config
 
 
