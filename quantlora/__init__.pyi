@@ -15,7 +15,9 @@ from .checkpoint.load import load_adapter as load_adapter
 from .checkpoint.save import save_adapter as save_adapter
 from .checkpoint.vllm import check_vllm as check_vllm
 from .checks import Check as Check, Status as Status, Verdict as Verdict
+from .combination import add_weighted_adapter as add_weighted_adapter
 from .config import LoraConfig as LoraConfig
+from .env.machine import cpu_flags as cpu_flags
 from .errors import (
     AdapterError as AdapterError,
     AdapterFileError as AdapterFileError,

@@ -1,0 +1,142 @@
+"""The rules that hold the design together; what is only a convention drifts."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import quantlora
+from quantlora import hookspecs
+
+try:
+    import tomllib
+except ImportError:  # Python 3.10
+    import tomli as tomllib
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+ENTRY_POINTS = PROJECT["project"]["entry-points"]["quantlora"]
+PLUGIN_FOLDERS = sorted(path.parent for path in ROOT.glob("plugins/*/quantlora_*"))
+CORE = sorted((ROOT / "quantlora").rglob("*.py*"))
+PLUGIN_CODE = sorted(ROOT.glob("plugins/*/quantlora_*/**/*.py"))
+
+#: Longest file, in lines: one concept fits.
+LIMIT = 200
+
+#: Modules of quantlora that a plugin may import from besides `quantlora` itself: they do not
+#: import torch, so an entry point may.
+LIGHT = {
+    "quantlora.checks",
+    "quantlora.errors",
+    "quantlora.hookspecs",
+    "quantlora.requirements",
+    "quantlora.testing",
+}
+
+
+def public_names() -> set[str]:
+    stub = ast.parse((ROOT / "quantlora" / "__init__.pyi").read_text())
+    imports = [node for node in stub.body if isinstance(node, ast.ImportFrom)]
+    return {alias.asname or alias.name for node in imports for alias in node.names}
+
+
+def imports_of(file: Path) -> Iterator[tuple[str, list[str]]]:
+    """``(module, names)`` for each import, wherever it stands in the file."""
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, []) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module or "", [alias.name for alias in node.names]
+
+
+def relative(files: list[Path]) -> list[str]:
+    return [str(file.relative_to(ROOT)) for file in files]
+
+
+@pytest.mark.parametrize("file", relative(CORE))
+def test_no_file_of_the_core_contains_a_plugins_name(file):
+    text = (ROOT / file).read_text()
+    names = "|".join(ENTRY_POINTS)
+    found = re.findall(rf"(?<![\w-])({names})(?![\w-])", text)
+    assert not found, f"{file} speaks of plugins: {sorted(set(found))}"
+
+
+@pytest.mark.parametrize("file", relative(PLUGIN_CODE))
+def test_a_plugin_imports_only_public_names(file):
+    public, own = public_names(), Path(file).parts[2]
+    for module, names in imports_of(ROOT / file):
+        if module == "quantlora":
+            assert set(names) <= public, f"{file}: {set(names) - public} are not public"
+        elif module.startswith("quantlora."):
+            assert module in LIGHT, f"{file}: {module} is not for plugins; see docs/plugins.md"
+        elif module.startswith("quantlora_"):
+            assert module.split(".")[0] == own, f"{file} imports another plugin, {module}"
+
+
+@pytest.mark.parametrize("file", relative(CORE))
+def test_the_core_imports_no_plugin(file):
+    assert not any(module.startswith("quantlora_") for module, _ in imports_of(ROOT / file))
+
+
+@pytest.mark.parametrize("file", relative([*CORE, *PLUGIN_CODE]))
+def test_a_file_is_one_concept_long(file):
+    lines = len((ROOT / file).read_text().splitlines())
+    assert lines <= LIMIT, f"{file} has {lines} lines, more than {LIMIT}: split it by concept"
+
+
+def test_entry_points_packages_and_folders_agree():
+    packages = {f"plugins/{p.name}/quantlora_{p.name}" for p in PLUGIN_FOLDERS}
+    hatch = PROJECT["tool"]["hatch"]["build"]
+    assert set(ENTRY_POINTS) == {folder.name for folder in PLUGIN_FOLDERS}
+    assert set(hatch["targets"]["wheel"]["packages"]) == {"quantlora", *packages}
+    assert set(hatch["dev-mode-dirs"]) == {".", *(f"plugins/{p.name}" for p in PLUGIN_FOLDERS)}
+    mypy_path = PROJECT["tool"]["mypy"]["mypy_path"].split(":")
+    assert set(mypy_path) == {f"plugins/{p.name}" for p in PLUGIN_FOLDERS}
+
+
+@pytest.mark.parametrize("name", ENTRY_POINTS)
+def test_an_entry_point_is_in_its_own_plugins_package(name):
+    assert ENTRY_POINTS[name].split(".")[0] == f"quantlora_{name}"
+
+
+@pytest.mark.parametrize("folder", relative(PLUGIN_FOLDERS))
+def test_a_plugin_has_a_readme_and_tests(folder):
+    assert (ROOT / folder / "README.md").is_file()
+    assert list((ROOT / folder / "tests").glob("test_*.py"))
+
+
+def test_hooks_lists_every_hookspec():
+    marked = [
+        name
+        for name, value in vars(hookspecs).items()
+        if inspect.isfunction(value) and hasattr(value, "quantlora_spec")
+    ]
+    assert tuple(marked) == hookspecs.HOOKS
+
+
+@pytest.mark.parametrize("hook", hookspecs.HOOKS)
+def test_every_hook_is_documented_with_an_example(hook):
+    page = (ROOT / "docs" / "plugins.md").read_text()
+    assert f"### `{hook}`" in page
+    assert f"def {hook}()" in page
+    assert f"def {hook}()" in inspect.getdoc(getattr(hookspecs, hook))
+
+
+@pytest.mark.parametrize("hook", hookspecs.HOOKS)
+def test_every_hook_has_a_test(hook):
+    tests = (ROOT / "tests" / "plugins" / "test_hooks.py").read_text()
+    assert f"def test_{hook.removeprefix('quantlora_')}_" in tests
+
+
+def test_every_public_name_can_be_imported():
+    for name in public_names():
+        assert getattr(quantlora, name) is not None
+
+
+def test_versions_agree():
+    assert quantlora.__version__ == PROJECT["project"]["version"]
