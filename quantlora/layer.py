@@ -34,6 +34,8 @@ class LoraLayer(nn.Module):
     """
 
     variant: ClassVar[str]
+    #: A and B by their names in an adapter file.
+    factor_names: ClassVar[tuple[str, str]] = ("lora_A.weight", "lora_B.weight")
 
     def __init__(self, base_layer: nn.Module, quantizer: Quantizer, path: str) -> None:
         super().__init__()
@@ -159,6 +161,10 @@ class LoraLayer(nn.Module):
             f"{self.path}: variant {self.variant!r} has no exact merge at the same bits; use "
             f'mode="requantize" (with its loss measured) or mode="dequantize".'
         )
+
+    def delta_weight(self, name: str, weight: Tensor) -> Tensor:
+        """The update as a matrix ``(out_features, in_features)`` over the base ``weight``."""
+        raise NotImplementedError
 
     def remove_adapter(self, name: str) -> None:
         self._known(name)

@@ -16,6 +16,7 @@ from quantlora.adapters import (
 )
 from quantlora.checkpoint.load import load_adapter
 from quantlora.checkpoint.save import save_adapter
+from quantlora.combination import add_weighted_adapter
 from quantlora.mixed_batch import mixed_batch
 from quantlora.testing import reference
 from quantlora.testing.base import SuiteBase
@@ -95,7 +96,7 @@ def _dora(suite: SuiteBase) -> None:
     """Also beside a plain adapter that was there before."""
     model, x = two_adapters(suite, use_dora=True)
     with torch.no_grad():
-        model.lora.adapter_tensors("second")["lora_magnitude_vector"] *= 1.25
+        model.lora.adapter_tensors("second")["lora_magnitude_vector"].mul_(1.25)
     set_adapter(model, ["default", "second"])
     check(suite, model, x, "default", "second")
 
@@ -135,3 +136,15 @@ def _mixed_batch_training(suite: SuiteBase) -> None:
     alone = model.lora.factors("default")[1].weight.grad
     assert alone is not None
     assert reference.relative(mixed, alone) <= suite.tolerance(model.lora.base_layer, x.dtype)
+
+
+@operation("weighted combination")
+def _weighted_combination(suite: SuiteBase) -> None:
+    """By svd of the updates themselves: also of different ranks, and of DoRA."""
+    model, x = two_adapters(suite, use_dora=True, lora_bias=True)
+    lora, weight = model.lora, model.lora.dequantize()
+    wanted = 0.7 * lora.delta_weight("default", weight) - 2 * lora.delta_weight("second", weight)
+    rank = min(lora.out_features, lora.in_features)
+    add_weighted_adapter(model, ["default", "second"], [0.7, -2], "sum", svd_rank=rank)
+    assert reference.relative(lora.delta_weight("sum", weight), wanted) <= 1e-5
+    check(suite, model, x, "sum")
