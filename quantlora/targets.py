@@ -108,10 +108,10 @@ def looks_linear(module: nn.Module, registry: Registry) -> bool:
         return False
     if isinstance(module, (nn.Linear, LoraLayer)):
         return True
-    if any(True for _ in module.children()):
-        return False
-    has_shape = hasattr(module, "out_features") and hasattr(module, "in_features")
-    return has_shape or bool(registry.candidates(module))
+    if registry.candidates(module):
+        return True
+    leaf = not any(True for _ in module.children())
+    return leaf and hasattr(module, "out_features") and hasattr(module, "in_features")
 
 
 def output_heads(model: nn.Module, config: LoraConfig) -> set[nn.Module]:

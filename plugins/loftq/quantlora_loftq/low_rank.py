@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 METHODS = ("krylov", "exact")
@@ -24,6 +25,10 @@ _PRECISION = 1e-6
 _AT_LEAST = 4
 #: Columns of a block: narrow ones go deeper for the same work, wide ones use the cores better.
 _NARROW, _WIDE = 32, 64
+#: A column this small beside the largest of its block is rounding.
+_NOTHING = 1e-5
+#: Matrices up to this size, and high ranks, are left to a full SVD: it is quick there.
+_SMALL = 512
 #: The space is grown to so many times the rank at most; beyond, a full SVD is as good.
 _LARGEST = 16
 
@@ -68,7 +73,7 @@ def low_rank(
         raise ValueError(f"rank {r} does not fit a matrix of {tuple(matrix.shape)}.")
     if method not in METHODS:
         raise ValueError(f"method must be one of {METHODS}, got {method!r}.")
-    if method == "exact" or 4 * r >= min(matrix.shape):
+    if method == "exact" or min(matrix.shape) <= max(_SMALL, 4 * r):
         U, sigma, Vh = torch.linalg.svd(matrix, full_matrices=False)
         return LowRank(U[:, :r], sigma[:r], Vh[:r].t())
     return _krylov(matrix, r, _start(matrix, r, seed, start))
@@ -94,6 +99,8 @@ def _krylov(matrix: Tensor, r: int, block: Tensor) -> LowRank:
     total, energy = float(matrix.norm()) ** 2, 0.0
     while P.shape[1] <= largest:
         fresh = _orthogonal(matrix @ block, P)
+        if not fresh.shape[1]:
+            break
         block = matrix.t() @ fresh
         P, Z = torch.cat([P, fresh], 1), torch.cat([Z, block], 1)
         if P.shape[1] < max(r, _AT_LEAST * block.shape[1]):
@@ -105,10 +112,16 @@ def _krylov(matrix: Tensor, r: int, block: Tensor) -> LowRank:
 
 
 def _orthogonal(columns: Tensor, P: Tensor) -> Tensor:
-    """An orthonormal basis of ``columns`` without their part in ``P``; twice is enough."""
+    """An orthonormal basis of ``columns`` without their part in ``P``; twice is enough.
+
+    Columns of which hardly anything is left are dropped: QR would make up directions for them.
+    """
+    least = _NOTHING * float(columns.norm(dim=0).max())
     for _ in range(2):
         columns = columns - P @ (P.t() @ columns)
-        columns = torch.linalg.qr(columns).Q
+        Q, R = torch.linalg.qr(columns)
+        columns = Q[:, R.diagonal().abs() > least]
+        least = _NOTHING
     return columns
 
 
@@ -122,9 +135,11 @@ def _gram(Z: Tensor) -> Tensor:
 
 
 def _ritz(P: Tensor, Z: Tensor, r: int) -> LowRank:
+    """The best rank-r part of ``P Zᵀ``; zeros where its rank is lower."""
     values, vectors = torch.linalg.eigh(_gram(Z))
-    top = vectors[:, -r:].flip(1).to(Z)
-    sigma = values[-r:].flip(0).clamp(min=0).sqrt().to(Z)
+    lacking = max(0, r - P.shape[1])
+    top = F.pad(vectors[:, -r:].flip(1), (0, lacking)).to(Z)
+    sigma = F.pad(values[-r:].flip(0).clamp(min=0).sqrt(), (0, lacking)).to(Z)
     V = Z @ top
     V = V / torch.where(sigma > 0, sigma, 1.0)
     return LowRank(P @ top, sigma, V)
