@@ -1,0 +1,111 @@
+"""The whole command on a tiny model: what it does, says and leaves behind."""
+
+from __future__ import annotations
+
+import json
+from importlib.util import find_spec
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from quantlora.checkpoint.load import load_adapter
+from quantlora.finetune.base_model import find_base, load_model
+from quantlora.finetune.dataset import collate_with, load_dataset
+from quantlora.finetune.evaluation import perplexity
+from quantlora.finetune.examples import Tokens
+from quantlora.finetune.options import Dtype, FinetuneOptions
+from quantlora.finetune.run_folder import RunFolder
+
+from .conftest import report_in
+
+BACKENDS = [
+    "float",
+    pytest.param(
+        "bitsandbytes_4bit",
+        marks=pytest.mark.skipif(not find_spec("bitsandbytes"), reason="needs bitsandbytes"),
+    ),
+]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_command_leaves_adapter_report_plot_and_card(run, arguments, tmp_path, backend):
+    result = run(*arguments, "--backend", backend)
+    assert result.exit_code == 0, result.output
+    left = {path.name for path in (tmp_path / "run").iterdir()}
+    wanted = {"adapter_config.json", "adapter_model.safetensors", "loss.png", "README.md"}
+    assert wanted | {"report.json", "run.json", "checkpoints"} <= left
+    assert report_in(tmp_path / "run")["model"]["formats"] == {backend: 14}
+
+
+def test_it_says_what_it_used_and_what_it_brought(run, arguments, tmp_path):
+    output = run(*arguments).output
+    figures = report_in(tmp_path / "run")["perplexity"]
+    for part in (
+        "14 layers in float; computes in float32 on cpu",
+        f"Held-out perplexity before training: {figures['before']:.2f}",
+        f"Held-out perplexity after training: {figures['after']:.2f}",
+        "tokens/s",
+    ):
+        assert part in output
+
+
+def test_the_loss_of_each_step_is_reported_and_falls(run, arguments, tmp_path):
+    run(*arguments)
+    report = report_in(tmp_path / "run")
+    losses = [one["loss"] for one in report["training"]["losses"]]
+    assert len(losses) == 12
+    assert losses[-1] < losses[0] - 0.3
+    assert report["perplexity"]["fall_percent"] > 20
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_reloaded_adapter_measures_the_same_to_the_last_bit(
+    run, arguments, tmp_path, tiny, text, backend
+):
+    run(*arguments, "--backend", backend)
+    report = report_in(tmp_path / "run")
+    options = FinetuneOptions.from_json(report["options"])
+    base = find_base(options)
+    data = load_dataset(options, Tokens(base.tokenizer))
+    model = load_model(base, Dtype.FLOAT32)
+    load_adapter(model, tmp_path / "run", backend=backend)
+    found = perplexity(model, data.held_out, collate_with(base.padding), options.batch_size)
+    assert found == report["perplexity"]["after"]
+
+
+def test_the_same_seed_gives_the_same_adapter_and_another_a_different_one(run, arguments, tmp_path):
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        run(*arguments, "--output", tmp_path / name, "--seed", seed)
+    a, b, c = (load_file(tmp_path / name / "adapter_model.safetensors") for name in "abc")
+    assert all(torch.equal(a[key], b[key]) for key in a)
+    assert not all(torch.equal(a[key], c[key]) for key in a)
+
+
+def test_an_already_quantized_model_is_taken_as_it_is(run, arguments, tmp_path, tiny):
+    pytest.importorskip("bitsandbytes")
+    from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+
+    folder = tmp_path / "quantized"
+    config = BitsAndBytesConfig(load_in_8bit=True)
+    AutoModelForCausalLM.from_pretrained(tiny, quantization_config=config).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(tiny).save_pretrained(folder)
+    given = [one for one in arguments if one not in ("--backend", "float")]
+    result = run(*given, "--model", folder)
+    assert result.exit_code == 0, result.output
+    assert report_in(tmp_path / "run")["model"]["formats"] == {"bitsandbytes_8bit": 14}
+
+
+def test_a_run_with_variant_targets_and_accumulation(run, arguments, tmp_path):
+    choices = ["--variant", "dora", "--target-modules", "q_proj,v_proj", "--accumulate", "2"]
+    result = run(*arguments, *choices, "--gradient-checkpointing", "--dropout", "0.1")
+    assert result.exit_code == 0, result.output
+    config = json.loads((tmp_path / "run" / "adapter_config.json").read_text())
+    assert (config["use_dora"], config["target_modules"]) == (True, ["q_proj", "v_proj"])
+    assert config["base_model_name_or_path"].endswith("tiny0")
+
+
+def test_the_folder_is_not_claimed_before_everything_is_checked(run, arguments, tmp_path):
+    assert run(*arguments, "--target-modules", "q_prj").exit_code == 1
+    assert not RunFolder(tmp_path / "run", {}).has_begun
+    assert run(*arguments).exit_code == 0
