@@ -1,0 +1,69 @@
+"""`torch.compile` of a wrapped model: one graph, the same values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounterWithBackend
+
+import quantlora
+
+
+@pytest.fixture
+def counter() -> CompileCounterWithBackend:
+    torch._dynamo.reset()
+    return CompileCounterWithBackend("aot_eager")
+
+
+def gradients(forward: Callable[[Tensor], Tensor], model: nn.Module, x: Tensor) -> list[Tensor]:
+    """The output, and the gradients of the input and of every A and B."""
+    parameters = [one for one in model.parameters() if one.requires_grad]
+    x = x.clone().requires_grad_()
+    y = forward(x)
+    return [y.detach(), *torch.autograd.grad(y.square().sum(), [x, *parameters])]
+
+
+def check(compiled: Callable[[Tensor], Tensor], model: nn.Module, x: Tensor) -> None:
+    found, wanted = gradients(compiled, model, x), gradients(model, model, x)
+    for one, other in zip(found, wanted, strict=True):
+        assert torch.allclose(one, other, rtol=1e-5, atol=1e-6)
+
+
+def wrapped(**fields: Any) -> nn.Module:
+    torch.manual_seed(0)
+    return quantlora.wrap(nn.Sequential(nn.Linear(8, 6)), r=2, init_lora_weights=False, **fields)
+
+
+@pytest.mark.parametrize("fields", [{}, {"use_dora": True}, {"lora_bias": True}], ids=str)
+def test_forward_and_backward_are_one_graph(
+    fields: dict[str, bool], x: Tensor, counter: CompileCounterWithBackend
+) -> None:
+    model = wrapped(**fields)
+    check(torch.compile(model, fullgraph=True, backend=counter), model, x)
+    assert counter.frame_count == 1
+
+
+def test_a_changed_scaling_is_seen_and_compiles_once_more(
+    x: Tensor, counter: CompileCounterWithBackend
+) -> None:
+    """The second value makes it a symbol of the graph; further values compile nothing."""
+    model = wrapped()
+    compiled = torch.compile(model, fullgraph=True, backend=counter)
+    for scaling in (2.0, 3.0, 5.0, 7.0):
+        model[0].scaling["default"] = scaling
+        check(compiled, model, x)
+    assert counter.frame_count == 2
+
+
+def test_disabled_adapters_are_seen(x: Tensor, counter: CompileCounterWithBackend) -> None:
+    model = wrapped()
+    compiled = torch.compile(model, fullgraph=True, backend=counter)
+    with torch.no_grad():
+        on = compiled(x)
+        with quantlora.adapters_disabled(model):
+            off = compiled(x)
+    assert not torch.allclose(on, off)
