@@ -1,0 +1,63 @@
+"""``--deep``: what only running a backend can tell, and a crash that ends nothing."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from quantlora.env import deep
+
+
+@pytest.fixture
+def tried(run_python):
+    """The verdict on one backend of the crashing plugin, by ``--deep``."""
+
+    def run(backend: str, path: str = "crashing") -> dict:
+        done = run_python(
+            *("-m", "quantlora.env", "--deep", "--json", "--backend", backend),
+            path=[path],
+            check=False,
+        )
+        (verdict,) = json.loads(done.stdout)["backends"]
+        return verdict
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("backend", "step", "error"),
+    [
+        ("segfault", "forward", "ended by SIGSEGV: a native library crashed"),
+        ("leaves", "quantize", "ended with exit code 7"),
+        ("raises", "forward", "RuntimeError: CUDA error: no kernel image is available"),
+        ("drifts", "forward", "ArithmeticError: the output differs from the dense reference"),
+    ],
+)
+def test_a_backend_that_fails_is_unavailable_with_the_step(tried, backend, step, error):
+    verdict = tried(backend)
+    assert verdict["status"] == "UNAVAILABLE"
+    assert verdict["reason"].startswith(f"--deep: step {step!r} failed: ")
+    assert error in verdict["reason"]
+    assert verdict["deep"][-1]["ok"] is False
+
+
+def test_a_backend_that_works_is_ready_with_the_steps_it_took(tried):
+    verdict = tried("halved", path="good")
+    assert verdict["status"] == "READY"
+    names = ["quantize", "forward", "backward", "eval then train", "merge"]
+    assert [step["name"] for step in verdict["deep"]] == names
+    assert all(step["ok"] for step in verdict["deep"])
+
+
+@pytest.mark.slow
+def test_a_backend_that_hangs_is_ended(monkeypatch):
+    monkeypatch.setattr(deep, "_environment", lambda: {"PYTHONPATH": "tests/data/crashing"})
+    *_, last = deep.run_deep("hangs", patience=20)
+    assert last == deep.Step("quantize", False, 0.0, "it did not end within 20 s")
+
+
+def test_no_token_reaches_the_process_that_runs_a_backend(monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "secret")
+    monkeypatch.setenv("HUGGING_FACE_HUB_TOKEN", "secret")
+    assert "secret" not in deep._environment().values()
