@@ -11,7 +11,6 @@ Readers need no lock. Writers of one folder wait for each other, also across pro
 
 from __future__ import annotations
 
-import errno
 import filecmp
 import os
 import shutil
@@ -19,6 +18,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from quantlora.checkpoint.flush import flush
 from quantlora.checkpoint.lock import locked
 from quantlora.checkpoint.swap import recover, swap
 from quantlora.errors import AdapterFileError
@@ -97,16 +97,3 @@ def _show(staging: Path, folder: Path, names: list[str], obsolete: Sequence[str]
 def _same(new: Path, old: Path) -> bool:
     """Same bytes, in a file of our own: a link is replaced, never written through."""
     return old.is_file() and not old.is_symlink() and filecmp.cmp(new, old, shallow=False)
-
-
-def flush(path: Path) -> None:
-    """Have the disk hold ``path``, a file or a folder, before anything that depends on it."""
-    try:
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.EBADF, errno.EACCES):  # cannot be flushed
-            raise

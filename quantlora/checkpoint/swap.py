@@ -17,6 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from quantlora.checkpoint.exchange import exchange
+from quantlora.checkpoint.flush import flush
 
 
 def swap(staging: Path, folder: Path, names: Sequence[str], gone: Sequence[str]) -> None:
@@ -34,11 +35,13 @@ def swap(staging: Path, folder: Path, names: Sequence[str], gone: Sequence[str])
         _copy(folder, beside, leave={staging.name, *names, *gone})
         for name in names:
             os.link(staging / name, beside / name)
+        flush(beside)
         exchange(beside, folder)
     except OSError:
         shutil.rmtree(beside, ignore_errors=True)
         _step_by_step(staging, folder, names, gone)
     else:
+        flush(folder.parent)
         _retire(beside, folder, staging.name)
 
 
@@ -61,6 +64,7 @@ def _step_by_step(staging: Path, folder: Path, names: Sequence[str], gone: Seque
         (folder / name).unlink(missing_ok=True)
     for name in names:
         os.replace(staging / name, folder / name)
+    flush(folder)
 
 
 def _beside(folder: Path) -> Path:
