@@ -1,4 +1,4 @@
-"""The progress bar: step, loss, tokens per second, time left."""
+"""The progress bar: step, loss, tokens per second, time left. Lines where there is no terminal."""
 
 from __future__ import annotations
 
@@ -22,11 +22,16 @@ _BAR = (
 )
 
 
+#: Lines for a whole training, in a log file.
+_LINES = 12
+
+
 class ShowProgress(TrainerCallback):
     """Draws the bar, and measures the speed without what Trainer does before the first step."""
 
     def __init__(self, console: Console, tokens_per_step: int) -> None:
-        self.bar = Progress(*_BAR, console=console)
+        self.bar = Progress(*_BAR, console=console, disable=not console.is_terminal)
+        self.console = console
         self.tokens_per_step = tokens_per_step
         self.began = 0.0
         self.first = 0
@@ -71,6 +76,15 @@ class ShowProgress(TrainerCallback):
                 f"Use a lower --lr or a longer --warmup, or --dtype float32."
             )
         self.bar.update(self.task, loss=f"{float(loss):.3f}")
+        if not self.console.is_terminal:
+            self._write_line(state, float(loss))
+
+    def _write_line(self, state: TrainerState, loss: float) -> None:
+        if state.global_step % max(1, state.max_steps // _LINES) == 0:
+            self.console.print(
+                f"step {state.global_step}/{state.max_steps}, loss {loss:.3f}, "
+                f"{self.tokens_per_second:.0f} tokens/s"
+            )
 
     def stop(self) -> None:
         """Leave the bar as it stands; also after an interruption."""
