@@ -1,0 +1,126 @@
+"""Trains, resumes and loads the best checkpoint with Transformers' Trainer, PEFT hidden.
+
+    python trainer_without_peft.py FOLDER
+
+Prints JSON for the test that runs it.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import json
+import logging
+import sys
+from pathlib import Path
+
+
+def hide_peft() -> None:
+    """As if it had never been installed: no import, no metadata, no spec."""
+    sys.modules["peft"] = None
+    find_spec, version = importlib.util.find_spec, importlib.metadata.version
+
+    def own_version(name):
+        if name == "peft":
+            raise importlib.metadata.PackageNotFoundError(name)
+        return version(name)
+
+    importlib.metadata.version = own_version
+    importlib.util.find_spec = lambda name, *rest: (
+        None if name.partition(".")[0] == "peft" else find_spec(name, *rest)
+    )
+
+
+hide_peft()
+
+import torch  # noqa: E402
+import transformers  # noqa: E402
+from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments  # noqa: E402
+
+import quantlora  # noqa: E402
+
+
+class Messages(logging.Handler):
+    """Keeps what Trainer warns about."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(record.getMessage())
+
+
+class Numbers(torch.utils.data.Dataset):
+    def __len__(self) -> int:
+        return 16
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        tokens = torch.arange(index, index + 8) % 64
+        return {"input_ids": tokens, "labels": tokens}
+
+
+def wrapped() -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=64,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+    )
+    model = quantlora.wrap(LlamaForCausalLM(config), r=4)
+    return quantlora.wrap(model, r=2, adapter_name="reference", inference_mode=True)
+
+
+def trainer(folder: Path, learning_rate: float = 0.1) -> Trainer:
+    model = wrapped()
+    model.set_adapter(["default", "reference"])
+    options = TrainingArguments(
+        str(folder),
+        max_steps=6,
+        per_device_train_batch_size=2,
+        save_steps=2,
+        eval_steps=2,
+        eval_strategy="steps",
+        load_best_model_at_end=True,
+        learning_rate=learning_rate,
+        report_to=[],
+        disable_tqdm=True,
+        use_cpu=True,
+        gradient_checkpointing=True,
+    )
+    return Trainer(model, options, train_dataset=Numbers(), eval_dataset=Numbers())
+
+
+def distance(one: torch.nn.Module, other: torch.nn.Module) -> float:
+    there = dict(other.named_parameters())
+    pairs = [(p, there[name]) for name, p in one.named_parameters()]
+    return max(float((p - q).abs().max()) for p, q in pairs)
+
+
+def main(folder: Path) -> dict[str, object]:
+    messages = Messages()
+    transformers.logging.get_logger("transformers").addHandler(messages)
+    straight = trainer(folder / "straight")
+    straight.train()
+    resumed = trainer(folder / "resumed")
+    resumed.train(resume_from_checkpoint=str(folder / "straight" / "checkpoint-4"))
+    diverging = trainer(folder / "diverging", learning_rate=30.0)
+    diverging.train()
+    resumed.save_model(str(folder / "final"))
+    best = diverging.state.best_model_checkpoint
+    return {
+        "peft": transformers.utils.is_peft_available(),
+        "resumed": distance(straight.model, resumed.model),
+        "best": Path(best).name,
+        "best_metric": diverging.state.best_metric,
+        "loaded_metric": diverging.evaluate()["eval_loss"],
+        "final": sorted(path.name for path in (folder / "final").rglob("adapter_*")),
+        "keys": [line for line in messages.lines if "missing keys" in line],
+    }
+
+
+if __name__ == "__main__":
+    print(json.dumps(main(Path(sys.argv[1]))))
