@@ -13,7 +13,14 @@ from quantlora_gptq.libraries import LIBRARIES, library_of, wrong_reading
 
 
 def check_reading(model: nn.Module, layers: Mapping[str, nn.Module]) -> None:
-    """Raise `BackendError` where the library is known to read this checkpoint wrong."""
+    """Raise where the layers' library cannot be used, or is known to read this checkpoint wrong.
+
+    Raises:
+        MissingLibraryError: its version is not supported, or what it needs is missing.
+        BackendError: its version reads checkpoints of this format and width wrong.
+    """
+    for library in {library_of(layer) for layer in layers.values()} - {None}:
+        LIBRARIES[str(library)].check().require()
     stored_as = checkpoint_format(model)
     if stored_as is None:
         return

@@ -12,7 +12,7 @@ from torch import nn
 
 from quantlora import BackendError
 from quantlora_gptq.layout import BUFFERS, check_buffers
-from quantlora_gptq.libraries import LIBRARIES, library_of
+from quantlora_gptq.libraries import library_of
 
 #: AutoGPTQ's kernels that leave the buffers as the checkpoint has them, by their QUANT_TYPE.
 _PLAIN_AUTO_GPTQ = ("cuda", "cuda-old", "triton")
@@ -50,15 +50,13 @@ def check_kernel(layer: nn.Module, path: str) -> None:
     """Raise where ``layer`` cannot be trained through, naming kernel, path and remedy.
 
     Raises:
-        MissingLibraryError: the version of the layer's library is not supported.
         BackendError: an inference-only or already locked kernel, or buffers that cannot be read.
     """
     library = library_of(layer)
     assert library is not None
-    LIBRARIES[library].check().require()
     if why := _unusable(layer, library):
         kernel = f"{type(layer).__name__} ({getattr(layer, 'QUANT_TYPE', library)})"
-        raise BackendError(f"{path}: the kernel {kernel} {why}. {_REMEDY[library]}")
+        raise BackendError(f"{path}: the kernel {kernel} {why}")
     if why := _transforms_input(layer):
         raise BackendError(f"{path}: this layer is more than a matrix product: {why}.")
     check_buffers(layer, path)
@@ -67,18 +65,19 @@ def check_kernel(layer: nn.Module, path: str) -> None:
 def _unusable(layer: nn.Module, library: str) -> str:
     if library == "auto_gptq":
         plain = getattr(layer, "QUANT_TYPE", None) in _PLAIN_AUTO_GPTQ
-        return "" if plain else "repacks its weight for inference and cannot be trained"
+        return "" if plain else f"repacks its weight for inference. {_REMEDY[library]}"
     if not getattr(layer, "SUPPORTS_TRAINING", False):
-        return "is for inference only"
+        return f"is for inference only. {_REMEDY[library]}"
     if getattr(layer, "SUPPORTS_TRAINING_USE_TORCH_KERNEL", False):
-        return "changes its zero-points between training and inference"
+        return f"swaps its zero-points between training and inference. {_REMEDY[library]}"
     if _mode(layer) == "inference" or getattr(layer, "transformed", False):
         return (
-            "has run without gradients and repacked its weight for inference; gradients would "
-            "be wrong from here on. Call quantlora.wrap before the first forward"
+            "has run without gradients and repacked its weight for inference: gradients would "
+            "be wrong from here on. Load the model again and wrap it before its first forward, "
+            'or load it with backend="gptq_torch", which never repacks.'
         )
     if getattr(layer, "planar", False):
-        return "stores its codes in planes (format gptq_p), which is not supported"
+        return "stores its codes in planes (format gptq_p), which is not supported."
     return ""
 
 
