@@ -43,8 +43,8 @@ class Check:
             when the backend works only with a loss, else None.
         layer: makes a small layer of this backend, importing its library; ``--deep`` tries it. By
             default the quantizer packs one.
-        fields: fields of `LoraConfig` that ``--deep`` wraps with. By default those that choose
-            this variant or initializer.
+        fields: arguments of `wrap` for ``--deep``. By default those that choose this variant or
+            initializer.
     """
 
     backend: str

@@ -9,6 +9,8 @@ from quantlora.checks import Check
 from quantlora.hookspecs import hookimpl
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from quantlora import LoraLayer
 
 
@@ -21,4 +23,10 @@ def quantlora_layer_wrappers() -> Iterable[type[LoraLayer]]:
 
 @hookimpl
 def quantlora_checks() -> Iterable[Check]:
-    return [Check("qalora")]
+    return [Check("qalora", layer=_sample)]
+
+
+def _sample() -> nn.Module:
+    from quantlora_qalora.sample import grouped_layer
+
+    return grouped_layer()
