@@ -1,4 +1,4 @@
-"""The four hooks a plugin may implement. This is the whole surface between core and plugins.
+"""The five hooks a plugin may implement. This is the whole surface between core and plugins.
 
 A hook returns objects; the core collects them all and decides in plain Python by their names,
 never by the order of plugins. A complete plugin is one module and one entry point:
@@ -20,8 +20,8 @@ Import heavy libraries inside the hooks, or deeper: the entry point itself is lo
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
 
 import pluggy
 
@@ -85,10 +85,23 @@ def quantlora_checks() -> Iterable[Check]:
     raise NotImplementedError
 
 
+@hookspec
+def quantlora_commands() -> Iterable[Callable[..., Any]]:
+    """Commands ``quantlora <name>``: functions as typer takes them, by the function's name.
+
+    @hookimpl
+    def quantlora_commands():
+        from my_plugin_cli import my_tool  # imports torch inside its body only
+        return [my_tool]
+    """
+    raise NotImplementedError
+
+
 #: Names of all hooks, in the order of this page.
 HOOKS = (
     "quantlora_quantizers",
     "quantlora_layer_wrappers",
     "quantlora_initializers",
     "quantlora_checks",
+    "quantlora_commands",
 )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -144,6 +144,19 @@ class Quantizer(ABC):
     def from_affine(self, weight: AffineWeight, bias: Tensor | None) -> nn.Module:
         """A layer with exactly these codes, scales and float zero-points; optional."""
         raise BackendError(f"backend {self.name!r} cannot hold float zero-points.")
+
+    def checkpoint_config(
+        self, layers: Mapping[str, nn.Module], others: Sequence[str]
+    ) -> dict[str, Any] | None:
+        """Transformers' ``quantization_config`` for a checkpoint that holds these layers' states.
+
+        Args:
+            layers: the packed layers by path.
+            others: paths of the model's linear layers that stay float.
+
+        Returns None where Transformers has no way to load the format.
+        """
+        return None
 
     def describe(self, layer: nn.Module) -> dict[str, Any]:
         """Facts for `explain`, ``quantlora.json`` and model cards: bits, block size and so on."""

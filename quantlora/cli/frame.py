@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.text import Text
 from typer.core import TyperGroup
 
+from quantlora.cli.plugin_commands import plugin_commands
 from quantlora.errors import QuantloraError
 
 
@@ -19,7 +20,16 @@ def print_error(error: BaseException) -> None:
 
 
 class FriendlyGroup(TyperGroup):
-    """Turns every `QuantloraError` of a command into a message on stderr and exit code 1."""
+    """Turns every `QuantloraError` of a command into a message on stderr and exit code 1.
+
+    Ours come first; the plugins are loaded only where none of ours is meant.
+    """
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(dict.fromkeys([*super().list_commands(ctx), *plugin_commands()]))
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        return super().get_command(ctx, cmd_name) or plugin_commands().get(cmd_name)
 
     def invoke(self, ctx: Any) -> Any:
         try:

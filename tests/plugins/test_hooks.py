@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 GOOD = ["good"]
+CLI = "from quantlora.cli import app; app()"
 
 PRELUDE = """
 import quantlora, torch
@@ -58,6 +59,17 @@ def test_checks_become_verdicts(run_python):
     done = run_python("-m", "quantlora.env", "--json", "--backend", "halved", path=GOOD)
     (verdict,) = json.loads(done.stdout)["backends"]
     assert (verdict["plugin"], verdict["status"]) == ("good", "READY")
+
+
+def test_commands_become_commands(run_python):
+    done = run_python("-c", CLI, "say-it", "yes", "--times", "2", path=GOOD)
+    assert done.stdout.strip() == "yes yes"
+
+
+def test_commands_are_listed_with_ours(run_python):
+    text = run_python("-c", CLI, "--help", path=GOOD).stdout
+    assert "say-it" in text
+    assert "finetune" in text
 
 
 def test_an_adapter_of_a_plugins_variant_comes_back_as_that_variant(with_good_plugin, tmp_path):

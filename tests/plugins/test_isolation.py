@@ -17,7 +17,7 @@ FAULTS = {
     "'a_library_that_is_not_there'.",
     "exits": "it cannot be imported: SystemExit: 3.",
     "unknown_hook": "unknown hook 'quantlora_quantisers'; the hooks are quantlora_quantizers, "
-    "quantlora_layer_wrappers, quantlora_initializers, quantlora_checks.",
+    "quantlora_layer_wrappers, quantlora_initializers, quantlora_checks, quantlora_commands.",
     "wrong_arguments": "Argument(s) {'model'} are declared in the hookimpl but can not be found",
     "hook_raises": "quantlora_quantizers() failed: RuntimeError: the table of formats is empty.",
     "wrong_result": "quantlora_initializers() failed: TypeError: it must return a list of objects, "

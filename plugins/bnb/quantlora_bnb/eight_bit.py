@@ -6,6 +6,7 @@ input to 8 bits; `quantlora_bnb.llm_int8` switches that on for inference.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
@@ -91,6 +92,15 @@ class Bitsandbytes8bit(BitsandbytesQuantizer):
             y = torch._weight_int8pack_mm(flat, codes, scale.to(x.dtype))
             return y.reshape(*x.shape[:-1], codes.shape[0])
         return F.linear(x, codes.to(x.dtype)).mul_(scale)
+
+    def checkpoint_config(
+        self, layers: Mapping[str, nn.Module], others: Sequence[str]
+    ) -> dict[str, Any]:
+        return {
+            "quant_method": "bitsandbytes",
+            "load_in_8bit": True,
+            "llm_int8_skip_modules": list(others),
+        }
 
     def describe(self, layer: nn.Module) -> dict[str, Any]:
         return {"bits": 8, **asdict(Settings8bit.of(layer))}

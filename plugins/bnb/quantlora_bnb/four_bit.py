@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
@@ -13,6 +14,9 @@ from quantlora_bnb.base import BitsandbytesQuantizer, dtype_name, frozen
 from quantlora_bnb.library import library
 from quantlora_bnb.packing import absmax, ordinary_state
 
+QUANT_TYPES = ("nf4", "fp4")
+BLOCKSIZES = tuple(2**power for power in range(5, 13))
+
 #: Dtypes that bitsandbytes packs from and unpacks into.
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -23,7 +27,7 @@ class Settings4bit:
 
     Args:
         quant_type: ``"nf4"`` or ``"fp4"``.
-        blocksize: weights that share a scale: 64, 128, ... 4096.
+        blocksize: weights that share a scale, a power of two up to 4096.
         compress_statistics: quantize the scales too (double quantization).
         quant_storage: dtype of the packed tensor; its bits mean the same in all of them.
         compute_dtype: dtype of products; None: that of the input.
@@ -34,6 +38,14 @@ class Settings4bit:
     compress_statistics: bool = True
     quant_storage: torch.dtype = torch.uint8
     compute_dtype: torch.dtype | None = None
+
+    def __post_init__(self) -> None:
+        for name, allowed in (("quant_type", QUANT_TYPES), ("blocksize", BLOCKSIZES)):
+            if getattr(self, name) not in allowed:
+                raise BackendError(
+                    f"bitsandbytes_4bit: {name} must be one of {', '.join(map(str, allowed))}, "
+                    f"got {getattr(self, name)!r}."
+                )
 
     @classmethod
     def of(cls, layer: Any) -> Settings4bit:
@@ -116,6 +128,20 @@ class Bitsandbytes4bit(BitsandbytesQuantizer):
         )
         layer.bias = frozen(linear.bias)
         return layer
+
+    def checkpoint_config(
+        self, layers: Mapping[str, nn.Module], others: Sequence[str]
+    ) -> dict[str, Any]:
+        settings = Settings4bit.of(next(iter(layers.values())))
+        return {
+            "quant_method": "bitsandbytes",
+            "load_in_4bit": True,
+            "bnb_4bit_quant_type": settings.quant_type,
+            "bnb_4bit_use_double_quant": settings.compress_statistics,
+            "bnb_4bit_compute_dtype": dtype_name(settings.compute_dtype or torch.float32),
+            "bnb_4bit_quant_storage": dtype_name(settings.quant_storage),
+            "llm_int8_skip_modules": list(others),
+        }
 
     def matmul(self, layer: nn.Module, x: Tensor) -> Tensor | None:
         """Upstream's fused kernel, on accelerators and in half precision.

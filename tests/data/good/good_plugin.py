@@ -28,3 +28,13 @@ def quantlora_initializers():
 @hookimpl
 def quantlora_checks():
     return [Check("halved")]
+
+
+def say_it(word: str, times: int = 1) -> None:
+    """Say a word."""
+    print(" ".join([word] * times))
+
+
+@hookimpl
+def quantlora_commands():
+    return [say_it]

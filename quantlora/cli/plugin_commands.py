@@ -1,0 +1,48 @@
+"""Commands that plugins bring: looked for when a name is not one of ours, or for ``--help``."""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+from types import FunctionType
+from typing import Any
+
+import typer
+
+from quantlora.plugins import load_plugins
+
+COMMANDS = "quantlora_commands"
+
+
+@lru_cache(maxsize=1)
+def plugin_commands() -> dict[str, Any]:
+    """Click commands by name. A plugin with a wrong one, or a taken name, is put aside."""
+    found: dict[str, Any] = {}
+    plugins = load_plugins()
+    for record in plugins.loaded:
+        own: dict[str, Any] = {}
+        for function in plugins.collect(record, COMMANDS):
+            if not isinstance(function, FunctionType):
+                record.put_aside(f"{COMMANDS}() must return functions, got {function!r}.")
+            elif (name := command_name(function)) in {**found, **own}:
+                record.put_aside(f"the command {name!r} is taken: choose another name.")
+            else:
+                own[name] = _command(name, function)
+        if not record.error:
+            found |= own
+    return found
+
+
+def command_name(function: FunctionType) -> str:
+    """``my_tool`` is typed ``my-tool``."""
+    return re.sub("_+", "-", function.__name__.strip("_"))
+
+
+def _command(name: str, function: FunctionType) -> Any:
+    app = typer.Typer(
+        add_completion=False,
+        rich_markup_mode="markdown",
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.command(name)(function)
+    return typer.main.get_command(app)
