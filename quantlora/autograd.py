@@ -5,7 +5,7 @@
 `frozen_linear` is the first term. It saves no tensor at all: its backward asks the layer for its
 weight again, because a dequantized weight would cost 16 bits per element until backward, and
 because FSDP may have sharded and gathered the layer in between. It never runs an upstream
-kernel's autograd.
+kernel's autograd. Under `torch.compile` a checkpoint says the same to the compiler.
 
 `low_rank` is the last term. It saves x as it came (not a float32 copy) and s · A(x), of rank r.
 """
@@ -18,7 +18,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
+from torch.utils.checkpoint import checkpoint
 
 #: Gives a frozen weight ``(out_features, in_features)`` in the dtype asked for.
 Weight = Callable[[torch.dtype], Tensor]
@@ -84,7 +84,19 @@ def frozen_linear(x: Tensor, weight: Weight, at_hand: Tensor | None = None) -> T
         weight: gives ``(out_features, in_features)`` in x's dtype; called again in backward.
         at_hand: the same matrix, where the caller has it for the forward already.
     """
+    if torch.compiler.is_compiling() and torch.is_grad_enabled() and x.requires_grad:
+        return _compiled_frozen_linear(x, weight)
     product: Tensor = _FrozenLinear.apply(x, weight, at_hand)  # type: ignore[no-untyped-call]
+    return product
+
+
+def _compiled_frozen_linear(x: Tensor, weight: Weight) -> Tensor:
+    """The same where `torch.compile` traces forward and backward into one graph.
+
+    It would see that both dequantize the same weight, do so once, and keep the float weight in
+    between. A checkpoint is what tells it to compute it again.
+    """
+    product: Tensor = checkpoint(lambda x: F.linear(x, weight(x.dtype)), x, use_reentrant=False)
     return product
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch.autograd.graph import saved_tensors_hooks
+from torch.utils.checkpoint import checkpoint
 
 import quantlora
 
@@ -67,3 +70,20 @@ def test_disabled_adapters_are_seen(x: Tensor, counter: CompileCounterWithBacken
         with quantlora.adapters_disabled(model):
             off = compiled(x)
     assert not torch.allclose(on, off)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_the_graph_keeps_no_float_copy_of_a_packed_weight(
+    checkpointing: bool, counter: CompileCounterWithBackend
+) -> None:
+    """Both directions dequantize the same weight: the compiler must not do it once for both."""
+    packed = quantlora.registry().quantizer("normalfloat").quantize(nn.Linear(64, 64))
+    model = quantlora.wrap(nn.Sequential(packed), r=2, init_lora_weights=False)
+    own = {tensor.data_ptr() for tensor in (*model.parameters(), *model.buffers())}
+    saved: list[Tensor] = []
+    forward = partial(checkpoint, model, use_reentrant=False) if checkpointing else model
+    with saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+        torch.compile(forward, fullgraph=True, backend=counter)(torch.randn(3, 64).requires_grad_())
+    others = [tensor.shape for tensor in saved if tensor.data_ptr() not in own]
+    assert others
+    assert max(shape.numel() for shape in others) < 64 * 64
