@@ -13,7 +13,7 @@ from torch import nn
 from quantlora import Quantizer, registry
 from quantlora.testing.models import save_tiny_llama
 
-bnb = pytest.importorskip("bitsandbytes", minversion="0.46")
+bnb = pytest.importorskip("bitsandbytes", minversion="0.47")
 
 Repack = Callable[[nn.Module], None]
 

@@ -99,13 +99,13 @@ def test_a_layer_of_such_a_library_gets_the_reason(
         quantlora.wrap(nn.Sequential(layer), r=4, target_modules=["0"])
 
 
-@pytest.mark.parametrize("version", ["0.41.1", "0.45.5"])
+@pytest.mark.parametrize("version", ["0.41.1", "0.46.1"])
 def test_an_old_version_is_refused_with_the_pip_line(
     version: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = REQUIRES[0]._found(version)
     assert not found
-    assert found.fix == 'pip install "bitsandbytes>=0.46"'
+    assert found.fix == 'pip install "bitsandbytes>=0.47"'
     assert version in found.reason
 
 
