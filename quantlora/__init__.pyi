@@ -11,6 +11,7 @@ from .adapters import (
     unload as unload,
 )
 from .affine import AffineWeight as AffineWeight, pool as pool, spread as spread
+from .bases import as_linear as as_linear, linear_from as linear_from
 from .checkpoint.load import load_adapter as load_adapter
 from .checkpoint.save import save_adapter as save_adapter
 from .checkpoint.vllm import check_vllm as check_vllm
@@ -34,6 +35,7 @@ from .errors import (
 )
 from .explaining import explain as explain
 from .explanation import Explanation as Explanation, LayerRow as LayerRow
+from .exporting import ExportReport as ExportReport, export_merged as export_merged
 from .hookspecs import hookimpl as hookimpl
 from .initializer import InitContext as InitContext, Initializer as Initializer
 from .layer import LoraLayer as LoraLayer
@@ -42,7 +44,11 @@ from .merging import merge as merge, merge_and_unload as merge_and_unload, unmer
 from .mixed_batch import mixed_batch as mixed_batch
 from .preparing import prepare as prepare
 from .quantizer import Quantizer as Quantizer
-from .reference import open_reference as open_reference
+from .reference import (
+    WeightFiles as WeightFiles,
+    folder_or_download as folder_or_download,
+    open_reference as open_reference,
+)
 from .registration import registry as registry
 from .requirements import (
     AllOf as AllOf,
@@ -51,6 +57,6 @@ from .requirements import (
     Requirement as Requirement,
 )
 from .state import known_adapter as known_adapter, lora_layers as lora_layers
-from .wrapping import as_linear as as_linear, linear_from as linear_from, wrap as wrap
+from .wrapping import wrap as wrap
 
 __version__: str

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from quantlora.bases import linear_from
 from quantlora.errors import MergeError
 from quantlora.layer import LoraLayer
 from quantlora.merge_report import LayerMerge
 from quantlora.plan import FLOAT
 from quantlora.quantizer import Quantizer
 from quantlora.registration import registry
-from quantlora.wrapping import linear_from
 
 
 @dataclass(frozen=True)
@@ -85,6 +85,8 @@ def _requantize(job: _Job) -> tuple[nn.Module, Quantizer]:
 
 
 def _dequantize(job: _Job) -> tuple[nn.Module, Quantizer]:
+    if job.quantizer.name == FLOAT:  # stays as it is stored: transposed, convolution, dtype
+        return _requantize(job)
     quantizer = registry().quantizers[FLOAT]
     return quantizer.quantize(job.linear().to(job.floating)), quantizer
 

@@ -21,6 +21,7 @@ from quantlora.errors import MergeError
 from quantlora.merge_layer import MODES, merge_layer
 from quantlora.merge_report import MergeReport
 from quantlora.state import adapter_state, known_adapter, lora_layers
+from quantlora.tied import untie_merged
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -48,9 +49,9 @@ def merge(
     """
     if mode not in MODES:
         raise MergeError(f"mode must be one of {', '.join(MODES)}, got {mode!r}.")
-    names = _names(model, adapters)
-    _check_enabled(model)
-    floating = _outer_dtype(model)
+    names = chosen_adapters(model, adapters)
+    check_enabled(model)
+    floating = outer_dtype(model)
     merged = [
         one
         for path, layer in lora_layers(model)
@@ -82,7 +83,7 @@ def merge_and_unload(
     Raises:
         MergeError: as `merge`; also when an active adapter would be dropped unmerged.
     """
-    names = _names(model, adapters)
+    names = chosen_adapters(model, adapters)
     left = [name for name in adapter_state(model).active if name not in names]
     if left:
         raise MergeError(
@@ -94,10 +95,12 @@ def merge_and_unload(
             'mode="keep" leaves adapters on packed layers: there is nothing to unload.'
         )
     merge(model, names, mode=mode)
-    return unload(model)
+    unload(model)
+    untie_merged(model)
+    return model
 
 
-def _names(model: nn.Module, adapters: str | Sequence[str] | None) -> tuple[str, ...]:
+def chosen_adapters(model: nn.Module, adapters: str | Sequence[str] | None) -> tuple[str, ...]:
     chosen = adapter_state(model).active if adapters is None else adapters
     names = (chosen,) if isinstance(chosen, str) else tuple(dict.fromkeys(chosen))
     for name in names:
@@ -105,7 +108,7 @@ def _names(model: nn.Module, adapters: str | Sequence[str] | None) -> tuple[str,
     return names
 
 
-def _check_enabled(model: nn.Module) -> None:
+def check_enabled(model: nn.Module) -> None:
     if any(not layer.enabled for _, layer in lora_layers(model)):
         raise MergeError(
             "the adapters are disabled, and a merged one would count all the same: call "
@@ -113,7 +116,7 @@ def _check_enabled(model: nn.Module) -> None:
         )
 
 
-def _outer_dtype(model: nn.Module) -> torch.dtype | None:
+def outer_dtype(model: nn.Module) -> torch.dtype | None:
     """The dtype of the float parameters around the LoRA layers: that of the activations."""
     inside = {id(p) for _, layer in lora_layers(model) for p in layer.parameters()}
     outside = (p.dtype for p in model.parameters() if id(p) not in inside)

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import tempfile
+from pathlib import Path
+
 import torch
+from safetensors.torch import load_file
 
 from quantlora.adapters import set_adapter
+from quantlora.exporting import export_merged
 from quantlora.merging import merge, merge_and_unload, unmerge
 from quantlora.testing import reference
 from quantlora.testing.base import SuiteBase
@@ -69,3 +74,16 @@ def _merge_and_unload(suite: SuiteBase) -> None:
     merge_and_unload(model, mode="dequantize")
     assert type(model.proj) is torch.nn.Linear
     assert reference.relative(model(x), wanted) <= suite.tolerance(layer, x.dtype)
+
+
+@operation("export_merged")
+def _export_merged(suite: SuiteBase) -> None:
+    """The float weight that is written is that of the merge."""
+    model, _ = one_adapter(suite)
+    lora, weight = model.lora, model.lora.dequantize()
+    wanted = weight + lora.delta_weight("default", weight)
+    with tempfile.TemporaryDirectory() as folder:
+        export_merged(model, Path(folder) / "merged", torch.float32)
+        tensors = load_file(Path(folder) / "merged" / "model.safetensors")
+    assert ("proj.bias" in tensors) == (lora.bias is not None)
+    assert reference.relative(tensors["proj.weight"], wanted.cpu()) <= 1e-6

@@ -1,0 +1,43 @@
+"""Tied weights: input and output embeddings that are one matrix, until one of them is merged."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+from torch import nn
+
+from quantlora.errors import AdapterWarning
+
+
+def untie(config: Any) -> None:
+    """Let ``config`` say that the embeddings are apart, with a warning where it said otherwise."""
+    parts = [one for one in {id(c): c for c in (config, _text(config))}.values() if _ties(one)]
+    for part in parts:
+        part.tie_word_embeddings = False
+    if parts:
+        warnings.warn(
+            "an adapter is merged into one of two tied weights (input and output embeddings), so "
+            "they are one no more: both are kept, and the config says tie_word_embeddings=False.",
+            AdapterWarning,
+            stacklevel=3,
+        )
+
+
+def untie_merged(model: nn.Module) -> None:
+    """`untie` for a model whose layers are merged, where its embeddings are two tensors now."""
+    config = getattr(model, "config", None)
+    if not (_ties(config) or _ties(_text(config))):
+        return
+    ends = [getattr(model, f"get_{one}_embeddings", lambda: None)() for one in ("input", "output")]
+    weights = [getattr(end, "weight", None) for end in ends]
+    if all(one is not None for one in weights) and weights[0] is not weights[1]:
+        untie(config)
+
+
+def _ties(config: Any) -> bool:
+    return bool(getattr(config, "tie_word_embeddings", False))
+
+
+def _text(config: Any) -> Any:
+    return config.get_text_config() if hasattr(config, "get_text_config") else config
