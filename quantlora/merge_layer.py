@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from quantlora.bases import linear_from
+from quantlora.bases import linear_from
 from quantlora.errors import MergeError
 from quantlora.layer import LoraLayer
 from quantlora.merge_report import LayerMerge

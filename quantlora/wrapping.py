@@ -12,21 +12,21 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from quantlora import transformers_bridge
 from quantlora.adapters import set_adapter
+from quantlora.bases import as_linear, frozen_bases
 from quantlora.config import LoraConfig
 from quantlora.errors import ConfigError
 from quantlora.initializer import InitContext, Initializer
 from quantlora.layer import LoraLayer
 from quantlora.names import check_name
-from quantlora.plan import AUTO, PlannedLayer, check_model, make_plan
+from quantlora.plan import AUTO, PlannedLayer, make_plan
 from quantlora.quantizer import Quantizer
 from quantlora.reference import Reference, open_reference
 from quantlora.registration import registry
 from quantlora.state import AdapterState, adapter_state, has_adapters, set_state
-from quantlora.targets import own_modules
 from quantlora.transaction import Transaction
 
 M = TypeVar("M", bound=nn.Module)
@@ -99,7 +99,7 @@ def apply_plan(
     """
     once = list({id(planned.layer): planned for planned in reversed(plan)}.values())[::-1]
     with Transaction(model):
-        bases = _bases(model, once, quantize_options or {})
+        bases = frozen_bases(model, once, quantize_options or {})
         layers: dict[int, LoraLayer] = {}
         for planned in once:
             layer = _lora_layer(planned, bases[planned.path])
@@ -124,48 +124,6 @@ def given_config(config: LoraConfig | None, fields: Mapping[str, Any]) -> LoraCo
             f"quantlora.LoraConfig(r=16, target_modules=[...])."
         )
     return config
-
-
-def _bases(
-    model: nn.Module, plan: list[PlannedLayer], options: Mapping[str, Any]
-) -> dict[str, nn.Module]:
-    """The frozen layer for each path: as it is, or quantized now."""
-    bases = {planned.path: planned.layer for planned in plan}
-    check_model(model, plan)
-    todo = [planned for planned in plan if planned.quantize]
-    if todo:
-        linears = {planned.path: as_linear(planned.layer) for planned in todo}
-        bases |= todo[0].quantizer.quantize_layers(model, linears, **options)
-    for planned in plan:
-        if not isinstance(planned.layer, LoraLayer):
-            planned.quantizer.prepare(bases[planned.path], planned.path)
-    _prepare_others(model, {id(planned.layer) for planned in plan})
-    return bases
-
-
-def _prepare_others(model: nn.Module, targeted: set[int]) -> None:
-    """Packed layers that get no adapter: gradients pass through them to the layers below."""
-    for path, module in own_modules(model):
-        if id(module) not in targeted and not isinstance(module, LoraLayer):
-            for quantizer in registry().candidates(module):
-                quantizer.prepare(module, path)
-
-
-def as_linear(layer: nn.Module) -> nn.Linear:
-    """A float layer as an `nn.Linear`: itself, or a transposed one turned round."""
-    if isinstance(layer, nn.Linear):
-        return layer
-    quantizer = registry().match("", layer)
-    return linear_from(quantizer.dequantize(layer), quantizer.bias(layer))
-
-
-def linear_from(weight: Tensor, bias: Tensor | None = None) -> nn.Linear:
-    """A frozen `nn.Linear` around ``weight`` ``(out, in)`` and ``bias``; nothing is copied."""
-    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
-    linear.weight = nn.Parameter(weight.detach(), requires_grad=False)
-    if bias is not None:
-        linear.bias = nn.Parameter(bias.detach(), requires_grad=False)
-    return linear
 
 
 def _lora_layer(planned: PlannedLayer, base: nn.Module) -> LoraLayer:
@@ -212,6 +170,3 @@ def _leave_fast_paths(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, nn.TransformerEncoderLayer):
             module.activation_relu_or_gelu = 0
-
-
-__all__ = ["Initializer", "Reference", "as_linear", "linear_from", "wrap"]

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from quantlora.bases import linear_from
 from quantlora.testing.base import Holder, Shape, SuiteBase
-from quantlora.wrapping import linear_from, wrap
+from quantlora.wrapping import wrap
 
 
 class QuantizeTests(SuiteBase):
