@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when huggingface_hub is imported
+
 DATA = Path(__file__).parent / "data"
 
 RunPython = Callable[..., "subprocess.CompletedProcess[str]"]

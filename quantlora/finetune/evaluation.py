@@ -16,6 +16,8 @@ from quantlora.finetune.examples import Example, Tokens
 
 #: Tokens of the held-out example that are shown as a prompt, and those that are generated.
 PROMPT, CONTINUATION = 24, 40
+#: exp of more overflows.
+_LARGEST = 700
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ def perplexity(
             total += float(model(**batch, use_cache=False).loss) * tokens
             count += tokens
     mean = total / count
-    return math.exp(mean) if mean < 700 else math.inf
+    return math.inf if mean > _LARGEST else math.exp(mean)
 
 
 @torch.no_grad()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,7 @@ from rich.console import Console
 from transformers import PreTrainedModel, set_seed
 
 from quantlora.checkpoint.save import save_adapter
+from quantlora.errors import FinetuneError
 from quantlora.finetune.base_model import BaseModel, find_base, load_model
 from quantlora.finetune.card import write_card
 from quantlora.finetune.dataset import Dataset, collate_with, load_dataset
@@ -85,10 +87,18 @@ class Job:
     def before(self) -> Measurement:
         """The measurement before the first step; a resumed run has it on record."""
         if not self.run.record:
-            before = self.measure().as_json()
-            self.run.record = {"data": self.data.fingerprint, "before": before}
+            before = self.measure()
+            self._check_is_number(before.perplexity)
+            self.run.record = {"data": self.data.fingerprint, "before": before.as_json()}
         self.run.begin(options=self.options.as_json())
         return Measurement(**self.run.record["before"])
+
+    def _check_is_number(self, perplexity: float) -> None:
+        if math.isnan(perplexity):
+            raise FinetuneError(
+                f"{self.base.name}: its outputs are no numbers (NaN) before any training. Its "
+                f"weights are damaged, or {self.model.dtype} is too narrow: try --dtype float32."
+            )
 
     def leave(self, training: Training, before: Measurement, after: Measurement) -> dict[str, Any]:
         """Write everything into the folder; the report last, for it says that all is there."""

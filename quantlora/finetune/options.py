@@ -38,6 +38,8 @@ class Schedule(str, Enum):
 
 
 def _option(panel: str, help_text: str, *names: str, **limits: Any) -> Any:
+    if "min" in limits:
+        limits["metavar"] = "N"  # shorter than "<int range>": the limit is shown beside it
     return Option(*names, help=help_text, rich_help_panel=panel, **limits)
 
 
@@ -83,7 +85,9 @@ class FinetuneOptions:
         Dtype,
         _option(
             _MODEL,
-            "What to compute in. `auto`: bfloat16 where the hardware multiplies it, else float32.",
+            "What to compute in: `float32`, `bfloat16`, `float16`, or `auto`: bfloat16 where the "
+            "hardware multiplies it, else float32.",
+            metavar="NAME",
         ),
     ] = Dtype.AUTO
 
@@ -92,8 +96,8 @@ class FinetuneOptions:
         _option(
             _DATA,
             "A text file; a .jsonl file whose lines have `text`, `prompt` and `completion`, or "
-            "`messages`; or a data set on the hub as `id` or `id:config`. Default: the Python "
-            "language reference.",
+            "`messages`; a folder of data files; or a data set on the hub as `id` or `id:config`. "
+            "Default: the Python language reference.",
             "--data",
             "-d",
         ),
@@ -150,7 +154,10 @@ class FinetuneOptions:
     ] = 1
     lr: Annotated[float, _option(_TRAINING, "Highest learning rate.")] = 5e-4
     schedule: Annotated[
-        Schedule, _option(_TRAINING, "How the learning rate goes on after its warm-up.")
+        Schedule,
+        _option(
+            _TRAINING, "The rate after its warm-up: `linear`, `cosine`, `constant`.", metavar="NAME"
+        ),
     ] = Schedule.LINEAR
     warmup: Annotated[int, _option(_TRAINING, "Steps until the highest rate.", min=0)] = 3
     gradient_checkpointing: Annotated[
@@ -160,9 +167,7 @@ class FinetuneOptions:
             "--gradient-checkpointing",
         ),
     ] = False  # fmt: skip
-    seed: Annotated[
-        int, _option(_TRAINING, "Fixes first values, order and dropout.", min=0, max=2**32 - 1)
-    ] = 0
+    seed: Annotated[int, _option(_TRAINING, "Fixes first values, order and dropout.", min=0)] = 0
 
     output: Annotated[
         Path, _option(_RUN, "Folder for the adapter and the report.", "--output", "-o")

@@ -62,12 +62,13 @@ def _read(data: str | None, split: str) -> Iterable[Record]:
         return [Text(demo_text.demo_text())]
     path = Path(data).expanduser()
     if path.is_dir():
-        raise FinetuneError(f"{path} is a folder: give one text or .jsonl file.")
+        return _through_datasets(data, str(path), None, split)
     if path.is_file():
         return _from_jsonl(path) if path.suffix in (".jsonl", ".json") else [Text(_text(path))]
     if path.suffix in (".txt", ".jsonl", ".json", ".md") or not _may_be_id(data):
         raise FinetuneError(f"there is no file {path} (looked in {Path.cwd()}).")
-    return _from_hub(data, split)
+    name, _, config = data.partition(":")
+    return _through_datasets(data, name, config or None, split)
 
 
 def _may_be_id(data: str) -> bool:
@@ -92,17 +93,17 @@ def _from_jsonl(path: Path) -> Iterator[Record]:
             yield record_of(row, place)
 
 
-def _from_hub(data: str, split: str) -> Iterator[Record]:
+def _through_datasets(data: str, name: str, config: str | None, split: str) -> Iterator[Record]:
+    """The rows of a folder of data files, or of a data set on the hub."""
     _DATASETS.check().require()
     from datasets import load_dataset
 
-    name, _, config = data.partition(":")
     try:
-        rows = load_dataset(name, config or None, split=split)
-    except Exception as error:  # whatever the hub, its scripts or the network come up with
+        rows = load_dataset(name, config, split=split)
+    except Exception as error:  # whatever the hub, the network or a file come up with
         raise FinetuneError(
-            f"{data}: there is no such file here, and as a data set on the hub it cannot be "
-            f"loaded (split {split!r}): {type(error).__name__}: {str(error).splitlines()[0]}"
+            f"{data}: there is no such file, and as a data set it cannot be loaded (split "
+            f"{split!r}): {type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
         ) from error
     for number, row in enumerate(rows):
         yield record_of(row, f"{data}, row {number}")

@@ -17,6 +17,7 @@ from typing import Any
 
 from quantlora.errors import FinetuneError
 from quantlora.finetune.checkpoints import last_checkpoint, step_of
+from quantlora.finetune.limits import existing
 from quantlora.finetune.options import FinetuneOptions, option_name
 
 RUN, REPORT, CHECKPOINTS = "run.json", "report.json", "checkpoints"
@@ -102,6 +103,8 @@ def _check_free(run: RunFolder) -> None:
         )
     if run.path.is_dir() and any(run.path.iterdir()):
         raise FinetuneError(f"{run.path} is not empty: name another folder with --output.")
+    if not os.access(existing(run.path), os.W_OK):
+        raise FinetuneError(f"--output {run.path} cannot be written to: name another folder.")
 
 
 def _resumed(run: RunFolder, options: FinetuneOptions, given: Collection[str]) -> FinetuneOptions:

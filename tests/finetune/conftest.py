@@ -16,8 +16,10 @@ from quantlora.testing.models import save_tiny_llama
 SENTENCE = "the quick brown fox jumps over the lazy dog. "
 
 #: Small enough for a second, and float32: the same bits on every machine.
-QUICK = ("--length", "32", "--steps", "12", "--batch-size", "2", "--lr", "0.01", "--save-every", "4",
-         "--eval-examples", "8", "--dtype", "float32")  # fmt: skip
+QUICK = [
+    *("--length", "32", "--steps", "12", "--batch-size", "2", "--lr", "0.01"),
+    *("--save-every", "4", "--eval-examples", "8", "--dtype", "float32"),
+]
 
 
 @pytest.fixture(scope="session")
