@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from quantlora import BackendError
-from quantlora_gptq.layout import in_features
+from quantlora_gptq.layout import stored_bits
 from quantlora_gptq.libraries import LIBRARIES, library_of, wrong_reading
 
 
@@ -27,10 +27,9 @@ def check_reading(model: nn.Module, layers: Mapping[str, nn.Module]) -> None:
     for path, layer in layers.items():
         library = library_of(layer)
         version = _version(library)
-        qweight = getattr(layer, "qweight", None)
-        if library is None or version is None or qweight is None:
+        if library is None or version is None or getattr(layer, "qweight", None) is None:
             continue
-        bits = qweight.shape[0] * 32 // in_features(layer)
+        bits = stored_bits(layer)
         if wrong := wrong_reading(library, version, stored_as, bits):
             raise BackendError(
                 f"{path}: {library} {version} reads {bits}-bit checkpoints of the format "

@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from quantlora import BackendError
-from quantlora_gptq.layout import BUFFERS, check_buffers
+from quantlora_gptq.layout import BUFFERS, check_buffers, group_index, ignores_order
 from quantlora_gptq.libraries import library_of
 
 #: AutoGPTQ's kernels that leave the buffers as the checkpoint has them, by their QUANT_TYPE.
@@ -60,6 +60,11 @@ def check_kernel(layer: nn.Module, path: str) -> None:
     if why := _transforms_input(layer):
         raise BackendError(f"{path}: this layer is more than a matrix product: {why}.")
     check_buffers(layer, path)
+    if ignores_order(layer) and group_index(layer) is not None:
+        raise BackendError(
+            f"{path}: AutoGPTQ's kernel for desc_act=False ignores g_idx, which is not in order "
+            f"here, so its outputs are wrong. Set desc_act to true in the checkpoint's config."
+        )
 
 
 def _unusable(layer: nn.Module, library: str) -> str:

@@ -62,9 +62,7 @@ def tensor(layer: nn.Module, name: str) -> Tensor:
 
 def layout(layer: nn.Module) -> Layout:
     """How ``layer`` is stored; its buffers have been checked by `check_buffers`."""
-    kind = getattr(layer, "QUANT_TYPE", "")
-    old = kind == "cuda-old"
-    bits = _bits(layer)
+    bits, old = stored_bits(layer), ignores_order(layer)
     return Layout(
         bits=bits,
         in_features=in_features(layer),
@@ -74,6 +72,11 @@ def layout(layer: nn.Module) -> Layout:
         zero_wraps=old and bits != 3,
         group_index=None if old else group_index(layer),
     )
+
+
+def ignores_order(layer: nn.Module) -> bool:
+    """AutoGPTQ's kernel for ``desc_act=False`` takes groups for neighbours, whatever g_idx says."""
+    return getattr(layer, "QUANT_TYPE", None) == "cuda-old"
 
 
 def group_index(layer: nn.Module) -> Tensor | None:
@@ -87,8 +90,10 @@ def group_index(layer: nn.Module) -> Tensor | None:
     return g_idx.long()
 
 
-def _bits(layer: nn.Module) -> int:
-    return tensor(layer, "qweight").shape[0] * 32 // in_features(layer)
+def stored_bits(layer: nn.Module) -> int:
+    """The width that the shape of qweight says; 0 where it is no whole number."""
+    bits, rest = divmod(tensor(layer, "qweight").shape[0] * 32, in_features(layer))
+    return 0 if rest else bits
 
 
 def check_buffers(layer: nn.Module, path: str) -> None:
@@ -105,11 +110,11 @@ def _problems(layer: nn.Module) -> list[str]:
         return [f"it has no {', '.join(missing)}"]
     if wrong := _wrong_dtypes(layer):
         return wrong
-    bits, rows = _bits(layer), tensor(layer, "qweight").shape[0]
+    bits, rows = stored_bits(layer), tensor(layer, "qweight").shape[0]
     if bits not in BITS:
         return [
-            f"qweight has {rows} rows for {in_features(layer)} inputs, which is {bits} bits, "
-            f"not 2, 3, 4 or 8"
+            f"qweight has {rows} rows for {in_features(layer)} inputs, which is not 2, 3, 4 or 8 "
+            f"bits for each"
         ]
     return _wrong_shapes(layer, bits) or _wrong_values(layer)
 
