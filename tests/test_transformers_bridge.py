@@ -106,9 +106,8 @@ def test_load_adapter_loads_from_a_folder_and_activates(model, tmp_path):
 
 
 def test_load_adapter_loads_from_memory_with_peft_s_config(model):
-    from peft import LoraConfig
-
-    config = LoraConfig(r=2, target_modules=["q_proj"])
+    peft = pytest.importorskip("peft")
+    config = peft.LoraConfig(r=2, target_modules=["q_proj"])
     name = "model.layers.0.self_attn.q_proj.lora_"
     tensors = {f"{name}A.weight": torch.ones(2, 32), f"{name}B.weight": torch.ones(32, 2)}
     model.load_adapter(adapter_name="given", peft_config=config, adapter_state_dict=tensors)
@@ -124,9 +123,8 @@ def test_load_adapter_without_a_source_says_what_to_give(model):
 
 
 def test_add_adapter_takes_peft_s_config(model):
-    from peft import LoraConfig
-
-    model.add_adapter(LoraConfig(r=3, target_modules={"q_proj"}), "second")
+    peft = pytest.importorskip("peft")
+    model.add_adapter(peft.LoraConfig(r=3, target_modules={"q_proj"}), "second")
     assert model.active_adapter() == "second"
     assert model.model.layers[0].self_attn.q_proj.r == {"default": 2, "second": 3}
 

@@ -74,7 +74,7 @@ def wrapped() -> LlamaForCausalLM:
     return quantlora.wrap(model, r=2, adapter_name="reference", inference_mode=True)
 
 
-def trainer(folder: Path, learning_rate: float = 0.1) -> Trainer:
+def trainer(folder: Path, highest_loss_is_best: bool = False) -> Trainer:
     model = wrapped()
     model.set_adapter(["default", "reference"])
     options = TrainingArguments(
@@ -85,7 +85,8 @@ def trainer(folder: Path, learning_rate: float = 0.1) -> Trainer:
         eval_steps=2,
         eval_strategy="steps",
         load_best_model_at_end=True,
-        learning_rate=learning_rate,
+        greater_is_better=highest_loss_is_best,
+        learning_rate=0.1,
         report_to=[],
         disable_tqdm=True,
         use_cpu=True,
@@ -107,16 +108,16 @@ def main(folder: Path) -> dict[str, object]:
     straight.train()
     resumed = trainer(folder / "resumed")
     resumed.train(resume_from_checkpoint=str(folder / "straight" / "checkpoint-4"))
-    diverging = trainer(folder / "diverging", learning_rate=30.0)
-    diverging.train()
+    going_back = trainer(folder / "back", highest_loss_is_best=True)
+    going_back.train()
     resumed.save_model(str(folder / "final"))
-    best = diverging.state.best_model_checkpoint
+    best = going_back.state.best_model_checkpoint
     return {
         "peft": transformers.utils.is_peft_available(),
         "resumed": distance(straight.model, resumed.model),
         "best": Path(best).name,
-        "best_metric": diverging.state.best_metric,
-        "loaded_metric": diverging.evaluate()["eval_loss"],
+        "best_metric": going_back.state.best_metric,
+        "loaded_metric": going_back.evaluate()["eval_loss"],
         "final": sorted(path.name for path in (folder / "final").rglob("adapter_*")),
         "keys": [line for line in messages.lines if "missing keys" in line],
     }

@@ -70,3 +70,9 @@ def logits() -> Callable[[nn.Module], Tensor]:
 def randomize() -> Callable[[nn.Module], nn.Module]:
     """Gives all adapter tensors of a model random values."""
     return with_values
+
+
+@pytest.fixture
+def peft() -> Any:
+    """The peer, where it is installed."""
+    return pytest.importorskip("peft")

@@ -63,12 +63,10 @@ def test_saved_adapter_is_ready_for_inference_whatever_its_start(written):
     assert fields["init_lora_weights"] is True
 
 
-def test_our_fields_are_fields_of_peft_s_config(written):
-    from peft import LoraConfig
-
+def test_our_fields_are_fields_of_peft_s_config(written, peft):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        LoraConfig.from_peft_type(**json.loads(written()))
+        peft.LoraConfig.from_peft_type(**json.loads(written()))
 
 
 def test_all_linear_is_written_as_names(written):

@@ -42,25 +42,23 @@ def test_reloaded_adapter_gives_the_same_logits_bit_for_bit(
 
 
 @each_config
-def test_peft_reads_our_files_to_the_same_logits(fields, make_wrapped, make_base, logits, tmp_path):
-    from peft import PeftModel
-
+def test_peft_reads_our_files_to_the_same_logits(
+    fields, make_wrapped, make_base, logits, tmp_path, peft
+):
     model = make_wrapped(**fields)
     quantlora.save_adapter(model, tmp_path)
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*(missing|unexpected|Unexpected).*")
-        theirs = PeftModel.from_pretrained(make_base(), tmp_path)
+        theirs = peft.PeftModel.from_pretrained(make_base(), tmp_path)
     assert relative_difference(logits(theirs), logits(model)) < 1e-5
 
 
 @each_config
 def test_files_written_by_peft_give_the_same_logits_here(
-    fields, make_base, logits, tmp_path, randomize
+    fields, make_base, logits, tmp_path, randomize, peft
 ):
-    from peft import LoraConfig, get_peft_model
-
     fields = {"r": 4, "target_modules": "all-linear", **fields}
-    theirs = randomize(get_peft_model(make_base(), LoraConfig(**fields)))
+    theirs = randomize(peft.get_peft_model(make_base(), peft.LoraConfig(**fields)))
     theirs.save_pretrained(tmp_path)
     ours = quantlora.load_adapter(make_base(), tmp_path)
     assert relative_difference(logits(ours), logits(theirs)) < 1e-5
@@ -81,14 +79,12 @@ def test_two_adapters_lie_in_peft_s_folders_and_load_by_name(
         assert torch.equal(logits(again), logits(model))
 
 
-def test_peft_reads_both_of_our_adapters(make_wrapped, make_base, logits, tmp_path):
-    from peft import PeftModel
-
+def test_peft_reads_both_of_our_adapters(make_wrapped, make_base, logits, tmp_path, peft):
     model = make_wrapped()
     quantlora.wrap(model, r=2, adapter_name="second", init_lora_weights=False)
     for name in ("default", "second"):
         quantlora.save_adapter(model, tmp_path, name)
-    theirs = PeftModel.from_pretrained(make_base(), tmp_path)
+    theirs = peft.PeftModel.from_pretrained(make_base(), tmp_path)
     theirs.load_adapter(tmp_path / "second", "second")
     for name in ("default", "second"):
         quantlora.set_adapter(model, name)
