@@ -12,7 +12,6 @@ from .adapters import (
 )
 from .affine import AffineWeight as AffineWeight, pool as pool, spread as spread
 from .bases import as_linear as as_linear, linear_from as linear_from
-from .bases import as_linear as as_linear, linear_from as linear_from
 from .checkpoint.load import load_adapter as load_adapter
 from .checkpoint.save import save_adapter as save_adapter
 from .checkpoint.vllm import check_vllm as check_vllm

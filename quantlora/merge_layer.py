@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from quantlora.bases import linear_from
-from quantlora.bases import linear_from
 from quantlora.errors import MergeError
 from quantlora.layer import LoraLayer
 from quantlora.merge_report import LayerMerge
