@@ -20,6 +20,8 @@ from quantlora.names import unknown
 #: Gives the float weight ``(out_features, in_features)`` of the layer at a path.
 Reference = Callable[[str], Tensor]
 
+#: Of a hub model: its weights, its config and its tokenizer.
+_WANTED = ("*.safetensors*", "*.json", "*.model", "*.txt", "*.jinja")
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 
@@ -38,7 +40,7 @@ def folder_or_download(source: str | os.PathLike[str]) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(str(source), allow_patterns=["*.safetensors*", "*.json"]))
+        return Path(snapshot_download(str(source), allow_patterns=list(_WANTED)))
     except Exception as error:
         raise ConfigError(
             f"reference {str(source)!r} is neither a folder here nor a model that the hub gives: "
@@ -69,8 +71,12 @@ class WeightFiles:
 
     def tensor(self, key: str) -> Tensor:
         """The tensor of that key, as stored."""
-        tensor: Tensor = self._open(self.file_of[key]).get_tensor(key)
+        tensor: Tensor = self.opened(key).get_tensor(key)
         return tensor
+
+    def opened(self, key: str) -> Any:
+        """The opened file that holds ``key``."""
+        return self._open(self.file_of[key])
 
     def _index(self) -> dict[str, str]:
         if (self.folder / _INDEX).is_file():

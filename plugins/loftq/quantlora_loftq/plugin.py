@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
 
 from quantlora.hookspecs import hookimpl
 
@@ -17,3 +17,10 @@ def quantlora_initializers() -> Iterable[Initializer]:
     from quantlora_loftq.principal import OLoRA, Orthogonal, PiSSA
 
     return [LoftQ(), Qera(), PiSSA(), OLoRA(), Orthogonal()]
+
+
+@hookimpl
+def quantlora_commands() -> Iterable[Callable[..., Any]]:
+    from quantlora_loftq.command.cli import loftq
+
+    return [loftq]

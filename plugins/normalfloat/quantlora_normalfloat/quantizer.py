@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -93,6 +93,13 @@ class NormalFloatQuantizer(Quantizer):
     def from_affine(self, weight: AffineWeight, bias: Tensor | None) -> nn.Module:
         """A uniform layer with these codes, scales and zero-points, in float32."""
         return from_affine(weight, bias)
+
+    def checkpoint_config(
+        self, layers: Mapping[str, nn.Module], others: Sequence[str]
+    ) -> dict[str, Any]:
+        from quantlora_normalfloat.transformers_format import NormalFloatConfig
+
+        return NormalFloatConfig.of(layers).to_dict()
 
     def describe(self, layer: nn.Module) -> dict[str, Any]:
         return settings(_own(layer))

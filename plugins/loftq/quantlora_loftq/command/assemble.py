@@ -1,0 +1,103 @@
+"""From finished layers to the result: the backbone's shards, the adapter, what goes with them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from quantlora import ConfigError, Quantizer, save_adapter
+from quantlora_loftq.command.layer_work import BASE, FACTS, LayerFacts, quantize
+from quantlora_loftq.command.parts import Parts
+from quantlora_loftq.command.report import write_report
+from quantlora_loftq.command.shards import Entry, write_shards
+from quantlora_loftq.command.source import LayerPlan, Source
+
+ADAPTER = "loftq_init"
+_UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
+
+
+def assemble(source: Source, quantizer: Quantizer, parts: Parts, out: Path, limit: str) -> None:
+    """Write the result into ``out``; the configs last, so that a half result does not load."""
+    quantization = _quantization(source, quantizer)
+    write_shards(out, _backbone(source, parts), shard_bytes(limit))
+    _save_adapter(source, parts, out)
+    write_report(out, source.recipe, [_facts(parts, plan) for plan in source.layers])
+    _copy_others(source.folder, out)
+    config = {**source.config, **quantization}
+    (out / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
+def _backbone(source: Source, parts: Parts) -> Iterator[Entry]:
+    """The source's tensors in order of their keys, the packed layers in place of their weights."""
+    packed = {plan.key: plan for plan in source.layers}
+    for key in sorted(source.files.file_of):
+        if key in packed:
+            yield from _packed(parts, packed[key])
+        else:
+            yield _entry(key, source.files.opened(key), key)
+
+
+def _packed(parts: Parts, plan: LayerPlan) -> Iterator[Entry]:
+    opened = parts.open(plan.path)
+    for name in sorted(opened.keys()):
+        if name.startswith(BASE):
+            yield _entry(plan.key.removesuffix("weight") + name.removeprefix(BASE), opened, name)
+
+
+def _entry(key: str, opened: Any, name: str) -> Entry:
+    """Of a tensor in an opened file; mapped here, so nothing is read yet."""
+    tensor: Tensor = opened.get_tensor(name)
+    return Entry(key, tuple(tensor.shape), tensor.dtype, lambda: opened.get_tensor(name))
+
+
+def _save_adapter(source: Source, parts: Parts, out: Path) -> None:
+    values: dict[str, Tensor] = {}
+    for plan in source.layers:
+        opened = parts.open(plan.path)
+        for side in ("lora_A", "lora_B"):
+            values[f"{plan.path}.{side}.default.weight"] = opened.get_tensor(side)
+    vars(source.model)["name_or_path"] = str(out.resolve())
+    save_adapter(source.model, out / ADAPTER, state_dict=values)
+
+
+def _facts(parts: Parts, plan: LayerPlan) -> LayerFacts:
+    return LayerFacts(**json.loads(parts.open(plan.path).metadata()[FACTS]))
+
+
+def _quantization(source: Source, quantizer: Quantizer) -> dict[str, Any]:
+    """What Transformers is told; the skeleton's layers are packed too, for the adapter's notes."""
+    if source.recipe.fake:
+        return {}
+    example = torch.ones(64, 64)  # the settings count, not the weight
+    layers = {plan.path: quantize(quantizer, example, plan.bits) for plan in source.layers}
+    for plan in source.layers:
+        plan.use.base_layer, plan.use.quantizer = layers[plan.path], quantizer
+    config = quantizer.checkpoint_config(layers, source.others)
+    if config is None:
+        raise ConfigError(
+            f"backend {quantizer.name!r} has no form that Transformers can load: use --fake for "
+            f"dense weights, or another --backend."
+        )
+    return {"quantization_config": config}
+
+
+def _copy_others(folder: Path, out: Path) -> None:
+    """The tokenizer and whatever else is small and beside the weights."""
+    for file in folder.iterdir():
+        wanted = file.suffix in (".json", ".model", ".txt", ".jinja")
+        if wanted and file.name != "config.json" and "safetensors" not in file.name:
+            shutil.copyfile(file, out / file.name)
+
+
+def shard_bytes(text: str) -> int:
+    """``"5GB"`` as bytes, with decimal units as Transformers has them."""
+    number, unit = text[:-2], text[-2:].upper()
+    if unit not in _UNITS or not number.replace(".", "", 1).isdigit():
+        raise ConfigError(f"--max-shard-size must be like 5GB or 200MB, got {text!r}.")
+    return int(float(number) * _UNITS[unit])

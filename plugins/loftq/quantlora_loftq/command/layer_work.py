@@ -1,0 +1,96 @@
+"""One layer: read, quantize, fit, save. Nothing of it stays in memory."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from quantlora import ConfigError, Quantizer, linear_from
+from quantlora_loftq.command.parts import Parts
+from quantlora_loftq.command.source import LayerPlan, Source
+from quantlora_loftq.initializers import seed_for
+from quantlora_loftq.loop import Problem, Solution, solve
+
+BASE = "base."
+FACTS = "facts"
+
+
+@dataclass(frozen=True)
+class LayerFacts:
+    """A row of the report. Errors are relative to the weight's Frobenius norm."""
+
+    path: str
+    shape: tuple[int, int]
+    bits: int
+    quantized_error: float
+    loftq_error: float
+    seconds: float
+
+
+@torch.no_grad()
+def work_on(plan: LayerPlan, source: Source, quantizer: Quantizer, parts: Parts) -> None:
+    """Write the part of one layer: its packed state, A, B and what it lost."""
+    begin = time.monotonic()
+    stored = source.files.tensor(plan.key)
+    _check(plan, source, stored)
+    weight = stored.to(source.recipe.device, torch.float32)
+    norm = float(weight.norm()) or 1.0
+    solution = _solve(plan, source, quantizer, weight)
+    A, B = solution.factors(plan.scaling)
+    state = _state(solution.base, quantizer, stored.dtype, source.recipe.fake)
+    tensors = {**state, "lora_A": A, "lora_B": B}
+    facts = LayerFacts(
+        plan.path,
+        (weight.shape[0], weight.shape[1]),
+        plan.bits,
+        solution.plain_error / norm,
+        solution.error / norm,
+        time.monotonic() - begin,
+    )
+    parts.save(plan.path, tensors, {FACTS: json.dumps(asdict(facts))})
+
+
+def _solve(plan: LayerPlan, source: Source, quantizer: Quantizer, weight: Tensor) -> Solution:
+    recipe = source.recipe
+    first = quantize(quantizer, weight, plan.bits)
+
+    def pack(target: Tensor) -> nn.Module:
+        return quantizer.quantize(linear_from(target), like=first)
+
+    seed = seed_for(plan.path, recipe.seed)
+    problem = Problem(weight, quantizer.dequantize, pack, plan.r, recipe.method, seed)
+    return solve(problem, first, recipe.iterations)
+
+
+def quantize(quantizer: Quantizer, weight: Tensor, bits: int) -> nn.Module:
+    """Packed to ``bits``, where the format leaves a choice."""
+    options: dict[str, Any] = {"bits": bits} if len(quantizer.bits) > 1 else {}
+    return quantizer.quantize(linear_from(weight), **options)
+
+
+def _state(
+    base: nn.Module, quantizer: Quantizer, dtype: torch.dtype, fake: bool
+) -> dict[str, Tensor]:
+    if fake:
+        return {f"{BASE}weight": quantizer.dequantize(base).to(dtype)}
+    tensors = base.state_dict()
+    return {BASE + key: value for key, value in tensors.items() if isinstance(value, Tensor)}
+
+
+def _check(plan: LayerPlan, source: Source, stored: Tensor) -> None:
+    shape = (plan.use.out_features, plan.use.in_features)
+    if tuple(stored.shape) != shape:
+        raise ConfigError(
+            f"{plan.path}: {plan.key} in {source.folder} has shape {tuple(stored.shape)}, the "
+            f"model's config says {shape}."
+        )
+    if not torch.isfinite(stored).all():
+        raise ConfigError(
+            f"{plan.path}: the weight holds NaN or infinite values and cannot be quantized; "
+            f"leave the layer out with --exclude-modules."
+        )

@@ -1,0 +1,58 @@
+"""Finished layers, one file each: what a killed run leaves to the next one."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from quantlora import ConfigError
+
+_RECIPE = "recipe.json"
+
+
+class Parts:
+    """The folder ``.parts`` of an unfinished result."""
+
+    def __init__(self, folder: Path, recipe_text: str) -> None:
+        self.folder = folder / ".parts"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._check(recipe_text)
+
+    def _check(self, text: str) -> None:
+        file = self.folder / _RECIPE
+        if not file.exists():
+            self._replace(file, lambda new: new.write_text(text, "utf-8"))
+        elif file.read_text("utf-8") != text:
+            raise ConfigError(
+                f"{self.folder} holds layers of an unfinished run with other options (see "
+                f"{_RECIPE} there). Finish it with those options, or remove {self.folder.parent}."
+            )
+
+    def file(self, path: str) -> Path:
+        return self.folder / f"{path}.safetensors"
+
+    def done(self, path: str) -> bool:
+        return self.file(path).exists()
+
+    def save(self, path: str, tensors: Mapping[str, Tensor], facts: Mapping[str, str]) -> None:
+        """Whole or not at all: under a name of its own first."""
+        plain = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
+        self._replace(self.file(path), lambda new: save_file(plain, new, dict(facts)))
+
+    def open(self, path: str) -> Any:
+        return safe_open(self.file(path), framework="pt", device="cpu")
+
+    def remove(self) -> None:
+        shutil.rmtree(self.folder)
+
+    def _replace(self, file: Path, write: Any) -> None:
+        new = file.with_name(f"{file.name}.{os.getpid()}.tmp")
+        write(new)
+        os.replace(new, file)

@@ -1,0 +1,88 @@
+"""The float model: its shape without its weights, and its weights one at a time."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from quantlora import ConfigError, LoraLayer, WeightFiles, folder_or_download, lora_layers, wrap
+from quantlora_loftq.command.recipe import Recipe, ends_in
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """One layer to quantize: ``key`` is its weight's in the files, ``size`` its elements."""
+
+    path: str
+    key: str
+    size: int
+    bits: int
+    r: int
+    scaling: float
+    use: LoraLayer
+
+
+class Source:
+    """The model of a recipe, on the meta device, wrapped as the result will be."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+        self.folder = folder_or_download(recipe.model)
+        self.config: dict[str, Any] = _config(self.folder)
+        self.files = WeightFiles(self.folder)
+        self.model = _skeleton(self.folder, self.config)
+        self.linear = [p for p, m in self.model.named_modules() if isinstance(m, nn.Linear)]
+        wrap(self.model, recipe.lora_config())
+
+    @cached_property
+    def layers(self) -> list[LayerPlan]:
+        """The largest first, so that processes which share them end together."""
+        plans = [self._plan(path, layer) for path, layer in lora_layers(self.model)]
+        for pattern in self.recipe.bits_pattern:
+            if not any(ends_in(plan.path, pattern) for plan in plans):
+                raise ConfigError(f"--bits-pattern {pattern!r} matches none of the layers.")
+        return sorted(plans, key=lambda plan: -plan.size)
+
+    @property
+    def others(self) -> list[str]:
+        """Paths of the linear layers that stay float."""
+        packed = {plan.path for plan in self.layers}
+        return [path for path in self.linear if path not in packed]
+
+    def _plan(self, path: str, layer: LoraLayer) -> LayerPlan:
+        size = layer.out_features * layer.in_features
+        (r,), (scaling,) = layer.r.values(), layer.scaling.values()
+        bits = self.recipe.bits_for(path)
+        return LayerPlan(path, self.files.key(path), size, bits, r, scaling, layer)
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    file = folder / "config.json"
+    if not file.is_file():
+        raise ConfigError(f"{folder}: there is no config.json; is it a Transformers model?")
+    config: dict[str, Any] = json.loads(file.read_text("utf-8"))
+    if config.get("quantization_config"):
+        raise ConfigError(f"{folder}: the model is quantized already; LoftQ begins with floats.")
+    return config
+
+
+def _skeleton(folder: Path, config: dict[str, Any]) -> nn.Module:
+    """The class the files were saved from, without weights."""
+    import transformers
+
+    names = config.get("architectures") or ["(none)"]
+    cls = getattr(transformers, names[0], None)
+    if cls is None:
+        raise ConfigError(
+            f"{folder}/config.json: architectures names {names[0]}, which this Transformers "
+            f"{transformers.__version__} does not have."
+        )
+    with torch.device("meta"):
+        model: nn.Module = cls(transformers.AutoConfig.from_pretrained(folder))
+    return model
