@@ -8,12 +8,13 @@ LoRA: Hu et al. 2021, arXiv:2106.09685, eq. 3.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 
-from quantlora.autograd import frozen_linear, low_rank, working_dtype
+from quantlora.autograd import Weight, frozen_linear, low_rank, working_dtype
 from quantlora.errors import LayerError
 from quantlora.layer import LoraLayer
 from quantlora.mixed_batch import add_rows, pick_rows
@@ -53,7 +54,11 @@ class LoraLinear(LoraLayer):
             fast = self.quantizer.matmul(self.base_layer, x)
             if fast is not None:
                 return fast
-        return frozen_linear(x, self.dequantize, weight)
+        return frozen_linear(x, self.frozen_weight(), weight)
+
+    def frozen_weight(self) -> Weight:
+        """Gives the weight of the base as it is now, also once a merge has put another in place."""
+        return partial(self.quantizer.dequantize_to, self.base_layer)
 
     def forward_weight(self) -> Tensor | None:
         """The dequantized base, for variants that need more of it than its product."""

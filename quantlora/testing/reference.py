@@ -68,6 +68,7 @@ def relative(actual: Tensor, wanted: Tensor) -> float:
     assert actual.shape == wanted.shape, f"{tuple(actual.shape)} is not {tuple(wanted.shape)}"
     if not wanted.numel():
         return 0.0
+    wanted = float64(wanted)
     error, scale = (float64(actual) - wanted).abs().max(), wanted.abs().max()
     return float(error / scale) if scale > 0 else float(error)
 

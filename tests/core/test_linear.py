@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -95,3 +96,19 @@ def test_the_weight_and_bias_of_the_base_can_be_looked_at(
 
 def test_its_text_shows_format_rank_and_scale(wrapped: Callable[..., nn.Module]) -> None:
     assert "float, default: r=2, s=4" in repr(wrapped().layers[0].q_proj)
+
+
+@pytest.mark.parametrize("fields", [{}, {"use_dora": True, "lora_dropout": 0.5}], ids=str)
+def test_backward_is_that_of_the_base_forward_saw(
+    fields: dict[str, Any], wrapped: Callable[..., nn.Module]
+) -> None:
+    """A merge in between puts another base in its place."""
+    model, x = wrapped(**fields), torch.randn(3, 8, requires_grad=True)
+    layer = model.layers[0].q_proj
+    gradients = []
+    for step in (lambda _: None, quantlora.merge):
+        torch.manual_seed(0)
+        y = layer(x)
+        step(model)
+        gradients.append(torch.autograd.grad(y.sum(), x)[0])
+    assert torch.equal(*gradients)
