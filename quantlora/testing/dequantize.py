@@ -57,7 +57,7 @@ class DequantizeTests(SuiteBase):
         self.format.dequantize(layer)
         assert _same(before, _contents(layer))
 
-    def test_writing_into_the_result_is_never_needed(self) -> None:
+    def test_it_is_the_same_under_inference_mode(self) -> None:
         """It must also work where autograd is off altogether, as in generation."""
         layer = self.layer()
         with torch.inference_mode():

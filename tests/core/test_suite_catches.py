@@ -1,0 +1,187 @@
+"""The conformance suite bites: each fault of a format is found by the test that is meant for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from quantlora import Quantizer, registry
+from quantlora.testing import QuantizerSuite
+
+
+class Codes(nn.Module):
+    """int8 codes (out, in) and one scale for each row."""
+
+    def __init__(self, codes: Tensor, scale: Tensor, bias: Tensor | None) -> None:
+        super().__init__()
+        self.out_features, self.in_features = codes.shape
+        self.register_buffer("codes", codes)
+        self.register_buffer("scale", scale)
+        self.register_buffer("bias", bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(x, (self.codes * self.scale).to(x.dtype), self.bias)
+
+
+class Sound(Quantizer):
+    """A format without fault; the faulty ones differ from it in one method."""
+
+    name = "sound"
+    module = "torch"
+
+    def layer_types(self) -> tuple[type[nn.Module], ...]:
+        return (Codes,)
+
+    def dequantize(self, layer: nn.Module) -> Tensor:
+        return layer.codes * layer.scale
+
+    def quantize(self, linear: nn.Linear, like: Any = None, **options: Any) -> nn.Module:
+        weight = linear.weight.detach().float()
+        scale = weight.abs().amax(1, keepdim=True) / 127
+        bias = None if linear.bias is None else linear.bias.detach().clone()
+        return Codes((weight / scale).round().to(torch.int8), scale, bias)
+
+
+Found = tuple[type[Quantizer], str, dict[str, Any]]
+FAULTS: list[Found] = []
+
+
+def found_by(test: str, **arguments: Any) -> Callable[[type[Quantizer]], type[Quantizer]]:
+    """Note that ``test`` of the suite must fail on the format."""
+
+    def note(quantizer: type[Quantizer]) -> type[Quantizer]:
+        FAULTS.append((quantizer, test, arguments))
+        return quantizer
+
+    return note
+
+
+DEFAULT = {"shape": (40, 64), "dtype": torch.float32}
+
+
+@found_by("test_exactly_one_quantizer_takes_the_layer", bias=True, **DEFAULT)
+class TooNarrow(Sound):
+    def matches(self, layer: nn.Module) -> bool:
+        return False
+
+
+@found_by("test_a_plain_linear_is_not_taken")
+class TooWide(Sound):
+    def matches(self, layer: nn.Module) -> bool:
+        return isinstance(layer, (Codes, nn.Linear))
+
+
+@found_by("test_the_bias_is_found", bias=True)
+class LosesBias(Sound):
+    def bias(self, layer: nn.Module) -> None:
+        return None
+
+
+@found_by("test_it_gives_a_float_matrix", **DEFAULT)
+class Transposed(Sound):
+    def dequantize(self, layer: nn.Module) -> Tensor:
+        return super().dequantize(layer).t()
+
+
+@found_by("test_it_does_not_change_the_layer")
+class Overwrites(Sound):
+    def dequantize(self, layer: nn.Module) -> Tensor:
+        return layer.scale.mul_(1.5) * layer.codes
+
+
+@found_by("test_it_is_the_same_in_train_and_eval_mode")
+class DependsOnMode(Sound):
+    def dequantize(self, layer: nn.Module) -> Tensor:
+        return super().dequantize(layer) * (1 if layer.training else 2)
+
+
+@found_by("test_it_comes_in_the_dtype_asked_for", wanted=torch.bfloat16)
+class IgnoresDtype(Sound):
+    def dequantize_to(self, layer: nn.Module, dtype: torch.dtype) -> Tensor:
+        return self.dequantize(layer)
+
+
+@found_by("test_the_weight_stays_close", **DEFAULT)
+class Coarse(Sound):
+    def dequantize(self, layer: nn.Module) -> Tensor:
+        return super().dequantize(layer).mul(8).round() / 8
+
+
+@found_by("test_the_float_layer_is_left_as_it_is")
+class ScalesItsInput(Sound):
+    def quantize(self, linear: nn.Linear, like: Any = None, **options: Any) -> nn.Module:
+        packed = super().quantize(linear)
+        linear.weight.data.zero_()
+        return packed
+
+
+@found_by("test_generation_gives_what_training_gives", dtype=torch.float32)
+@found_by("test_any_shape_of_input_without_gradients", kind="3-D")
+class WrongKernel(Sound):
+    def matmul(self, layer: nn.Module, x: Tensor) -> Tensor:
+        return x @ self.dequantize(layer).t() * 1.01
+
+
+@found_by("test_they_are_right_after", order=("generate", "train"), dtype=torch.float32)
+class RepacksInGeneration(Sound):
+    """What some libraries do to a layer that is used without gradients."""
+
+    def matmul(self, layer: nn.Module, x: Tensor) -> Tensor:
+        y = x @ self.dequantize(layer).t()
+        layer.codes = layer.codes.roll(1, 0)
+        return y
+
+
+@found_by("test_the_dequantized_weight_is_freed_after_forward")
+class Caches(Sound):
+    def dequantize(self, layer: nn.Module) -> Tensor:
+        if not hasattr(layer, "cache"):
+            layer.cache = super().dequantize(layer)
+        return layer.cache
+
+
+@found_by("test_unmerge_is_bit_exact", dtype=torch.float32)
+class PacksInPlace(Sound):
+    def quantize(self, linear: nn.Linear, like: Any = None, **options: Any) -> nn.Module:
+        packed = super().quantize(linear)
+        if like is not None:
+            like.codes.copy_(packed.codes)
+        return packed
+
+
+@pytest.mark.parametrize(
+    ("quantizer", "test", "arguments"), FAULTS, ids=[f[0].__name__ for f in FAULTS]
+)
+def test_a_fault_is_found(
+    quantizer: type[Quantizer],
+    test: str,
+    arguments: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(registry().quantizers, "sound", quantizer())
+    suite = QuantizerSuite()
+    suite.quantizer = "sound"
+    if "monkeypatch" in getattr(QuantizerSuite, test).__code__.co_varnames:
+        arguments = {**arguments, "monkeypatch": monkeypatch}
+    with pytest.raises(AssertionError):
+        getattr(suite, test)(**arguments)
+
+
+@pytest.fixture
+def sound(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(registry().quantizers, "sound", Sound())
+
+
+@pytest.mark.usefixtures("sound")
+class TestWithoutFault(QuantizerSuite):
+    """So that what is found above is the fault and nothing else."""
+
+    quantizer = "sound"
+
+    @pytest.fixture(autouse=True)
+    def _ready(self, sound: None) -> None:
+        torch.manual_seed(0)
