@@ -206,9 +206,7 @@ def test_another_librarys_config_is_refused_by_its_name(model: nn.Module) -> Non
     assert "config is peft.tuners.lora.config.LoraConfig, not quantlora.LoraConfig" in text
 
 
-@pytest.mark.parametrize(
-    "fields", [{"modules_to_save": ["head"]}, {"target_parameters": ["w"]}, {"bias": "all"}]
-)
+@pytest.mark.parametrize("fields", [{"target_parameters": ["w"]}, {"bias": "all"}])
 def test_what_is_not_trained_is_refused(fields: dict[str, Any], model: nn.Module) -> None:
     text = error(quantlora.ConfigError, model, r=2, target_modules=["q_proj"], **fields)
     assert text.startswith(
