@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from quantlora.errors import BackendError, QuantloraError
+from quantlora.errors import BackendError, MissingLibraryError, QuantloraError
 from quantlora.requirements import AnyRequirement
 
 if TYPE_CHECKING:
@@ -65,6 +65,11 @@ DIAGNOSES = (
         "load the model with GPTQConfig(bits=..., use_exllama=False)",
     ),
     Diagnosis(
+        r"No module named|cannot import name",
+        "{libraries} is installed, but incomplete, or does not fit the other libraries here",
+        _REINSTALL,
+    ),
+    Diagnosis(
         r"Torch not compiled with CUDA enabled|Found no NVIDIA driver",
         "{libraries} asks for a GPU that torch cannot use here",
         "see the accelerators in quantlora env",
@@ -91,7 +96,8 @@ def diagnosed(quantizer: Quantizer) -> Iterator[None]:
         found = diagnose(str(error), quantizer.requires)
         if found is None:
             raise
-        kind = type(error) if isinstance(error, QuantloraError) else BackendError
+        broken = MissingLibraryError if isinstance(error, ImportError) else BackendError
+        kind = type(error) if isinstance(error, QuantloraError) else broken
         raise kind(
             f"backend {quantizer.name!r} fails here: {found.cause} ({type(error).__name__}: "
             f"{error}).\n{found.fix}"

@@ -7,12 +7,14 @@ from typing import Any
 
 from quantlora import __version__
 from quantlora.checks import Status, Verdict
+from quantlora.diagnosis import diagnose
 from quantlora.discovery import PluginRecord
 from quantlora.env.cuda import Accelerators
 from quantlora.env.deep import Step, failure, run_deep
 from quantlora.env.machine import Machine
 from quantlora.env.packages import Token, package_versions
 from quantlora.env.verdicts import BackendCheck, backend_checks, quiet_plugins, unknown_backend
+from quantlora.requirements import AnyRequirement
 
 #: Names the form of the JSON. A field may be added under one id; none is renamed or removed.
 SCHEMA = "quantlora.env/1"
@@ -108,6 +110,14 @@ def _backend(one: BackendCheck, deep: bool) -> Backend:
         return backend
     steps = run_deep(backend.verdict.backend)
     if reason := failure(steps):
-        verdict = replace(backend.verdict, status=Status.UNAVAILABLE, reason=reason)
-        return Backend(one.plugin, verdict, steps)
+        return Backend(one.plugin, _failed(backend.verdict, reason, one.check.requires), steps)
     return replace(backend, deep=steps)
+
+
+def _failed(verdict: Verdict, reason: str, requires: tuple[AnyRequirement, ...]) -> Verdict:
+    """UNAVAILABLE, with the cause and remedy of an error that is known."""
+    if found := diagnose(reason, requires):
+        reason, fix = f"{found.cause}. {reason}", found.fix
+    else:
+        fix = ""
+    return replace(verdict, status=Status.UNAVAILABLE, reason=reason, fix=fix)
