@@ -8,10 +8,10 @@ NAME = "the Python language reference (pydoc_data.topics)"
 
 
 def demo_text() -> str:
-    """The reference without its repetitions, topics by name.
+    """The reference without its repetitions, long topics first.
 
-    Some topics are parts of others: each paragraph is kept where it comes first, so that what is
-    held out has not been trained on.
+    Long topics contain short ones: each paragraph is kept where it comes first. So nothing of the
+    end, which is held out, has been trained on, and it is a mixture of many short topics.
     """
     try:
         from pydoc_data.topics import topics
@@ -20,5 +20,6 @@ def demo_text() -> str:
             "this Python comes without pydoc_data.topics, its language reference: "
             "name a text of your own with --data."
         ) from error
-    paragraphs = "\n\n".join(topics[name] for name in sorted(topics)).split("\n\n")
+    names = sorted(topics, key=lambda name: (-len(topics[name]), name))
+    paragraphs = "\n\n".join(topics[name] for name in names).split("\n\n")
     return "\n\n".join(dict.fromkeys(filter(str.strip, paragraphs)))

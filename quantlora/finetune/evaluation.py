@@ -67,10 +67,16 @@ def continuation(model: PreTrainedModel, tokens: Tokens, prompt: str) -> str:
 
 
 def prompt_of(example: Example, tokens: Tokens) -> str:
-    """The start of a held-out example: its prompt, or the first tokens of a text."""
-    count = example.given if example.given > 1 else min(PROMPT, len(example.input_ids) // 2)
-    text: str = tokens.tokenizer.decode(example.input_ids[:count], skip_special_tokens=True)
-    return text
+    """The prompt of a held-out example; of a text, the start of its first whole paragraph."""
+    decode = tokens.tokenizer.decode
+    if example.given > 1:
+        prompt: str = decode(example.input_ids[: example.given], skip_special_tokens=True)
+        return prompt
+    text: str = decode(example.input_ids, skip_special_tokens=True)
+    end = text.find("\n\n", 0, len(text) // 2)
+    whole = text[end:].lstrip("\n") if end >= 0 else text
+    start: str = decode(tokens.encode(whole)[:PROMPT])
+    return start
 
 
 @contextmanager

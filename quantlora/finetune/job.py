@@ -78,7 +78,8 @@ class Job:
         self.collate = collate_with(self.base.padding)
 
     def measure(self) -> Measurement:
-        prompt = self.options.prompt or prompt_of(self.data.held_out[0], self.tokens)
+        middle = self.data.held_out[len(self.data.held_out) // 2]
+        prompt = self.options.prompt or prompt_of(middle, self.tokens)
         answer = continuation(self.model, self.tokens, prompt)
         size = self.options.batch_size
         held_out = perplexity(self.model, self.data.held_out, self.collate, size)
