@@ -1,4 +1,4 @@
-"""The built-in format: plain float layers, `nn.Linear` and Transformers' `Conv1D`."""
+"""The built-in format: plain float layers, `nn.Linear` and the kinds of `quantlora.layouts`."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear as NeverCalled
 
+from quantlora.bases import linear_from
+from quantlora.layouts import conv1d, is_linear_kind, layout_of, layout_types, with_weights
 from quantlora.quantizer import Quantizer
 
 _PLAIN = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -27,7 +29,7 @@ class FloatQuantizer(Quantizer):
     module: ClassVar[str] = "torch"
 
     def layer_types(self) -> tuple[type[nn.Module], ...]:
-        return (nn.Linear, *_conv1d())
+        return (nn.Linear, *layout_types())
 
     def matches(self, layer: nn.Module) -> bool:
         if not isinstance(layer, self.layer_types()) or isinstance(layer, NeverCalled):
@@ -37,15 +39,19 @@ class FloatQuantizer(Quantizer):
             type(weight) in (nn.Parameter, Tensor)
             and weight.dtype in _PLAIN
             and tuple(weight.shape) == self._stored_shape(layer)
-            and (_forward_is_known(layer) or self._is_plain_product(layer))
+            and (
+                not is_linear_kind(layer)
+                or _forward_is_known(layer)
+                or self._is_plain_product(layer)
+            )
         )
 
     @torch.no_grad()
     def _is_plain_product(self, layer: nn.Module) -> bool:
         """Whether ``layer`` gives ``x · Wᵀ + bias`` for one x."""
+        if _weight(layer).is_meta:
+            layer = _small_twin(layer)
         weight, bias = self.dequantize(layer), self.bias(layer)
-        if weight.is_meta:
-            return False
         x = torch.linspace(-1, 1, weight.shape[1], dtype=weight.dtype, device=weight.device)[None]
         try:
             y = layer(x)
@@ -55,63 +61,52 @@ class FloatQuantizer(Quantizer):
         return isinstance(y, Tensor) and y.shape == wanted.shape and _close(y, wanted)
 
     def dequantize(self, layer: nn.Module) -> Tensor:
-        weight = _weight(layer).detach()
-        return weight.t() if isinstance(layer, _conv1d()) else weight
+        weight, layout = _weight(layer).detach(), layout_of(layer)
+        return weight if layout is None else layout.matrix(weight)
 
     def quantize(
         self, linear: nn.Linear, like: nn.Module | None = None, **options: Any
     ) -> nn.Module:
-        """A layer of ``like``'s class and dtype that holds ``linear``'s weight and bias."""
+        """A layer of ``like``'s kind and dtype that holds ``linear``'s weight and bias."""
         like = linear if like is None else like
-        weight = linear.weight.detach()
-        weight = weight.t() if isinstance(like, _conv1d()) else weight
-        new, dtype = _empty_like(like, linear), _weight(like).dtype
-        new.weight = nn.Parameter(weight.to(dtype, copy=True), False)
-        if linear.bias is not None:
-            new.bias = nn.Parameter(linear.bias.detach().to(dtype, copy=True), False)
-        return new.train(like.training)
+        layout, dtype = layout_of(like), _weight(like).dtype
+        matrix = linear.weight.detach()
+        stored = matrix if layout is None else layout.stored(matrix, like)
+        weight = stored.to(dtype, copy=True)
+        bias = None if linear.bias is None else linear.bias.detach().to(dtype, copy=True)
+        if layout is None:
+            return linear_from(weight, bias).train(like.training)
+        return with_weights(like, weight, bias)
 
     def shape(self, layer: nn.Module) -> tuple[int, int]:
-        if isinstance(layer, _conv1d()):
-            rows, columns = _weight(layer).shape
-            return int(columns), int(rows)
-        return super().shape(layer)
+        out_features, in_features = self.dequantize(layer).shape
+        return int(out_features), int(in_features)
 
     def _stored_shape(self, layer: nn.Module) -> tuple[int, ...]:
-        if isinstance(layer, _conv1d()):
-            return cast("tuple[int, int]", (layer.nx, layer.nf))
-        return self.shape(layer)
+        layout = layout_of(layer)
+        if layout is not None:
+            return layout.own_shape(layer)
+        return cast("tuple[int, int]", (layer.out_features, layer.in_features))
 
     def describe(self, layer: nn.Module) -> dict[str, Any]:
         return {"dtype": str(_weight(layer).dtype).removeprefix("torch.")}
+
+
+def _small_twin(layer: nn.Module) -> nn.Module:
+    """A layer of the same class, with values: a model without weights can be planned too."""
+    bias = None if getattr(layer, "bias", None) is None else torch.linspace(1, 2, 2)
+    return with_weights(layer, torch.linspace(-1, 2, 6).view(2, 3), bias)
 
 
 def _weight(layer: nn.Module) -> Tensor:
     return cast(Tensor, layer.weight)
 
 
-def _conv1d() -> tuple[type[nn.Module], ...]:
-    """GPT-2's transposed linear layer; a class tuple, empty while Transformers is not imported."""
-    import sys
-
-    utils = sys.modules.get("transformers.pytorch_utils")
-    return (utils.Conv1D,) if utils is not None else ()
-
-
 def _forward_is_known(layer: nn.Module) -> bool:
-    return type(layer).forward in (nn.Linear.forward, *(cls.forward for cls in _conv1d()))
+    return type(layer).forward in (nn.Linear.forward, *(cls.forward for cls in conv1d()))
 
 
 def _close(y: Tensor, wanted: Tensor) -> bool:
     """Equal but for the order of summation."""
     error, scale = (y - wanted).abs().max(), wanted.abs().max()
     return y.dtype == wanted.dtype and bool(error <= 8 * torch.finfo(y.dtype).eps * scale)
-
-
-def _empty_like(like: nn.Module, linear: nn.Linear) -> nn.Module:
-    """A layer of ``like``'s class and ``linear``'s shape, on the meta device."""
-    out_features, in_features = linear.out_features, linear.in_features
-    with torch.device("meta"):
-        if isinstance(like, _conv1d()):
-            return type(like)(out_features, in_features)
-        return nn.Linear(in_features, out_features, bias=linear.bias is not None)

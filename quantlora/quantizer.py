@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -146,15 +146,16 @@ class Quantizer(ABC):
         raise BackendError(f"backend {self.name!r} cannot hold float zero-points.")
 
     def checkpoint_config(
-        self, layers: Mapping[str, nn.Module], others: Sequence[str]
+        self, layers: Mapping[str, nn.Module], linears: Mapping[str, nn.Module]
     ) -> dict[str, Any] | None:
         """Transformers' ``quantization_config`` for a checkpoint that holds these layers' states.
 
         Args:
             layers: the packed layers by path.
-            others: paths of the model's linear layers that stay float.
+            linears: all linear layers of the float model by path, with or without weights.
 
-        Returns None where Transformers has no way to load the format.
+        Returns None where Transformers has no way to load the format. Raises `BackendError` where
+        it has one, but not for this model.
         """
         return None
 

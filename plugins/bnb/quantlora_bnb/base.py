@@ -57,6 +57,18 @@ class BitsandbytesQuantizer(Quantizer):
                 )
         return kind(**options)
 
+    def _skipped(
+        self, layers: Mapping[str, nn.Module], linears: Mapping[str, nn.Module]
+    ) -> list[str]:
+        """What Transformers is to leave as it is; it replaces `nn.Linear` itself, no subclass."""
+        for path in layers:
+            if type(linears[path]) is not nn.Linear:
+                raise BackendError(
+                    f"{path}: Transformers does not load bitsandbytes layers in place of "
+                    f"{type(linears[path]).__name__}. Use another backend, or save dense weights."
+                )
+        return [path for path in linears if path not in layers]
+
     def _not_packed(self, path: str = "") -> BackendError:
         place = f"{path}: " if path else ""
         return BackendError(

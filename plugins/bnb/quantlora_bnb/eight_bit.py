@@ -6,7 +6,7 @@ input to 8 bits; `quantlora_bnb.llm_int8` switches that on for inference.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
@@ -94,12 +94,12 @@ class Bitsandbytes8bit(BitsandbytesQuantizer):
         return F.linear(x, codes.to(x.dtype)).mul_(scale)
 
     def checkpoint_config(
-        self, layers: Mapping[str, nn.Module], others: Sequence[str]
+        self, layers: Mapping[str, nn.Module], linears: Mapping[str, nn.Module]
     ) -> dict[str, Any]:
         return {
             "quant_method": "bitsandbytes",
             "load_in_8bit": True,
-            "llm_int8_skip_modules": list(others),
+            "llm_int8_skip_modules": self._skipped(layers, linears),
         }
 
     def describe(self, layer: nn.Module) -> dict[str, Any]:

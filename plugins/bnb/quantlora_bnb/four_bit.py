@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
@@ -130,7 +130,7 @@ class Bitsandbytes4bit(BitsandbytesQuantizer):
         return layer
 
     def checkpoint_config(
-        self, layers: Mapping[str, nn.Module], others: Sequence[str]
+        self, layers: Mapping[str, nn.Module], linears: Mapping[str, nn.Module]
     ) -> dict[str, Any]:
         settings = Settings4bit.of(next(iter(layers.values())))
         return {
@@ -140,7 +140,7 @@ class Bitsandbytes4bit(BitsandbytesQuantizer):
             "bnb_4bit_use_double_quant": settings.compress_statistics,
             "bnb_4bit_compute_dtype": dtype_name(settings.compute_dtype or torch.float32),
             "bnb_4bit_quant_storage": dtype_name(settings.quant_storage),
-            "llm_int8_skip_modules": list(others),
+            "llm_int8_skip_modules": self._skipped(layers, linears),
         }
 
     def matmul(self, layer: nn.Module, x: Tensor) -> Tensor | None:

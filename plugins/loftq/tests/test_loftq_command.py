@@ -1,4 +1,4 @@
-"""``quantlora loftq``: every family, loaded by plain Transformers + bitsandbytes + PEFT and by us."""
+"""``quantlora loftq``: every family, loaded by Transformers with PEFT, and by quantlora."""
 
 import json
 import sys
@@ -14,6 +14,9 @@ from quantlora.cli import app
 
 sys.path.insert(0, str(Path(__file__).parent))
 from families import FAMILIES, logits, make
+
+#: Families whose layers Transformers does not replace by bitsandbytes'; they are saved dense.
+NOT_FOR_BNB = ("falcon",)
 
 
 def run(*arguments):
@@ -55,7 +58,8 @@ def relative(a, b):
 def test_every_family_loads_with_peft_and_bitsandbytes_and_agrees_with_ours(family, tmp_path):
     pytest.importorskip("bitsandbytes")
     peft = pytest.importorskip("peft")
-    result = loftq(saved(family, tmp_path), "--bits", 4, "--iter", 2)
+    dense = ["--fake"] if family in NOT_FOR_BNB else []
+    result = loftq(saved(family, tmp_path), "--bits", 4, "--iter", 2, *dense)
     plain = FAMILIES[family][0].from_pretrained(result)
     theirs = peft.PeftModel.from_pretrained(plain, result / "loftq_init").eval()
     assert relative(logits(theirs), logits(with_quantlora(family, result))) < 1e-2
@@ -69,6 +73,15 @@ def test_every_family_is_nearer_to_the_float_model_at_two_bits(family, tmp_path)
     for path, layer in quantlora.lora_layers(model):
         weight = floats[f"{path}.weight"].detach()
         assert relative(effective(layer), weight) < relative(layer.dequantize(), weight)
+
+
+def test_a_family_that_transformers_cannot_load_so_is_refused_before_the_work(tmp_path):
+    folder = saved("falcon", tmp_path)
+    arguments = ["loftq", "--model", str(folder), "--save-dir", str(tmp_path / "out")]
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 1
+    assert "FalconLinear" in done.output
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_folder_is_laid_out_as_on_the_loftq_hub(tmp_path):

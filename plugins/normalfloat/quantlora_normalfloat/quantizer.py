@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -95,7 +95,7 @@ class NormalFloatQuantizer(Quantizer):
         return from_affine(weight, bias)
 
     def checkpoint_config(
-        self, layers: Mapping[str, nn.Module], others: Sequence[str]
+        self, layers: Mapping[str, nn.Module], linears: Mapping[str, nn.Module]
     ) -> dict[str, Any]:
         from quantlora_normalfloat.transformers_format import NormalFloatConfig
 

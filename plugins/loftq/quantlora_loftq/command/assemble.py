@@ -22,14 +22,13 @@ ADAPTER = "loftq_init"
 _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
 
 
-def assemble(source: Source, quantizer: Quantizer, parts: Parts, out: Path, limit: str) -> None:
+def assemble(source: Source, config: dict[str, Any], parts: Parts, out: Path, limit: str) -> None:
     """Write the result into ``out``; the configs last, so that a half result does not load."""
-    quantization = _quantization(source, quantizer)
     write_shards(out, _backbone(source, parts), shard_bytes(limit))
     _save_adapter(source, parts, out)
     write_report(out, source.recipe, [_facts(parts, plan) for plan in source.layers])
     _copy_others(source.folder, out)
-    config = {**source.config, **quantization}
+    config = {**source.config, **config}
     (out / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
@@ -70,20 +69,23 @@ def _facts(parts: Parts, plan: LayerPlan) -> LayerFacts:
     return LayerFacts(**json.loads(parts.open(plan.path).metadata()[FACTS]))
 
 
-def _quantization(source: Source, quantizer: Quantizer) -> dict[str, Any]:
-    """What Transformers is told; the skeleton's layers are packed too, for the adapter's notes."""
+def checkpoint_config(source: Source, quantizer: Quantizer) -> dict[str, Any]:
+    """What the result's config says beside the source's; an error where it could not be loaded.
+
+    The skeleton's layers are packed from here on, for the adapter's notes about its base.
+    """
     if source.recipe.fake:
         return {}
     example = torch.ones(64, 64)  # the settings count, not the weight
     layers = {plan.path: quantize(quantizer, example, plan.bits) for plan in source.layers}
-    for plan in source.layers:
-        plan.use.base_layer, plan.use.quantizer = layers[plan.path], quantizer
-    config = quantizer.checkpoint_config(layers, source.others)
+    config = quantizer.checkpoint_config(layers, source.linears)
     if config is None:
         raise ConfigError(
             f"backend {quantizer.name!r} has no form that Transformers can load: use --fake for "
             f"dense weights, or another --backend."
         )
+    for plan in source.layers:
+        plan.use.base_layer, plan.use.quantizer = layers[plan.path], quantizer
     return {"quantization_config": config}
 
 

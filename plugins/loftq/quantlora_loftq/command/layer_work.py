@@ -46,7 +46,7 @@ def work_on(plan: LayerPlan, source: Source, quantizer: Quantizer, parts: Parts)
     tensors = {**state, "lora_A": A, "lora_B": B}
     facts = LayerFacts(
         plan.path,
-        (weight.shape[0], weight.shape[1]),
+        plan.shape,
         plan.bits,
         solution.plain_error / norm,
         solution.error / norm,
@@ -83,11 +83,10 @@ def _state(
 
 
 def _check(plan: LayerPlan, source: Source, stored: Tensor) -> None:
-    shape = (plan.use.out_features, plan.use.in_features)
-    if tuple(stored.shape) != shape:
+    if tuple(stored.shape) != plan.shape:
         raise ConfigError(
             f"{plan.path}: {plan.key} in {source.folder} has shape {tuple(stored.shape)}, the "
-            f"model's config says {shape}."
+            f"model's config says {plan.shape}."
         )
     if not torch.isfinite(stored).all():
         raise ConfigError(

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from quantlora import ConfigError, Quantizer
-from quantlora_loftq.command.assemble import assemble, shard_bytes
+from quantlora_loftq.command.assemble import assemble, checkpoint_config, shard_bytes
 from quantlora_loftq.command.layer_work import work_on
 from quantlora_loftq.command.parts import Parts
 from quantlora_loftq.command.recipe import Recipe
@@ -32,11 +32,12 @@ def run(recipe: Recipe, save_dir: Path, max_shard_size: str = "5GB") -> Path:
     rank, world = (int(os.environ.get(name, d)) for name, d in (("RANK", 0), ("WORLD_SIZE", 1)))
     with _threads(recipe.threads):
         source = Source(recipe)
+        config = checkpoint_config(source, quantizer)
         parts = Parts(out, recipe.text)
         _work(source, quantizer, parts, source.layers[rank::world], show=rank == 0)
         if rank == 0:
             _wait(parts, source.layers)
-            assemble(source, quantizer, parts, out, max_shard_size)
+            assemble(source, config, parts, out, max_shard_size)
             parts.remove()
     return out
 

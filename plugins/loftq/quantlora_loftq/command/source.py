@@ -17,15 +17,19 @@ from quantlora_loftq.command.recipe import Recipe, ends_in
 
 @dataclass(frozen=True)
 class LayerPlan:
-    """One layer to quantize: ``key`` is its weight's in the files, ``size`` its elements."""
+    """One layer to quantize: ``key`` is its weight's in the files."""
 
     path: str
     key: str
-    size: int
+    shape: tuple[int, int]
     bits: int
     r: int
     scaling: float
     use: LoraLayer
+
+    @property
+    def size(self) -> int:
+        return self.shape[0] * self.shape[1]
 
 
 class Source:
@@ -37,8 +41,11 @@ class Source:
         self.config: dict[str, Any] = _config(self.folder)
         self.files = WeightFiles(self.folder)
         self.model = _skeleton(self.folder, self.config)
-        self.linear = [p for p, m in self.model.named_modules() if isinstance(m, nn.Linear)]
-        wrap(self.model, recipe.lora_config())
+        modules = self.model.named_modules()
+        self.linears = {path: m for path, m in modules if isinstance(m, nn.Linear)}
+        config = recipe.lora_config()
+        config.exclude_modules = [*(recipe.exclude_modules or []), *_kept_float(self.model)]
+        wrap(self.model, config)
 
     @cached_property
     def layers(self) -> list[LayerPlan]:
@@ -49,17 +56,17 @@ class Source:
                 raise ConfigError(f"--bits-pattern {pattern!r} matches none of the layers.")
         return sorted(plans, key=lambda plan: -plan.size)
 
-    @property
-    def others(self) -> list[str]:
-        """Paths of the linear layers that stay float."""
-        packed = {plan.path for plan in self.layers}
-        return [path for path in self.linear if path not in packed]
-
     def _plan(self, path: str, layer: LoraLayer) -> LayerPlan:
-        size = layer.out_features * layer.in_features
+        shape = (layer.out_features, layer.in_features)
         (r,), (scaling,) = layer.r.values(), layer.scaling.values()
         bits = self.recipe.bits_for(path)
-        return LayerPlan(path, self.files.key(path), size, bits, r, scaling, layer)
+        return LayerPlan(path, self.files.key(path), shape, bits, r, scaling, layer)
+
+
+def _kept_float(model: nn.Module) -> list[str]:
+    """Names of layers that Transformers does not let any format pack, such as T5's ``wo``."""
+    kept = [getattr(model, f"_keep_in_fp32_modules{s}", None) or [] for s in ("", "_strict")]
+    return sorted({name for names in kept for name in names})
 
 
 def _config(folder: Path) -> dict[str, Any]:
