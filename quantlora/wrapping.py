@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from quantlora import transformers_bridge
-from quantlora.adapters import set_adapter
+from quantlora.adapters import enable_adapters, set_adapter
 from quantlora.bases import as_linear, frozen_bases
 from quantlora.config import LoraConfig
 from quantlora.errors import ConfigError
@@ -161,6 +161,7 @@ def _finish(model: nn.Module, config: LoraConfig, adapter: str) -> None:
         model.requires_grad_(False)
     set_state(model, AdapterState({**old.configs, adapter: config}, old.active))
     set_adapter(model, adapter)
+    enable_adapters(model)  # also after disable_adapters: the new one is to count
     _leave_fast_paths(model)
     transformers_bridge.attach(model)
 

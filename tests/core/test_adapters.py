@@ -127,3 +127,10 @@ def test_a_renamed_adapter_is_the_same(two: nn.Module, x: Tensor) -> None:
     assert quantlora.active_adapters(two) == ["third"]
     assert trained(two) == {"third"}
     assert torch.equal(two(x), before)
+
+
+def test_an_adapter_added_to_a_disabled_model_counts(two: nn.Module, x: Tensor) -> None:
+    """On layers that were disabled and on new ones alike."""
+    quantlora.disable_adapters(two)
+    quantlora.wrap(two, r=2, adapter_name="third")
+    assert all(layer.contributing == ("third",) for _, layer in lora_layers(two))
