@@ -24,10 +24,12 @@ def quantlora_quantizers() -> Iterable[Quantizer]:
 
 @hookimpl
 def quantlora_layer_wrappers() -> Iterable[type[LoraLayer]]:
+    from quantlora.convolution import LoraConv
     from quantlora.dora import DoraLinear
+    from quantlora.embedding import LoraEmbedding
     from quantlora.linear import LoraLinear
 
-    return [LoraLinear, DoraLinear]
+    return [LoraLinear, LoraEmbedding, LoraConv, DoraLinear]
 
 
 @hookimpl

@@ -132,10 +132,14 @@ class LoraLayer(nn.Module):
             raise AdapterError(
                 f"{self.path}: adapter {name!r} exists already; choose another name."
             )
-        self.lora_A[name], self.lora_B[name] = self.new_factors(config, r, dtype)
+        self.add_factors(name, config, r, dtype)
         self.lora_dropout[name] = _dropout(config.lora_dropout)
         self.r[name], self.lora_alpha[name] = r, lora_alpha
         self.scaling[name] = config.scaling(r, lora_alpha)
+
+    def add_factors(self, name: str, config: LoraConfig, r: int, dtype: torch.dtype) -> None:
+        """Put zero-valued A and B in their tables."""
+        self.lora_A[name], self.lora_B[name] = self.new_factors(config, r, dtype)
 
     def new_factors(
         self, config: LoraConfig, r: int, dtype: torch.dtype
@@ -151,7 +155,21 @@ class LoraLayer(nn.Module):
         self, names: Sequence[str], weight: Tensor, bias: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
         """Weight and bias with the adapters ``names`` folded in, in float32 or better."""
-        raise NotImplementedError
+        merged = weight
+        for name in names:
+            delta = self.delta_weight(name, weight)
+            merged = merged.to(torch.promote_types(merged.dtype, delta.dtype)) + delta
+        return merged, self.merged_bias(names, weight, bias)
+
+    def merged_bias(
+        self, names: Sequence[str], weight: Tensor, bias: Tensor | None
+    ) -> Tensor | None:
+        """The base's ``bias`` with those of the adapters ``names`` added."""
+        for name in names:
+            delta = self.delta_bias(name, weight)
+            if delta is not None:
+                bias = delta if bias is None else bias + delta.to(bias.dtype)
+        return bias
 
     def exact_base(
         self, names: Sequence[str], base: nn.Module, quantizer: Quantizer
@@ -165,6 +183,10 @@ class LoraLayer(nn.Module):
     def delta_weight(self, name: str, weight: Tensor) -> Tensor:
         """The update as a matrix ``(out_features, in_features)`` over the base ``weight``."""
         raise NotImplementedError
+
+    def delta_bias(self, name: str, weight: Tensor) -> Tensor | None:
+        """The update of the bias (``lora_bias``), ``(out_features,)``."""
+        return None
 
     def remove_adapter(self, name: str) -> None:
         self._known(name)

@@ -7,7 +7,6 @@ LoRA: Hu et al. 2021, arXiv:2106.09685, eq. 3.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from quantlora.autograd import Weight, frozen_linear, low_rank, working_dtype
 from quantlora.errors import LayerError
 from quantlora.layer import LoraLayer
+from quantlora.layouts import is_linear_kind
 from quantlora.mixed_batch import add_rows, pick_rows
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ class LoraLinear(LoraLayer):
 
     @classmethod
     def accepts(cls, base_layer: nn.Module, quantizer: Quantizer) -> bool:
-        return True
+        return is_linear_kind(base_layer)
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if not x.is_floating_point():  # else integer weights would be multiplied, without a word
@@ -96,25 +96,6 @@ class LoraLinear(LoraLayer):
         """The update of the bias (``lora_bias``), ``(out_features,)``."""
         bias = self.factors(name)[1].bias
         return None if bias is None else self.scaling[name] * bias
-
-    def merged_parameters(
-        self, names: Sequence[str], weight: Tensor, bias: Tensor | None
-    ) -> tuple[Tensor, Tensor | None]:
-        merged = weight
-        for name in names:
-            delta = self.delta_weight(name, weight)
-            merged = merged.to(torch.promote_types(merged.dtype, delta.dtype)) + delta
-        return merged, self.merged_bias(names, weight, bias)
-
-    def merged_bias(
-        self, names: Sequence[str], weight: Tensor, bias: Tensor | None
-    ) -> Tensor | None:
-        """The base's ``bias`` with those of the adapters ``names`` added."""
-        for name in names:
-            delta = self.delta_bias(name, weight)
-            if delta is not None:
-                bias = delta if bias is None else bias + delta.to(bias.dtype)
-        return bias
 
     def new_factors(
         self, config: LoraConfig, r: int, dtype: torch.dtype

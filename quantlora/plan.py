@@ -10,6 +10,7 @@ from quantlora.config import LoraConfig
 from quantlora.config_checks import check_supported
 from quantlora.errors import AdapterError, BackendError
 from quantlora.layer import LoraLayer, check_rank
+from quantlora.layouts import is_linear_kind
 from quantlora.quantizer import Quantizer
 from quantlora.registration import Registry
 from quantlora.state import check_free, taken
@@ -90,14 +91,22 @@ def _format(
     if backend in (AUTO, own.name):
         return own
     wanted = registry.quantizer(backend)
-    if own.name == FLOAT and wanted.can_quantize and not isinstance(layer, LoraLayer):
+    why = _why_not_packed(layer, own, wanted)
+    if why is None:
         return wanted
-    why = (
-        f"it is in format {own.name!r} already"
-        if own.name != FLOAT
-        else f"{backend!r} only reads layers, it cannot quantize"
-    )
     raise BackendError(
         f'{path}: backend={backend!r} was asked for, but {why}. Use backend="auto" to take each '
         f"layer as it is, or load the model in the format you want."
     )
+
+
+def _why_not_packed(layer: nn.Module, own: Quantizer, wanted: Quantizer) -> str | None:
+    if own.name != FLOAT:
+        return f"it is in format {own.name!r} already"
+    if not wanted.can_quantize:
+        return f"{wanted.name!r} only reads layers, it cannot quantize"
+    if not is_linear_kind(layer):
+        return f"{type(layer).__name__} is no linear layer, and only those can be packed"
+    if isinstance(layer, LoraLayer):
+        return "it has an adapter already, which refers to the float weight"
+    return None

@@ -17,9 +17,11 @@ class Default(Initializer):
     name: ClassVar[str] = "default"
 
     def initialize(self, layer: LoraLayer, context: InitContext) -> None:
-        for name, parameter in layer.adapter_tensors(context.adapter).items():
-            if name == "lora_A.weight":
-                nn.init.kaiming_uniform_(parameter, a=math.sqrt(5))
+        parameters = layer.adapter_tensors(context.adapter)
+        if "lora_A.weight" in parameters:
+            nn.init.kaiming_uniform_(parameters["lora_A.weight"], a=math.sqrt(5))
+        else:  # an embedding: rows of A are read one by one, so it is A that starts at zero
+            nn.init.normal_(parameters["lora_embedding_B"])
 
 
 class Uniform(Initializer):
@@ -29,7 +31,7 @@ class Uniform(Initializer):
 
     def initialize(self, layer: LoraLayer, context: InitContext) -> None:
         for name, parameter in layer.adapter_tensors(context.adapter).items():
-            if name in ("lora_A.weight", "lora_B.weight"):
+            if name in layer.factor_names:
                 nn.init.kaiming_uniform_(parameter, a=math.sqrt(5))
 
 
@@ -40,4 +42,6 @@ class Gaussian(Initializer):
 
     def initialize(self, layer: LoraLayer, context: InitContext) -> None:
         parameters = layer.adapter_tensors(context.adapter)
-        nn.init.normal_(parameters["lora_A.weight"], std=1 / layer.r[context.adapter])
+        A, B = layer.factor_names
+        random = A if A == "lora_A.weight" else B
+        nn.init.normal_(parameters[random], std=1 / layer.r[context.adapter])

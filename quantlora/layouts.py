@@ -1,0 +1,108 @@
+"""How a float layer of another kind than `nn.Linear` stores its matrix ``(out, in)``.
+
+`Conv1D` (GPT-2) has it transposed. An embedding is a linear layer over one-hot tokens: its matrix
+is ``(embedding_dim, num_embeddings)``. A convolution is one over patches: its matrix is
+``(out_channels, in_channels / groups · kernel elements)``.
+"""
+
+from __future__ import annotations
+
+import copy
+import sys
+from abc import ABC, abstractmethod
+from typing import cast
+
+from torch import Tensor, nn
+
+#: Kinds that are targeted by name only, never by "all-linear".
+EMBEDDINGS = (nn.Embedding,)
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+class Layout(ABC):
+    """One way to store a matrix."""
+
+    @abstractmethod
+    def types(self) -> tuple[type[nn.Module], ...]: ...
+
+    @abstractmethod
+    def matrix(self, weight: Tensor) -> Tensor:
+        """The stored ``weight`` as ``(out, in)``; a view."""
+
+    @abstractmethod
+    def stored(self, matrix: Tensor, like: nn.Module) -> Tensor:
+        """A matrix ``(out, in)`` as ``like`` stores it."""
+
+    @abstractmethod
+    def own_shape(self, layer: nn.Module) -> tuple[int, ...]:
+        """The shape the stored weight must have, from the layer's attributes."""
+
+
+class _Transposed(Layout):
+    def types(self) -> tuple[type[nn.Module], ...]:
+        return conv1d()
+
+    def matrix(self, weight: Tensor) -> Tensor:
+        return weight.t()
+
+    def stored(self, matrix: Tensor, like: nn.Module) -> Tensor:
+        return matrix.t()
+
+    def own_shape(self, layer: nn.Module) -> tuple[int, ...]:
+        return cast("tuple[int, int]", (layer.nx, layer.nf))
+
+
+class _Embedding(_Transposed):
+    def types(self) -> tuple[type[nn.Module], ...]:
+        return EMBEDDINGS
+
+    def own_shape(self, layer: nn.Module) -> tuple[int, ...]:
+        return cast("tuple[int, int]", (layer.num_embeddings, layer.embedding_dim))
+
+
+class _Convolution(Layout):
+    def types(self) -> tuple[type[nn.Module], ...]:
+        return CONVOLUTIONS
+
+    def matrix(self, weight: Tensor) -> Tensor:
+        return weight.flatten(1)
+
+    def stored(self, matrix: Tensor, like: nn.Module) -> Tensor:
+        return matrix.reshape(self.own_shape(like))
+
+    def own_shape(self, layer: nn.Module) -> tuple[int, ...]:
+        assert isinstance(layer, CONVOLUTIONS)
+        return (layer.out_channels, layer.in_channels // layer.groups, *layer.kernel_size)
+
+
+_LAYOUTS = (_Transposed(), _Embedding(), _Convolution())
+
+
+def layout_of(layer: nn.Module) -> Layout | None:
+    """The layer's layout; None for those of `nn.Linear`."""
+    return next((one for one in _LAYOUTS if isinstance(layer, one.types())), None)
+
+
+def layout_types() -> tuple[type[nn.Module], ...]:
+    return tuple(kind for layout in _LAYOUTS for kind in layout.types())
+
+
+def conv1d() -> tuple[type[nn.Module], ...]:
+    """GPT-2's transposed linear layer; a class tuple, empty while Transformers is not imported."""
+    utils = sys.modules.get("transformers.pytorch_utils")
+    return (utils.Conv1D,) if utils is not None else ()
+
+
+def is_linear_kind(layer: nn.Module) -> bool:
+    """False for the kinds that are targeted by name only."""
+    return not isinstance(layer, (*EMBEDDINGS, *CONVOLUTIONS))
+
+
+def with_weights(like: nn.Module, weight: Tensor, bias: Tensor | None) -> nn.Module:
+    """A layer with ``like``'s class and settings, and weights of its own."""
+    new = copy.copy(like)
+    new._parameters = dict(like._parameters)
+    new._parameters["weight"] = nn.Parameter(weight, False)
+    if bias is not None:
+        new._parameters["bias"] = nn.Parameter(bias, False)
+    return new
