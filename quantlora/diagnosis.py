@@ -98,7 +98,8 @@ def diagnosed(quantizer: Quantizer) -> Iterator[None]:
             raise
         broken = MissingLibraryError if isinstance(error, ImportError) else BackendError
         kind = type(error) if isinstance(error, QuantloraError) else broken
+        text = " ".join(str(error).split())
         raise kind(
             f"backend {quantizer.name!r} fails here: {found.cause} ({type(error).__name__}: "
-            f"{error}).\n{found.fix}"
+            f"{text}).\n{found.fix}"
         ) from error

@@ -23,12 +23,13 @@ _SIGNALS = {
 
 @dataclass(frozen=True)
 class Step:
-    """One step that was tried: seconds it took and, if it failed, why."""
+    """One step that was tried: seconds it took and, if it failed, why and what to type."""
 
     name: str
     ok: bool
     seconds: float
     error: str = ""
+    fix: str = ""
 
 
 def run_deep(backend: str, patience: float = PATIENCE) -> tuple[Step, ...]:
@@ -52,10 +53,9 @@ def run_deep(backend: str, patience: float = PATIENCE) -> tuple[Step, ...]:
     return _steps(output, end)
 
 
-def failure(steps: tuple[Step, ...]) -> str:
-    """The first step that failed, as a reason; empty if all went well."""
-    bad = next((step for step in steps if not step.ok), None)
-    return f"--deep: step {bad.name!r} failed: {bad.error}" if bad else ""
+def failed_step(steps: tuple[Step, ...]) -> Step | None:
+    """The step that failed; None if all went well."""
+    return next((step for step in steps if not step.ok), None)
 
 
 def _environment() -> dict[str, str]:

@@ -138,21 +138,25 @@ def main(backend: str) -> int:
     for name, step in Exercise(found[backend]).steps():
         print(json.dumps({"begin": name}), file=out)
         start = time.perf_counter()
-        error = _error_of(step)
+        error, fix = _error_of(step)
         seconds = round(time.perf_counter() - start, 3)
-        event = {"name": name, "ok": not error, "seconds": seconds, "error": error}
+        event = {"name": name, "ok": not error, "seconds": seconds, "error": error, "fix": fix}
         print(json.dumps(event), file=out)
         if error:
             return 1
     return 0
 
 
-def _error_of(step: Callable[[], None]) -> str:
+def _error_of(step: Callable[[], None]) -> tuple[str, str]:
+    """The error on one line, and its remedy: what follows the first line of an error of ours."""
     try:
         step()
     except (Exception, SystemExit) as error:
-        return f"{type(error).__name__}: {' '.join(str(error).split())}"
-    return ""
+        text, fix = str(error), ""
+        if isinstance(error, quantlora.QuantloraError):
+            text, _, fix = text.partition("\n")
+        return f"{type(error).__name__}: {' '.join(text.split())}", fix
+    return "", ""
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from quantlora.checks import Status, Verdict
 from quantlora.diagnosis import diagnose
 from quantlora.discovery import PluginRecord
 from quantlora.env.cuda import Accelerators
-from quantlora.env.deep import Step, failure, run_deep
+from quantlora.env.deep import Step, failed_step, run_deep
 from quantlora.env.machine import Machine
 from quantlora.env.packages import Token, package_versions
 from quantlora.env.verdicts import BackendCheck, backend_checks, quiet_plugins, unknown_backend
@@ -109,15 +109,14 @@ def _backend(one: BackendCheck, deep: bool) -> Backend:
     if not deep or not backend.usable:
         return backend
     steps = run_deep(backend.verdict.backend)
-    if reason := failure(steps):
-        return Backend(one.plugin, _failed(backend.verdict, reason, one.check.requires), steps)
+    if bad := failed_step(steps):
+        return Backend(one.plugin, _failed(backend.verdict, bad, one.check.requires), steps)
     return replace(backend, deep=steps)
 
 
-def _failed(verdict: Verdict, reason: str, requires: tuple[AnyRequirement, ...]) -> Verdict:
-    """UNAVAILABLE, with the cause and remedy of an error that is known."""
-    if found := diagnose(reason, requires):
-        reason, fix = f"{found.cause}. {reason}", found.fix
-    else:
-        fix = ""
+def _failed(verdict: Verdict, step: Step, requires: tuple[AnyRequirement, ...]) -> Verdict:
+    """UNAVAILABLE, with the remedy that the error names, or that of an error that is known."""
+    reason, fix = f"--deep: step {step.name!r} failed: {step.error}", step.fix
+    if not fix and (found := diagnose(step.error, requires)):
+        reason, fix = f"{reason} This means that {found.cause}.", found.fix
     return replace(verdict, status=Status.UNAVAILABLE, reason=reason, fix=fix)
