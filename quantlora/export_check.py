@@ -14,6 +14,7 @@ from quantlora.errors import MergeError
 from quantlora.export_tensors import MergedTensors
 from quantlora.registration import registry
 from quantlora.state import lora_layers
+from quantlora.transformers_bridge import dtype_argument
 
 #: Largest relative error of the logits, by the dtype of the exported weights.
 TOLERANCES = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.05}
@@ -40,7 +41,9 @@ def check_export(folder: Path, source: MergedTensors, inputs: Mapping[str, Tenso
     The logits of a packed export differ by what packing lost, so there only the weights decide.
     """
     model: Any = source.model
-    loaded = type(model).from_pretrained(folder, dtype=source.dtype, device_map=None).eval()
+    loaded = (
+        type(model).from_pretrained(folder, **dtype_argument(source.dtype), device_map=None).eval()
+    )
     found = Check(_logits(loaded, model, inputs or _sample(model)), _weights(loaded, source))
     far = {path: error for path, error in found.weights.items() if error > _WEIGHT}
     if far:

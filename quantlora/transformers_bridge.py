@@ -6,12 +6,15 @@ PEFT. The model's class stays what it was.
 
 from __future__ import annotations
 
+import importlib.metadata
 import inspect
 import sys
 import weakref
 from collections.abc import Callable
 from typing import Any
 
+import torch
+from packaging.version import Version
 from torch import nn
 
 #: What Trainer looks at before it trains a quantized model.
@@ -43,6 +46,12 @@ class AdapterMethod:
     @property
     def __doc__(self) -> str | None:  # type: ignore[override]
         return self.function.__doc__
+
+
+def dtype_argument(dtype: torch.dtype | str) -> dict[str, Any]:
+    """``from_pretrained``'s keyword for a dtype, which was ``torch_dtype`` before 4.56."""
+    old = Version(importlib.metadata.version("transformers")) < Version("4.56")
+    return {"torch_dtype" if old else "dtype": dtype}
 
 
 def is_transformers_model(model: nn.Module) -> bool:

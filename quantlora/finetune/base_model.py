@@ -19,6 +19,7 @@ from transformers import (
 from quantlora.errors import FinetuneError
 from quantlora.finetune import demo_model
 from quantlora.finetune.options import Dtype, FinetuneOptions
+from quantlora.transformers_bridge import dtype_argument
 
 T = TypeVar("T")
 
@@ -77,7 +78,7 @@ def load_model(base: BaseModel, dtype: Dtype) -> PreTrainedModel:
     chosen = compute_dtype(dtype)
     model: PreTrainedModel = _from(
         base.place,
-        lambda: AutoModelForCausalLM.from_pretrained(base.place, dtype=chosen, **where),
+        lambda: AutoModelForCausalLM.from_pretrained(base.place, **dtype_argument(chosen), **where),
     )
     return model
 

@@ -91,7 +91,10 @@ def _load_plain(source: Path) -> PreTrainedModel:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    read = AutoModelForCausalLM.from_pretrained(source, gguf_file="model.gguf", dtype=torch.float32)
+    from quantlora.transformers_bridge import dtype_argument
+
+    wanted = dtype_argument(torch.float32)
+    read = AutoModelForCausalLM.from_pretrained(source, gguf_file="model.gguf", **wanted)
     fields = json.loads(read.config.to_json_string(use_diff=False))
     fields.pop("quantization_config", None)
     config = AutoConfig.for_model(**fields)
