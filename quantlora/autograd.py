@@ -84,20 +84,21 @@ def frozen_linear(x: Tensor, weight: Weight, at_hand: Tensor | None = None) -> T
         weight: gives ``(out_features, in_features)`` in x's dtype; called again in backward.
         at_hand: the same matrix, where the caller has it for the forward already.
     """
-    if torch.compiler.is_compiling() and torch.is_grad_enabled() and x.requires_grad:
-        return _compiled_frozen_linear(x, weight)
+    if torch.compiler.is_compiling():
+        return recomputed(lambda x: F.linear(x, weight(x.dtype)), x)
     product: Tensor = _FrozenLinear.apply(x, weight, at_hand)  # type: ignore[no-untyped-call]
     return product
 
 
-def _compiled_frozen_linear(x: Tensor, weight: Weight) -> Tensor:
-    """The same where `torch.compile` traces forward and backward into one graph.
+def recomputed(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """``function(x)``, where ``function`` dequantizes a weight.
 
-    It would see that both dequantize the same weight, do so once, and keep the float weight in
-    between. A checkpoint is what tells it to compute it again.
+    `torch.compile` traces forward and backward into one graph, would see that both dequantize the
+    same weight, do so once, and keep the float weight in between. A checkpoint tells it not to.
     """
-    product: Tensor = checkpoint(lambda x: F.linear(x, weight(x.dtype)), x, use_reentrant=False)
-    return product
+    traced = torch.compiler.is_compiling() and torch.is_grad_enabled() and x.requires_grad
+    y: Tensor = checkpoint(function, x, use_reentrant=False) if traced else function(x)
+    return y
 
 
 def low_rank(x: Tensor, A: Tensor, B: Tensor, scaling: float) -> Tensor:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 import torch
 from torch import Tensor, nn
 
-from quantlora.autograd import frozen_linear
+from quantlora.autograd import frozen_linear, recomputed
 from quantlora.linear import LoraLinear
 
 if TYPE_CHECKING:
@@ -47,14 +47,14 @@ class DoraLinear(LoraLinear):
         self._base_squares: tuple[nn.Module, Tensor] | None = None
 
     def forward_weight(self) -> Tensor | None:
-        return self.dequantize() if self.lora_magnitude_vector and not self.merged else None
+        if self.merged or not self.lora_magnitude_vector or torch.compiler.is_compiling():
+            return None
+        return self.dequantize()
 
     def delta(self, name: str, x: Tensor, product: Tensor, weight: Tensor | None) -> Tensor:
         lora = super().delta(name, x, product, weight)
         if name not in self.lora_magnitude_vector:
             return lora
-        if weight is None:
-            weight = self._plain_weight()
         gain = self._gain(name, weight)
         if self.drops(name) or self.merged:
             product = frozen_linear(x.to(product.dtype), self._plain_weight, weight)
@@ -78,9 +78,14 @@ class DoraLinear(LoraLinear):
             return bias
         return self._gain(name, weight) * bias
 
-    def _gain(self, name: str, weight: Tensor) -> Tensor:
+    def _gain(self, name: str, weight: Tensor | None) -> Tensor:
         """``m / ‖W + sBA‖`` by row; the gradient reaches m alone."""
-        return self._magnitude(name) / self._norm(name, weight)
+
+        def gain(magnitude: Tensor) -> Tensor:
+            plain = self._plain_weight() if weight is None else weight
+            return magnitude / self._norm(name, plain)
+
+        return recomputed(gain, self._magnitude(name))
 
     def _magnitude(self, name: str) -> nn.Parameter:
         return cast(_Magnitude, self.lora_magnitude_vector[name]).weight
@@ -100,7 +105,8 @@ class DoraLinear(LoraLinear):
         if kept is None or kept[0] is not base or kept[1].device != weight.device:
             wide = torch.promote_types(weight.dtype, torch.float32)
             kept = (base, weight.to(wide).square().sum(1))
-            self._base_squares = kept
+            if not torch.compiler.is_compiling():
+                self._base_squares = kept
         return kept[1]
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:

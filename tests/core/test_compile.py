@@ -72,13 +72,15 @@ def test_disabled_adapters_are_seen(x: Tensor, counter: CompileCounterWithBacken
     assert not torch.allclose(on, off)
 
 
+@pytest.mark.parametrize("dora", [False, True])
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_the_graph_keeps_no_float_copy_of_a_packed_weight(
-    checkpointing: bool, counter: CompileCounterWithBackend
+    checkpointing: bool, dora: bool, counter: CompileCounterWithBackend
 ) -> None:
     """Both directions dequantize the same weight: the compiler must not do it once for both."""
     packed = quantlora.registry().quantizer("normalfloat").quantize(nn.Linear(64, 64))
-    model = quantlora.wrap(nn.Sequential(packed), r=2, init_lora_weights=False)
+    fields = {"r": 2, "init_lora_weights": False, "use_dora": dora}
+    model = quantlora.wrap(nn.Sequential(packed), **fields)
     own = {tensor.data_ptr() for tensor in (*model.parameters(), *model.buffers())}
     saved: list[Tensor] = []
     forward = partial(checkpoint, model, use_reentrant=False) if checkpointing else model
