@@ -120,3 +120,14 @@ def test_layers_are_known_by_class_not_by_flags_of_the_model(four_bit: Quantizer
 @pytest.mark.parametrize("name", ["LinearNF4", "LinearFP4"])
 def test_upstreams_subclasses_are_known(four_bit: Quantizer, name: str) -> None:
     assert four_bit.matches(getattr(bnb.nn, name)(64, 64).to("cpu"))
+
+
+def test_quantizing_in_a_fresh_process_prints_nothing() -> None:
+    """Upstream asks for an inference kernel when it is imported on some CPUs."""
+    code = (
+        "import quantlora, torch; quantlora.wrap(torch.nn.Sequential(torch.nn.Linear(64, 64)),"
+        "backend='bitsandbytes_4bit', target_modules=['0'], r=2)"
+    )
+    command = [sys.executable, "-W", "ignore", "-c", code]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")

@@ -1,0 +1,47 @@
+"""The README's examples run, and its tables name what there is."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from quantlora_bnb.eight_bit import Settings8bit
+from quantlora_bnb.four_bit import Settings4bit
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+import quantlora
+from quantlora import LoraLinear
+from quantlora.testing.models import tiny_llama
+
+README = (Path(__file__).parents[1] / "README.md").read_text()
+EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+FORMATS = ("bitsandbytes_4bit", "bitsandbytes_4bit", "bitsandbytes_8bit")
+
+
+def names(folder: Path, quantizer: str) -> dict[str, Any]:
+    """What the examples take as given."""
+    model = tiny_llama()
+    if quantizer == "bitsandbytes_8bit":
+        quantlora.wrap(model, backend=quantizer, r=4)
+    known = {"torch": torch, "quantlora": quantlora, "model": model, "folder": folder}
+    kinds = (AutoModelForCausalLM, BitsAndBytesConfig)
+    return {**known, **{kind.__name__: kind for kind in kinds}}
+
+
+@pytest.mark.parametrize(("example", "quantizer"), zip(EXAMPLES, FORMATS, strict=True))
+def test_an_example_runs(example: str, quantizer: str, folder: Path) -> None:
+    scope = names(folder, quantizer)
+    exec(compile(example, "README.md", "exec"), scope)
+    layer = scope["model"].model.layers[0].self_attn.q_proj
+    assert isinstance(layer, LoraLinear)
+    assert layer.quantizer.name == quantizer
+
+
+def test_the_table_of_options_is_complete() -> None:
+    table = re.findall(r"^\| `(\w+)` \| (\d)-bit \|", README, re.MULTILINE)
+    fields = [(field.name, "4") for field in dataclasses.fields(Settings4bit)]
+    assert table == fields + [(field.name, "8") for field in dataclasses.fields(Settings8bit)]
