@@ -38,7 +38,7 @@ def check_config(config: LoraConfig) -> None:
 
 def check_supported(config: LoraConfig) -> None:
     """Raise `ConfigError` for what PEFT can train besides A and B, and quantlora cannot yet."""
-    asked = [name for name in ("modules_to_save", "target_parameters") if getattr(config, name)]
+    asked = ["target_parameters"] if config.target_parameters else []
     asked += ["bias"] if config.bias != "none" else []
     if asked:
         raise ConfigError(

@@ -16,11 +16,11 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from quantlora.adapters import set_adapter, unload
+from quantlora.adapters import check_together, set_adapter, unload
 from quantlora.errors import MergeError
 from quantlora.merge_layer import MODES, merge_layer
 from quantlora.merge_report import MergeReport
-from quantlora.state import adapter_state, known_adapter, lora_layers
+from quantlora.state import adapter_state, known_adapter, lora_layers, saved_modules
 from quantlora.tied import untie_merged
 
 M = TypeVar("M", bound=nn.Module)
@@ -51,6 +51,7 @@ def merge(
         raise MergeError(f"mode must be one of {', '.join(MODES)}, got {mode!r}.")
     names = chosen_adapters(model, adapters)
     check_enabled(model)
+    check_together(model, (*adapter_state(model).active, *names))
     floating = outer_dtype(model)
     merged = [
         one
@@ -59,6 +60,8 @@ def merge(
     ]
     for one in merged:
         one.commit()
+    for _, saved in saved_modules(model):
+        saved.merged = tuple(name for name in saved.adapters if name in (*saved.merged, *names))
     set_adapter(model, (*adapter_state(model).active, *names))
     report = MergeReport([one.report for one in merged])
     if loss := report.warning():
@@ -73,6 +76,8 @@ def unmerge(model: nn.Module) -> None:
         if layer.unmerged:
             layer.base_layer, layer.quantizer = layer.unmerged.pop()
             layer.merged = ()
+    for _, saved in saved_modules(model):
+        saved.merged = ()
 
 
 def merge_and_unload(

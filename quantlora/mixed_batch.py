@@ -24,11 +24,11 @@ def mixed_batch(model: nn.Module, adapter_names: Sequence[str]) -> Iterator[None
 
     With gradient checkpointing, call backward within the block too: it computes forward again.
     """
-    from quantlora.state import known_adapter, lora_layers
+    from quantlora.state import adapter_holders, known_adapter
 
     for name in set(adapter_names) - {BASE}:
         known_adapter(model, name)
-    layers = [layer for _, layer in lora_layers(model)]
+    layers = [layer for _, layer in adapter_holders(model)]
     merged = {name for layer in layers for name in layer.merged}
     if merged:
         raise AdapterError(

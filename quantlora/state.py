@@ -11,6 +11,7 @@ from quantlora.config import LoraConfig
 from quantlora.errors import AdapterError
 from quantlora.layer import LoraLayer
 from quantlora.names import unknown
+from quantlora.saved_modules import SavedModule
 
 _ATTRIBUTE = "quantlora_state"
 
@@ -64,6 +65,20 @@ def check_free(model: nn.Module, name: str) -> None:
     """Raise `AdapterError` where ``model`` has an adapter called ``name``."""
     if has_adapters(model) and name in adapter_state(model).configs:
         raise AdapterError(taken(name))
+
+
+def adapter_holders(model: nn.Module) -> Iterator[tuple[str, LoraLayer | SavedModule]]:
+    """All that holds adapters, by path, each once: LoRA layers and modules trained in full."""
+    for path, module in model.named_modules():
+        if isinstance(module, (LoraLayer, SavedModule)):
+            yield path, module
+
+
+def saved_modules(model: nn.Module) -> Iterator[tuple[str, SavedModule]]:
+    """The modules that adapters train in full, by path."""
+    for path, holder in adapter_holders(model):
+        if isinstance(holder, SavedModule):
+            yield path, holder
 
 
 def lora_layers(model: nn.Module) -> Iterator[tuple[str, LoraLayer]]:

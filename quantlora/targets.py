@@ -13,8 +13,10 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear as NeverCall
 from quantlora.config import LoraConfig
 from quantlora.errors import TargetError
 from quantlora.layer import LoraLayer
+from quantlora.layouts import is_linear_kind
 from quantlora.names import near
 from quantlora.registration import Registry
+from quantlora.saved_modules import SavedModule
 
 ALL_LINEAR = "all-linear"
 
@@ -51,12 +53,12 @@ def find_targets(model: nn.Module, config: LoraConfig, registry: Registry) -> li
 
 
 def own_modules(model: nn.Module) -> Iterable[tuple[str, nn.Module]]:
-    """All modules by path, also under a second path; what is inside a LoRA layer is left out."""
+    """All modules by path, also under a second path; what is inside ours is left out."""
     inside = None
     for path, module in model.named_modules(remove_duplicate=False):
         if inside is not None and path.startswith(inside):
             continue
-        inside = f"{path}." if isinstance(module, LoraLayer) else None
+        inside = f"{path}." if isinstance(module, (LoraLayer, SavedModule)) else None
         yield path, module
 
 
@@ -67,8 +69,7 @@ def is_all_linear(config: LoraConfig) -> bool:
 
 def targeted(path: str, config: LoraConfig) -> bool:
     """Whether the names in ``config`` pick ``path``; "all-linear" picks every path here."""
-    saved = config.modules_to_save or []
-    if any(re.match(rf"(^|.*\.){name}($|\..*)", path) for name in saved):
+    if any(re.match(rf"(^|.*\.){name}($|\..*)", path) for name in config.modules_to_save or ()):
         return False
     if config.exclude_modules and _named(path, config.exclude_modules):
         return False
@@ -104,9 +105,11 @@ def looks_linear(module: nn.Module, registry: Registry) -> bool:
 
     The last makes a packed layer that nobody knows an error in `wrap`, not silently left out.
     """
-    if isinstance(module, NeverCalled):
+    if isinstance(module, NeverCalled) or not is_linear_kind(module):
         return False
-    if isinstance(module, (nn.Linear, LoraLayer)):
+    if isinstance(module, LoraLayer):
+        return is_linear_kind(module.base_layer)
+    if isinstance(module, nn.Linear):
         return True
     if registry.candidates(module):
         return True
@@ -125,11 +128,12 @@ def output_heads(model: nn.Module, config: LoraConfig) -> set[nn.Module]:
 
 
 def _target(path: str, layer: nn.Module, config: LoraConfig) -> Target:
-    r = _by_pattern(path, config.rank_pattern, config.r)
-    return Target(path, layer, r, _by_pattern(path, config.alpha_pattern, config.lora_alpha))
+    r = by_pattern(path, config.rank_pattern, config.r)
+    return Target(path, layer, r, by_pattern(path, config.alpha_pattern, config.lora_alpha))
 
 
-def _by_pattern(path: str, patterns: Mapping[str, Any], default: Any) -> Any:
+def by_pattern(path: str, patterns: Mapping[str, Any], default: Any) -> Any:
+    """The value for ``path`` in a ``rank_pattern`` or ``alpha_pattern``: the first that matches."""
     return next((value for key, value in patterns.items() if _ends_in(path, key)), default)
 
 

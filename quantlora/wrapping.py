@@ -21,11 +21,13 @@ from quantlora.config import LoraConfig
 from quantlora.errors import ConfigError
 from quantlora.initializer import InitContext, Initializer
 from quantlora.layer import LoraLayer
+from quantlora.modules_to_save import add_saved, find_saved, with_heads
 from quantlora.names import check_name
 from quantlora.plan import AUTO, PlannedLayer, make_plan
 from quantlora.quantizer import Quantizer
 from quantlora.reference import Reference, open_reference
 from quantlora.registration import registry
+from quantlora.saved_modules import SavedModule
 from quantlora.state import AdapterState, adapter_state, has_adapters, set_state
 from quantlora.transaction import Transaction
 
@@ -60,7 +62,7 @@ def wrap(
     Raises:
         ConfigError, TargetError, BackendError, LayerError, AdapterError, MissingLibraryError.
     """
-    settings = given_config(config, fields)
+    settings = with_heads(model, given_config(config, fields))
     check_name(adapter_name)
     initializer = registry().initializer(settings)
     initializer.check(settings)
@@ -92,11 +94,17 @@ def apply_plan(
     adapter_name: str,
     start: Callable[[PlannedLayer, LoraLayer], None],
     quantize_options: Mapping[str, Any] | None = None,
+    start_saved: Callable[[str, SavedModule], None] = lambda path, module: None,
 ) -> None:
-    """Carry out ``plan`` as one transaction; ``start`` gives each new adapter its values.
+    """Carry out ``plan`` as one transaction.
 
     A layer that the model has at several paths is one LoRA layer at all of them.
+
+    Args:
+        start: gives each new adapter its values.
+        start_saved: the same for copies of modules trained in full, which begin as the original.
     """
+    saved = find_saved(model, config)
     once = list({id(planned.layer): planned for planned in reversed(plan)}.values())[::-1]
     with Transaction(model):
         bases = frozen_bases(model, once, quantize_options or {})
@@ -108,6 +116,8 @@ def apply_plan(
             layers[id(planned.layer)] = layer
         for planned in plan:
             model.set_submodule(planned.path, layers[id(planned.layer)])
+        for path, module in saved.items():
+            start_saved(path, add_saved(model, path, module, adapter_name))
         _finish(model, config, adapter_name)
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from quantlora.checkpoint.keys import plain_path
+from quantlora.saved_modules import SavedModule
 from quantlora.targets import own_modules
 
 
@@ -19,7 +20,8 @@ def fingerprint(model: nn.Module) -> str | None:
     """
     digest, count = hashlib.sha256(), 0
     for path, module in own_modules(model):
-        weight = getattr(module, "weight", None)
+        plain = module.original_module if isinstance(module, SavedModule) else module
+        weight = getattr(plain, "weight", None)
         if not isinstance(weight, Tensor) or weight.ndim != 1 or not weight.is_floating_point():
             continue
         if weight.requires_grad or weight.is_meta or type(weight) not in (Tensor, nn.Parameter):

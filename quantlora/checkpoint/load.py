@@ -8,10 +8,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TypeVar
 
-import torch
 from torch import Tensor, nn
 
-from quantlora.checkpoint.keys import split_key
+from quantlora.checkpoint.fitting import by_path, check_paths, fill
 from quantlora.checkpoint.place import find_folder
 from quantlora.checkpoint.read import read_adapter
 from quantlora.checkpoint.side_file import report_differences
@@ -19,15 +18,14 @@ from quantlora.checkpoint.variant_fields import take_file_alpha
 from quantlora.config import LoraConfig
 from quantlora.errors import AdapterFileError, ConfigError
 from quantlora.layer import LoraLayer
-from quantlora.names import check_name, near
+from quantlora.modules_to_save import find_saved
+from quantlora.names import check_name
 from quantlora.plan import AUTO, PlannedLayer, make_plan
 from quantlora.registration import registry
+from quantlora.saved_modules import SavedModule
 from quantlora.wrapping import apply_plan
 
 M = TypeVar("M", bound=nn.Module)
-
-#: The tensors of an adapter file by layer path, then by name: ``lora_A.weight``.
-ByLayer = dict[str, dict[str, Tensor]]
 
 
 def load_adapter(
@@ -85,70 +83,20 @@ def put_on(
         tensors: by their keys in an adapter file.
         source: where it comes from, for messages.
     """
-    given = _by_layer(source, tensors)
-
-    def start(planned: PlannedLayer, layer: LoraLayer) -> None:
-        layer.finish_adapter(adapter, config)
-        take_file_alpha(layer, config, adapter)
-        fill(f"{source}, {planned.path}", layer.adapter_tensors(adapter), given[planned.path])
-
     try:
         plan = make_plan(model, config, backend, adapter, registry())
-        _check_paths(source, given, plan)
-        apply_plan(model, plan, config, adapter, start)
+        saved = find_saved(model, config)
+        given = by_path(source, tensors, model, saved)
+        check_paths(source, given, plan, saved)
+
+        def start(planned: PlannedLayer, layer: LoraLayer) -> None:
+            layer.finish_adapter(adapter, config)
+            take_file_alpha(layer, config, adapter)
+            copy_values(planned.path, layer)
+
+        def copy_values(path: str, holder: LoraLayer | SavedModule) -> None:
+            fill(f"{source}, {path}", holder.adapter_tensors(adapter), given[path])
+
+        apply_plan(model, plan, config, adapter, start, start_saved=copy_values)
     except (ConfigError, re.error) as error:
         raise AdapterFileError(f"{source} does not fit this model: {error}") from error
-
-
-def _by_layer(source: str, tensors: Mapping[str, Tensor]) -> ByLayer:
-    layers: ByLayer = {}
-    for key, tensor in tensors.items():
-        path, name = split_key(key)
-        layers.setdefault(path, {})[name] = tensor
-    if others := layers.pop("", {}):
-        raise AdapterFileError(
-            f"{source}: {len(others)} tensors belong to no LoRA layer, {next(iter(others))} "
-            f"first: quantlora reads LoRA adapters only."
-        )
-    return layers
-
-
-def _check_paths(source: str, given: ByLayer, plan: list[PlannedLayer]) -> None:
-    """The file has tensors for the planned layers and for no others."""
-    first = {id(planned.layer): planned.path for planned in reversed(plan)}
-    wanted = set(first.values())
-    strange = [path for path in given if path not in wanted]
-    absent = [path for path in wanted if path not in given]
-    faults = []
-    if strange:
-        close = near(strange[0], wanted) or sorted(wanted)[:3]
-        faults.append(
-            f"it has tensors for {len(strange)} layers that the model lacks or its config does "
-            f"not target, {strange[0]} first (near names: {', '.join(close)})"
-        )
-    if absent:
-        faults.append(f"it lacks those of {len(absent)} targeted layers, {min(absent)} first")
-    if faults:
-        raise AdapterFileError(
-            f"{source} does not fit this model: {'; '.join(faults)}. Is it for another base model?"
-        )
-
-
-@torch.no_grad()
-def fill(source: str, wanted: Mapping[str, nn.Parameter], given: Mapping[str, Tensor]) -> None:
-    """Copy ``given`` into ``wanted`` where both have the same names and shapes."""
-    here = {name: tuple(parameter.shape) for name, parameter in wanted.items()}
-    there = {name: tuple(tensor.shape) for name, tensor in given.items()}
-    if here != there:
-        names = [name for name in {**here, **there} if here.get(name) != there.get(name)]
-        facts = [f"{n}: expected {_shape(here, n)}, found {_shape(there, n)}" for n in names]
-        raise AdapterFileError(
-            f"{source} does not fit this model: {'; '.join(facts)}. Is it for another base model, "
-            f"or has adapter_config.json been changed?"
-        )
-    for name, parameter in wanted.items():
-        parameter.copy_(given[name])
-
-
-def _shape(shapes: Mapping[str, tuple[int, ...]], name: str) -> str:
-    return str(shapes[name]) if name in shapes else "nothing"

@@ -17,7 +17,7 @@ from quantlora.checkpoint.side_file import side_text
 from quantlora.checkpoint.target_names import written_targets
 from quantlora.checkpoint.variant_fields import file_config
 from quantlora.checkpoint.weights_file import write_weights
-from quantlora.state import known_adapter, lora_layers
+from quantlora.state import adapter_holders, known_adapter
 
 
 def save_adapter(
@@ -79,9 +79,9 @@ def adapter_tensors(
     value = _values(model, state_dict)
     return {
         file_key(plain_path(path), name): value(parameter)
-        for path, layer in lora_layers(model)
-        if adapter in layer.adapters
-        for name, parameter in layer.adapter_tensors(adapter).items()
+        for path, holder in adapter_holders(model)
+        if adapter in holder.adapters
+        for name, parameter in holder.adapter_tensors(adapter).items()
     }
 
 
@@ -99,8 +99,10 @@ def write_trained(
 
 def _values(
     model: nn.Module, state_dict: Mapping[str, Tensor] | None
-) -> Callable[[nn.Parameter], Tensor]:
-    """A parameter's value: from ``state_dict`` where it is there, else its own."""
+) -> Callable[[Tensor], Tensor]:
+    """A tensor's value: from ``state_dict`` where it is there, else its own."""
+    if state_dict is None:
+        return Tensor.detach
     names = {id(p): plain_path(name) for name, p in model.named_parameters()}
-    values = {plain_path(name): tensor for name, tensor in (state_dict or {}).items()}
-    return lambda parameter: values.get(names[id(parameter)], parameter.detach())
+    values = {plain_path(name): tensor for name, tensor in state_dict.items()}
+    return lambda tensor: values.get(names.get(id(tensor), ""), tensor.detach())

@@ -1,0 +1,106 @@
+"""Which tensors of a file belong to which place in a model, and what is wrong where they do not."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from quantlora.checkpoint.keys import plain_path, split_key
+from quantlora.errors import AdapterFileError
+from quantlora.names import near
+from quantlora.plan import PlannedLayer
+
+#: The tensors of a file by the path of their module, then by name: ``lora_A.weight``.
+ByPath = dict[str, dict[str, Tensor]]
+
+
+def by_path(
+    source: str, tensors: Mapping[str, Tensor], model: nn.Module, saved: Collection[str]
+) -> ByPath:
+    """Sort the tensors of a file; those that only repeat the base's own are left out.
+
+    Args:
+        saved: paths of the modules that the adapter trains in full.
+    """
+    found: ByPath = {}
+    others: dict[str, Tensor] = {}
+    for key, tensor in tensors.items():
+        path, name = split_key(key)
+        if not path:
+            path = next((one for one in saved if name.startswith(f"{one}.")), "")
+            name = name.removeprefix(f"{path}.")
+        if path:
+            found.setdefault(path, {})[name] = tensor
+        else:
+            others[name] = tensor
+    _check_base(source, others, model)
+    return found
+
+
+def _check_base(source: str, others: Mapping[str, Tensor], model: nn.Module) -> None:
+    """PEFT also saves embeddings that it targets, though it does not train them."""
+    if not others:
+        return
+    own = {_base_name(name): p.detach() for name, p in model.named_parameters()}
+    for name, tensor in others.items():
+        base = own.get(_base_name(name))
+        if base is None:
+            raise AdapterFileError(
+                f"{source}: {name} belongs to no LoRA layer, and to no module that the config "
+                f"names in modules_to_save: quantlora reads LoRA adapters only."
+            )
+        if base.shape != tensor.shape or not torch.equal(base.cpu(), tensor.to(base.dtype)):
+            raise AdapterFileError(
+                f"{source}: {name} {tuple(tensor.shape)} differs from the base's own "
+                f"{tuple(base.shape)}: the adapter was trained on a changed base (a larger "
+                f"vocabulary?). Change the base in the same way before you load it."
+            )
+
+
+def _base_name(name: str) -> str:
+    return plain_path(name).replace(".base_layer.", ".")
+
+
+def check_paths(
+    source: str, found: ByPath, plan: list[PlannedLayer], saved: Collection[str]
+) -> None:
+    """The file has tensors for the places the config picks, and for no others."""
+    first = {id(planned.layer): planned.path for planned in reversed(plan)}
+    wanted = {*first.values(), *saved}
+    strange = [path for path in found if path not in wanted]
+    absent = [path for path in wanted if path not in found]
+    faults = []
+    if strange:
+        close = near(strange[0], wanted) or sorted(wanted)[:3]
+        faults.append(
+            f"it has tensors for {len(strange)} layers that the model lacks or its config does "
+            f"not target, {strange[0]} first (near names: {', '.join(close)})"
+        )
+    if absent:
+        faults.append(f"it lacks those of {len(absent)} targeted layers, {min(absent)} first")
+    if faults:
+        raise AdapterFileError(
+            f"{source} does not fit this model: {'; '.join(faults)}. Is it for another base model?"
+        )
+
+
+@torch.no_grad()
+def fill(source: str, wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> None:
+    """Copy ``given`` into ``wanted`` where both have the same names and shapes."""
+    here = {name: tuple(tensor.shape) for name, tensor in wanted.items()}
+    there = {name: tuple(tensor.shape) for name, tensor in given.items()}
+    if here != there:
+        names = [name for name in {**here, **there} if here.get(name) != there.get(name)]
+        facts = [f"{n}: expected {_shape(here, n)}, found {_shape(there, n)}" for n in names]
+        raise AdapterFileError(
+            f"{source} does not fit this model: {'; '.join(facts)}. Is it for another base model, "
+            f"or has adapter_config.json been changed?"
+        )
+    for name, tensor in wanted.items():
+        tensor.copy_(given[name])
+
+
+def _shape(shapes: Mapping[str, tuple[int, ...]], name: str) -> str:
+    return str(shapes[name]) if name in shapes else "nothing"

@@ -1,0 +1,224 @@
+"""modules_to_save: modules trained in full, saved with the adapter, in PEFT's files."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from transformers import BertConfig, BertForSequenceClassification
+
+import quantlora
+from quantlora import AdapterError, AdapterFileError, TargetError
+
+FIELDS = {"r": 4, "target_modules": ["q_proj", "v_proj"], "modules_to_save": ["norm", "lm_head"]}
+TOKENS = torch.arange(12)[None] * 5 % 64
+
+
+@torch.no_grad()
+def train(model, seed=1):
+    """Changes all that is trained, as training would."""
+    torch.manual_seed(seed)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter += 0.2 * torch.randn_like(parameter)
+    return model
+
+
+def relative_difference(a, b):
+    return float((a - b).norm() / b.norm())
+
+
+@pytest.fixture
+def trained(make_base):
+    return train(quantlora.wrap(make_base(), **FIELDS))
+
+
+def test_copies_are_trained_under_peft_s_names_and_originals_are_not(trained):
+    names = {name for name, p in trained.named_parameters() if p.requires_grad}
+    assert "lm_head.modules_to_save.default.weight" in names
+    assert "model.layers.0.input_layernorm.modules_to_save.default.weight" in names
+    assert not any("original_module" in name for name in names)
+
+
+def test_gradients_reach_the_copies(trained):
+    trained(TOKENS, labels=TOKENS).loss.backward()
+    missing = [n for n, p in trained.named_parameters() if p.requires_grad and p.grad is None]
+    assert missing == []
+
+
+def test_reloaded_copies_give_the_same_logits_bit_for_bit(trained, make_base, logits, tmp_path):
+    quantlora.save_adapter(trained, tmp_path)
+    again = quantlora.load_adapter(make_base(), tmp_path)
+    assert torch.equal(logits(again), logits(trained))
+
+
+def test_peft_reads_our_copies(trained, make_base, logits, tmp_path, peft):
+    quantlora.save_adapter(trained, tmp_path)
+    theirs = peft.PeftModel.from_pretrained(make_base(), tmp_path)
+    assert relative_difference(logits(theirs), logits(trained)) < 1e-5
+
+
+def test_we_read_peft_s_copies(make_base, logits, tmp_path, peft):
+    theirs = train(peft.get_peft_model(make_base(), peft.LoraConfig(**FIELDS)))
+    theirs.save_pretrained(tmp_path)
+    ours = quantlora.load_adapter(make_base(), tmp_path)
+    assert relative_difference(logits(ours), logits(theirs)) < 1e-5
+
+
+def test_new_head_of_a_classifier_is_trained_and_saved_unasked(logits, tmp_path, peft):
+    def base():
+        torch.manual_seed(0)
+        sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1}
+        config = BertConfig(vocab_size=64, num_attention_heads=4, num_labels=3, **sizes)
+        return BertForSequenceClassification(config).eval()
+
+    model = quantlora.wrap(base(), r=2, target_modules=["query"], task_type="SEQ_CLS")
+    train(model)
+    quantlora.save_adapter(model, tmp_path)
+    for again in (
+        quantlora.load_adapter(base(), tmp_path),
+        peft.PeftModel.from_pretrained(base(), tmp_path),
+    ):
+        assert relative_difference(logits(again), logits(model)) < 1e-5
+
+
+def test_output_depends_on_the_active_adapter_alone(trained, make_base, logits):
+    with_first = logits(trained)
+    quantlora.wrap(trained, r=2, target_modules=["q_proj"], adapter_name="plain")
+    quantlora.set_adapter(trained, "plain")
+    assert torch.equal(logits(trained), logits(make_base()))
+    quantlora.set_adapter(trained, ["default", "plain"])
+    assert torch.equal(logits(trained), with_first)
+    quantlora.disable_adapters(trained)
+    assert torch.equal(logits(trained), logits(make_base()))
+
+
+def test_two_adapters_that_train_one_module_cannot_be_active_together(trained):
+    quantlora.wrap(trained, adapter_name="second", **FIELDS)
+    with pytest.raises(AdapterError, match="have each trained this module in full"):
+        quantlora.set_adapter(trained, ["default", "second"])
+    assert quantlora.active_adapters(trained) == ["second"]
+
+
+def test_mixed_batch_takes_each_sample_s_own_copy(trained, logits):
+    quantlora.wrap(trained, adapter_name="second", **FIELDS)
+    train(trained, seed=2)
+    wanted = {"__base__": None, "default": None, "second": None}
+    for name in ("default", "second"):
+        quantlora.set_adapter(trained, name)
+        wanted[name] = logits(trained)
+    with quantlora.adapters_disabled(trained):
+        wanted["__base__"] = logits(trained)
+    names = ["second", "__base__", "default"]
+    with quantlora.mixed_batch(trained, names), torch.no_grad():
+        mixed = trained(TOKENS.expand(3, -1)).logits
+    for row, name in zip(mixed, names, strict=True):
+        assert relative_difference(row, wanted[name][0]) < 1e-5
+
+
+def test_merge_and_unload_keeps_the_trained_copy(trained, logits):
+    before = logits(trained)
+    quantlora.merge_and_unload(trained)
+    assert type(trained.lm_head) is nn.Linear
+    assert relative_difference(logits(trained), before) < 1e-5
+
+
+def test_merged_copy_cannot_be_dropped_until_unmerged(trained, make_base, logits):
+    quantlora.merge(trained)
+    with pytest.raises(AdapterError, match="merged"):
+        quantlora.disable_adapters(trained)
+    quantlora.unmerge(trained)
+    quantlora.unload(trained)
+    assert torch.equal(logits(trained), logits(make_base()))
+
+
+def test_renamed_and_deleted_adapters_take_their_copies_along(trained, make_base, logits):
+    before = logits(trained)
+    quantlora.rename_adapter(trained, "default", "renamed")
+    assert torch.equal(logits(trained), before)
+    quantlora.delete_adapter(trained, "renamed")
+    assert torch.equal(logits(trained), logits(make_base()))
+
+
+def test_copy_of_the_model_has_copies_of_its_own(trained, logits):
+    before = logits(trained)
+    train(copy.deepcopy(trained), seed=3)
+    assert torch.equal(logits(trained), before)
+
+
+def test_module_answers_for_the_one_that_counts(trained):
+    assert trained.lm_head.out_features == 64
+    assert trained.get_output_embeddings().weight is trained.lm_head.chosen.weight
+
+
+def test_name_that_matches_nothing_is_an_error_with_near_names(make_base):
+    with pytest.raises(TargetError, match="lm_head"):
+        quantlora.wrap(make_base(), r=2, modules_to_save=["lm_haed"])
+
+
+def test_module_with_lora_layers_cannot_be_trained_in_full(trained):
+    with pytest.raises(AdapterError, match="another adapter has LoRA layers here"):
+        quantlora.wrap(
+            trained, target_modules=["up_proj"], modules_to_save=["self_attn"], adapter_name="b"
+        )
+
+
+def test_failing_load_leaves_no_copies_behind(trained, make_base, logits, tmp_path):
+    quantlora.save_adapter(trained, tmp_path)
+    other = make_base(layers=3)
+    before = logits(other)
+    with pytest.raises(AdapterFileError):
+        quantlora.load_adapter(other, tmp_path)
+    assert torch.equal(logits(other), before)
+    assert not any("modules_to_save" in name for name, _ in other.named_modules())
+
+
+def test_missing_copy_in_the_file_is_named(trained, make_base, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    quantlora.save_adapter(trained, tmp_path)
+    tensors = load_file(tmp_path / "adapter_model.safetensors")
+    del tensors["base_model.model.lm_head.weight"]
+    save_file(tensors, tmp_path / "adapter_model.safetensors")
+    with pytest.raises(AdapterFileError, match=r"lacks those of 1 targeted layers, lm_head"):
+        quantlora.load_adapter(make_base(), tmp_path)
+
+
+def test_vllm_refuses_modules_trained_in_full(trained, tmp_path):
+    quantlora.save_adapter(trained, tmp_path)
+    assert "modules_to_save" in quantlora.check_vllm(tmp_path)[0]
+
+
+def test_embeddings_targeted_in_peft_load_though_the_file_repeats_the_base(
+    make_base, logits, tmp_path, peft, randomize
+):
+    config = peft.LoraConfig(r=4, target_modules=["embed_tokens", "q_proj"])
+    theirs = randomize(peft.get_peft_model(make_base(), config))
+    theirs.save_pretrained(tmp_path)
+    ours = quantlora.load_adapter(make_base(), tmp_path)
+    assert relative_difference(logits(ours), logits(theirs)) < 1e-5
+    with pytest.raises(AdapterFileError, match="differs from the base's own"):
+        quantlora.load_adapter(make_base(seed=5), tmp_path)
+
+
+@pytest.fixture
+def packed_head(make_base):
+    """A model whose output embeddings are quantized."""
+    model = make_base()
+    model.lm_head = quantlora.registry().quantizer("normalfloat").quantize(model.lm_head)
+    return model
+
+
+def test_quantized_module_is_trained_as_a_float_one_that_starts_at_its_weight(packed_head, logits):
+    before = logits(packed_head)
+    quantlora.wrap(packed_head, r=2, target_modules=["q_proj"], modules_to_save=["lm_head"])
+    assert packed_head.lm_head.modules_to_save["default"].weight.requires_grad
+    assert relative_difference(logits(packed_head), before) < 1e-5
+
+
+def test_module_that_holds_quantized_layers_cannot_be_trained_in_full(packed_head):
+    packed_head.tail = nn.Sequential(packed_head.lm_head)
+    with pytest.raises(quantlora.LayerError, match="tail: it holds quantized layers"):
+        quantlora.wrap(packed_head, r=2, target_modules=["q_proj"], modules_to_save=["tail"])
