@@ -37,6 +37,7 @@ from .explaining import explain as explain
 from .explanation import Explanation as Explanation, LayerRow as LayerRow
 from .exporting import ExportReport as ExportReport, export_merged as export_merged
 from .hookspecs import hookimpl as hookimpl
+from .hot_swapping import hot_swap as hot_swap, prepare_hot_swap as prepare_hot_swap
 from .initializer import InitContext as InitContext, Initializer as Initializer
 from .layer import LoraLayer as LoraLayer
 from .linear import LoraLinear as LoraLinear

@@ -7,8 +7,6 @@ sum of the products. Their ``..._svd`` forms combine the ΔWᵢ themselves.
 
 from __future__ import annotations
 
-import re
-from collections import Counter
 from collections.abc import Sequence
 
 import torch
@@ -21,6 +19,7 @@ from quantlora.combine_layer import CAT, COMBINATION_TYPES, SVD, Recipe, combine
 from quantlora.config import LoraConfig
 from quantlora.errors import AdapterError, ConfigError
 from quantlora.names import check_name, unknown
+from quantlora.patterns import as_pattern
 from quantlora.state import check_free, known_adapter, lora_layers
 from quantlora.targets import own_modules
 from quantlora.task_arithmetic import MAJORITIES
@@ -116,8 +115,7 @@ def _config(
     model: nn.Module, first: LoraConfig, ranks: dict[str, int], lora_bias: bool
 ) -> LoraConfig:
     """Scale 1 everywhere; a rank that is not the usual one is told by its layer's path."""
-    usual = Counter(ranks.values()).most_common(1)[0][0]
-    others = {f"^{re.escape(path)}": rank for path, rank in ranks.items() if rank != usual}
+    usual, others = as_pattern(ranks)
     rest = (path for one, _ in own_modules(model) if (path := plain_path(one)) not in ranks)
     return LoraConfig(
         r=usual,

@@ -13,6 +13,7 @@ from quantlora.merge_layer import merge_layer
 from quantlora.plan import FLOAT
 from quantlora.quantizer import Quantizer
 from quantlora.registration import registry
+from quantlora.saved_modules import SavedModule
 
 
 class MergedTensors:
@@ -58,10 +59,17 @@ class MergedTensors:
         elif packed is not None:
             if self._first(module):
                 yield from self._layer(module, packed, path)
+        elif isinstance(module, SavedModule):
+            yield from self._walk(self._trained(module), path)
         else:
             yield from self._own(module, path)
             for name, child in module.named_children():
                 yield from self._walk(child, f"{path}.{name}" if path else name)
+
+    def _trained(self, module: SavedModule) -> nn.Module:
+        """The copy that one of the adapters has trained in full, or the original."""
+        own = [name for name in self.names if name in module.adapters]
+        return module.modules_to_save[own[0]] if own else module.original_module
 
     def _first(self, one: object) -> bool:
         """Whether it has not been written under another name; the model keeps its id unique."""

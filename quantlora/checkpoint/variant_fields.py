@@ -6,7 +6,6 @@ tensors go to the file as they are and come back bit for bit, and PEFT computes 
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +14,7 @@ from torch import nn
 from quantlora.config import LoraConfig
 from quantlora.errors import AdapterFileError
 from quantlora.layer import LoraLayer
+from quantlora.patterns import as_pattern
 from quantlora.state import lora_layers
 
 
@@ -32,8 +32,7 @@ def file_config(model: nn.Module, config: LoraConfig, adapter: str) -> LoraConfi
     if all(layer.alpha_factor(adapter) == 1.0 for layer in layers.values()):
         return replace(config, **fields)
     alphas = {p: one.lora_alpha[adapter] * one.alpha_factor(adapter) for p, one in layers.items()}
-    usual = Counter(alphas.values()).most_common(1)[0][0]
-    pattern = {path: alpha for path, alpha in alphas.items() if alpha != usual}
+    usual, pattern = as_pattern(alphas)
     return replace(config, lora_alpha=usual, alpha_pattern=pattern, **fields)
 
 

@@ -17,6 +17,7 @@ from quantlora.adapters import (
 from quantlora.checkpoint.load import load_adapter
 from quantlora.checkpoint.save import save_adapter
 from quantlora.combination import add_weighted_adapter
+from quantlora.hot_swapping import hot_swap, prepare_hot_swap
 from quantlora.mixed_batch import mixed_batch
 from quantlora.testing import reference
 from quantlora.testing.base import SuiteBase
@@ -148,3 +149,15 @@ def _weighted_combination(suite: SuiteBase) -> None:
     add_weighted_adapter(model, ["default", "second"], [0.7, -2], "sum", svd_rank=rank)
     assert reference.relative(lora.delta_weight("sum", weight), wanted) <= 1e-5
     check(suite, model, x, "sum")
+
+
+@operation("hot swap")
+def _hot_swap(suite: SuiteBase) -> None:
+    """Another adapter's values in the slot of this one, also of a smaller rank."""
+    model, x = two_adapters(suite)
+    with tempfile.TemporaryDirectory() as folder:
+        save_adapter(model, folder)
+        prepare_hot_swap(model, 4, "second")
+        hot_swap(model, folder, "second")
+    check(suite, model, x, "default")
+    check(suite, model, x, "second")

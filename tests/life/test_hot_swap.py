@@ -1,0 +1,146 @@
+"""Hot swap: the values of another adapter, in place, without compiling again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import quantlora
+from quantlora.errors import AdapterError
+from quantlora.testing.models import tiny_llama
+from tests.life.peft_oracle import IDS, relative
+
+TARGETS = ["q_proj", "up_proj", "embed_tokens"]
+SLOT: dict[str, Any] = {"r": 2, "lora_alpha": 8, "target_modules": TARGETS}
+OTHERS: dict[str, dict[str, Any]] = {
+    "same": {"r": 2, "lora_alpha": 8},
+    "other_scale": {"r": 2, "lora_alpha": 3},
+    "larger": {"r": 6, "use_rslora": True},
+    "patterns": {"r": 3, "rank_pattern": {"q_proj": 5}, "alpha_pattern": {"up_proj": 2}},
+    "fewer_layers": {"r": 4, "target_modules": ["q_proj"]},
+}
+
+
+def adapted(**fields: Any) -> nn.Module:
+    model = quantlora.wrap(tiny_llama(), **{**SLOT, "init_lora_weights": False, **fields})
+    for name, parameter in model.named_parameters():
+        if "lora_magnitude" in name or "lora_B.default.bias" in name:
+            parameter.data += 0.3
+    return model.eval()
+
+
+def logits(model: Any) -> Tensor:
+    with torch.no_grad():
+        return model(IDS).logits
+
+
+def saved(folder: Path, **fields: Any) -> Tensor:
+    """An adapter in ``folder``, and what the model computes with it."""
+    torch.manual_seed(3)
+    other = adapted(**fields)
+    quantlora.save_adapter(other, folder)
+    return logits(other)
+
+
+@pytest.mark.parametrize("other", OTHERS)
+def test_the_slot_computes_what_the_other_adapter_does(other: str, tmp_path: Path) -> None:
+    wanted = saved(tmp_path, **OTHERS[other])
+    model = adapted()
+    quantlora.prepare_hot_swap(model, r=8)
+    quantlora.hot_swap(model, tmp_path)
+    assert relative(logits(model), wanted) <= 1e-5
+
+
+@pytest.mark.parametrize("fields", [{"use_dora": True}, {"lora_bias": True}])
+def test_variants_are_swapped_too(fields: dict[str, Any], tmp_path: Path) -> None:
+    fields = {**fields, "target_modules": ["q_proj", "up_proj"]}
+    wanted = saved(tmp_path, **fields, lora_alpha=3)
+    model = adapted(**fields)
+    quantlora.prepare_hot_swap(model, r=8)
+    quantlora.hot_swap(model, tmp_path)
+    assert relative(logits(model), wanted) <= 1e-5
+
+
+def test_room_for_more_changes_nothing(tmp_path: Path) -> None:
+    model = adapted(rank_pattern={"q_proj": 3}, alpha_pattern={"up_proj": 5})
+    before = logits(model)
+    quantlora.prepare_hot_swap(model, r=8)
+    assert {layer.r["default"] for _, layer in quantlora.lora_layers(model)} == {8}
+    assert relative(logits(model), before) <= 1e-6
+    quantlora.save_adapter(model, tmp_path)
+    fresh = quantlora.load_adapter(tiny_llama(), tmp_path)
+    assert torch.equal(logits(fresh), logits(model))
+
+
+def test_a_swapped_adapter_is_saved_as_what_it_computes(tmp_path: Path) -> None:
+    wanted = saved(tmp_path / "other", **OTHERS["patterns"])
+    model = adapted()
+    quantlora.prepare_hot_swap(model, r=8)
+    quantlora.hot_swap(model, tmp_path / "other")
+    quantlora.save_adapter(model, tmp_path / "slot")
+    fresh = quantlora.load_adapter(tiny_llama(), tmp_path / "slot")
+    assert relative(logits(fresh), wanted) <= 1e-5
+
+
+def test_convolutions_are_padded() -> None:
+    model = nn.Sequential(nn.Conv2d(4, 6, 3))
+    x = torch.randn(2, 4, 8, 8)
+    quantlora.wrap(model, r=2, target_modules=["0"], init_lora_weights=False)
+    before = model(x)
+    quantlora.prepare_hot_swap(model, r=5)
+    assert relative(model(x), before) <= 1e-6
+
+
+@pytest.mark.parametrize("backend", ["auto", "bitsandbytes_4bit"])
+def test_a_compiled_model_is_not_compiled_again(backend: str, tmp_path: Path) -> None:
+    from torch._dynamo.testing import CompileCounter
+
+    targets = {"target_modules": ["q_proj", "up_proj"]}
+    saved(tmp_path, **OTHERS["larger"], **targets)
+    model = adapted(backend=backend, **targets)
+    quantlora.prepare_hot_swap(model, r=8)
+    torch.compiler.reset()
+    counter = CompileCounter()
+    compiled = torch.compile(model, backend=counter)
+    before = logits(compiled)
+    graphs = counter.frame_count
+    quantlora.hot_swap(model, tmp_path)
+    after = logits(compiled)
+    assert graphs > 0
+    assert counter.frame_count == graphs
+    assert relative(after, logits(model)) <= 1e-5
+    assert not torch.allclose(before, after)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"r": 9}, r"prepare_hot_swap\(model, r=9\)"),
+        ({"use_dora": True, "target_modules": ["q_proj"]}, "variant"),
+        ({"target_modules": ["down_proj"]}, "layers of the adapter"),
+        ({"lora_bias": True, "target_modules": ["q_proj"]}, "lora_bias"),
+        ({"modules_to_save": ["norm"]}, "modules_to_save"),
+    ],
+)
+def test_what_does_not_fit_changes_nothing(
+    fields: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    saved(tmp_path, **fields)
+    model = adapted()
+    quantlora.prepare_hot_swap(model, r=4)
+    before = logits(model)
+    with pytest.raises(AdapterError, match=message):
+        quantlora.hot_swap(model, tmp_path)
+    assert torch.equal(logits(model), before)
+
+
+def test_a_merged_slot_is_refused(tmp_path: Path) -> None:
+    saved(tmp_path)
+    model = adapted()
+    quantlora.merge(model)
+    with pytest.raises(AdapterError, match="merged"):
+        quantlora.hot_swap(model, tmp_path)
