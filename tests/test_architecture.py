@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 ENTRY_POINTS = PROJECT["project"]["entry-points"]["quantlora"]
 PLUGIN_FOLDERS = sorted(path.parent for path in ROOT.glob("plugins/*/quantlora_*"))
-CORE = sorted((ROOT / "quantlora").rglob("*.py*"))
+CORE = sorted([*ROOT.glob("quantlora/**/*.py"), ROOT / "quantlora" / "__init__.pyi"])
 PLUGIN_CODE = sorted(ROOT.glob("plugins/*/quantlora_*/**/*.py"))
 
 #: Longest file, in lines: one concept fits.
