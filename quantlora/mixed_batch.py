@@ -24,6 +24,15 @@ def mixed_batch(model: nn.Module, adapter_names: Sequence[str]) -> Iterator[None
 
     With gradient checkpointing, call backward within the block too: it computes forward again.
     """
+    assign_samples(model, adapter_names)
+    try:
+        yield
+    finally:
+        clear_samples(model)
+
+
+def assign_samples(model: nn.Module, adapter_names: Sequence[str]) -> None:
+    """From now on, sample i of every batch goes through ``adapter_names[i]``."""
     from quantlora.state import adapter_holders, known_adapter
 
     for name in set(adapter_names) - {BASE}:
@@ -37,11 +46,14 @@ def mixed_batch(model: nn.Module, adapter_names: Sequence[str]) -> Iterator[None
         )
     for layer in layers:
         layer.sample_adapters = tuple(adapter_names)
-    try:
-        yield
-    finally:
-        for layer in layers:
-            layer.sample_adapters = None
+
+
+def clear_samples(model: nn.Module) -> None:
+    """From now on, every sample goes through the active adapters."""
+    from quantlora.state import adapter_holders
+
+    for _, layer in adapter_holders(model):
+        layer.sample_adapters = None
 
 
 def rows_by_adapter(

@@ -49,7 +49,7 @@ class SavedModule(nn.Module):
         return self.modules_to_save[self.active[0]] if self.enabled and self.active else self.plain
 
     def forward(self, x: Any, *args: Any, **kwargs: Any) -> Any:
-        if self.sample_adapters is None:
+        if self.sample_adapters is None or not self.enabled:
             return self.chosen(x, *args, **kwargs)
         y: Tensor = self.original_module(x, *args, **kwargs)
         for name, rows in rows_by_adapter(self.sample_adapters, self.adapters, x, self.path):

@@ -17,6 +17,8 @@ import torch
 from packaging.version import Version
 from torch import nn
 
+from quantlora.adapter_names import accept_adapter_names, refuse_adapter_names
+
 #: What Trainer looks at before it trains a quantized model.
 _FLAG = "_hf_peft_config_loaded"
 
@@ -67,6 +69,7 @@ def attach(model: nn.Module) -> None:
     from quantlora.transformers_methods import METHODS
 
     vars(model)[_FLAG] = True
+    accept_adapter_names(model)
     for name, function in METHODS.items():
         vars(model)[name] = AdapterMethod(function, model)
 
@@ -75,5 +78,6 @@ def detach(model: nn.Module) -> None:
     """Take back what `attach` set."""
     own = vars(model)
     own.pop(_FLAG, None)
+    refuse_adapter_names(model)
     for name in [name for name, value in own.items() if isinstance(value, AdapterMethod)]:
         del own[name]
