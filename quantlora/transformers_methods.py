@@ -30,6 +30,8 @@ from quantlora.wrapping import wrap
 
 #: The folders Trainer saves its checkpoints in.
 _CHECKPOINT = re.compile(r"checkpoint-\d+")
+#: What an upload may be told.
+_HUB = ("commit_description", "commit_message", "create_pr", "private", "revision", "tags", "token")
 
 
 def _save_pretrained(
@@ -53,14 +55,16 @@ def _save_pretrained(
         state_dict: take the values from here, by their names in ``model.state_dict()``.
         push_to_hub: also upload; ``repo_id``, ``token`` and the like are passed on.
         safe_serialization: there is no other: False has no effect.
+        kwargs: for the hub; Transformers' options for saving a whole model have no effect.
     """
     if not safe_serialization:
         warnings.warn("adapters are saved as safetensors only.", AdapterWarning, stacklevel=3)
     if is_main_process:
         _save(model, Path(os.path.realpath(save_directory)), state_dict)
     if push_to_hub:
-        repo_id = kwargs.pop("repo_id", Path(save_directory).name)
-        model.push_to_hub(repo_id, **kwargs)  # type: ignore[operator]
+        options = {name: kwargs[name] for name in _HUB if name in kwargs}
+        repo_id = kwargs.get("repo_id") or Path(save_directory).name
+        model.push_to_hub(repo_id, **options)  # type: ignore[operator]
 
 
 def _save(model: nn.Module, folder: Path, state_dict: Mapping[str, Tensor] | None) -> None:

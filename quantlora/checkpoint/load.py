@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
@@ -35,6 +35,7 @@ def load_adapter(
     *,
     is_trainable: bool = False,
     backend: str = AUTO,
+    quantize_options: Mapping[str, Any] | None = None,
     revision: str | None = None,
     token: str | bool | None = None,
 ) -> M:
@@ -49,7 +50,7 @@ def load_adapter(
             ``adapter_name``, the adapter in there is taken.
         adapter_name: the name it gets in the model.
         is_trainable: train it on; else its parameters are frozen.
-        backend: as in `wrap`.
+        backend, quantize_options: as in `wrap`.
         revision, token: for the hub.
 
     Returns:
@@ -64,7 +65,7 @@ def load_adapter(
     place = find_folder(folder, adapter_name, revision, token)
     saved = read_adapter(place)
     config = replace(saved.config, inference_mode=not is_trainable)
-    put_on(model, config, saved.tensors, adapter_name, str(place), backend)
+    put_on(model, config, saved.tensors, adapter_name, str(place), backend, quantize_options)
     report_differences(saved.note, model, adapter_name, str(place))
     return model
 
@@ -76,6 +77,7 @@ def put_on(
     adapter: str,
     source: str,
     backend: str = AUTO,
+    quantize_options: Mapping[str, Any] | None = None,
 ) -> None:
     """Put an adapter in memory on ``model``, as one transaction.
 
@@ -97,6 +99,6 @@ def put_on(
         def copy_values(path: str, holder: LoraLayer | SavedModule) -> None:
             fill(f"{source}, {path}", holder.adapter_tensors(adapter), given[path])
 
-        apply_plan(model, plan, config, adapter, start, start_saved=copy_values)
+        apply_plan(model, plan, config, adapter, start, quantize_options, copy_values)
     except (ConfigError, re.error) as error:
         raise AdapterFileError(f"{source} does not fit this model: {error}") from error

@@ -26,14 +26,19 @@ def write_weights(file: Path, tensors: Mapping[str, Tensor]) -> None:
             f"{file.parent}: {_some(empty)} is empty: the model is sharded. Gather its parameters "
             f"first (Trainer and Accelerate do), or pass the full state_dict."
         )
-    save_file({key: _plain(tensor) for key, tensor in tensors.items()}, file, {"format": "pt"})
+    save_file(_apart(tensors), file, {"format": "pt"})
 
 
-def _plain(tensor: Tensor) -> Tensor:
-    """On the CPU, contiguous and with storage of its own, as the format wants it."""
-    plain = tensor.detach().to("cpu").contiguous()
-    own = plain.untyped_storage().nbytes() == plain.numel() * plain.element_size()
-    return plain if own else plain.clone()
+def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """On the CPU, contiguous and each with storage of its own, as the format wants them."""
+    plain = {key: tensor.detach().to("cpu").contiguous() for key, tensor in tensors.items()}
+    places: set[int] = set()
+    for key, tensor in plain.items():
+        storage = tensor.untyped_storage()
+        if storage.nbytes() != tensor.nbytes or storage.data_ptr() in places:
+            plain[key] = tensor.clone()
+        places.add(storage.data_ptr())
+    return plain
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:

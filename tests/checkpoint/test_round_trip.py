@@ -136,3 +136,17 @@ def test_plain_module_takes_an_adapter_too(tmp_path):
     quantlora.save_adapter(model, tmp_path)
     x = torch.randn(3, 8)
     assert torch.equal(quantlora.load_adapter(plain(), tmp_path)(x), model(x))
+
+
+def test_float_model_is_quantized_on_the_way_where_a_backend_is_asked_for(
+    make_base, logits, tmp_path
+):
+    options = {"bits": 8}
+    model = quantlora.wrap(
+        make_base(), r=2, backend="normalfloat", quantize_options=options, init_lora_weights=False
+    )
+    quantlora.save_adapter(model, tmp_path)
+    again = quantlora.load_adapter(
+        make_base(), tmp_path, backend="normalfloat", quantize_options=options
+    )
+    assert torch.equal(logits(again), logits(model))
