@@ -52,7 +52,7 @@ class Environment:
             files = importlib.metadata.distribution(distribution).files or []
         except importlib.metadata.PackageNotFoundError:
             return
-        for name in {file.parts[0] for file in files}:
+        for name in {file.parts[0] for file in files} - {".."}:
             (self.folder / name).unlink(missing_ok=True)
 
     def put(self, distribution: str, version: str, modules: Mapping[str, str]) -> None:

@@ -70,6 +70,15 @@ MISSING: dict[str, Fault] = {
         OPTIMUM,
         'pip install "optimum>=1.24.0"',
     ),
+    "auto-gptq with transformers 5": (
+        "gptq",
+        lambda env: [
+            env.put("auto-gptq", "0.7.1", {"auto_gptq/__init__.py": ""}),
+            env.put("transformers", "5.0.0", {"transformers/__init__.py": ""}),
+        ],
+        "auto-gptq cannot be imported with transformers 5.0.0: it needs transformers<5.",
+        'pip install "auto-gptq>=0.5.0" "transformers<5"',
+    ),
     "no GPTQ library": (
         "gptq",
         lambda env: None,
@@ -166,6 +175,7 @@ def test_with_both_gptq_libraries_the_report_says_which_is_used(environment):
     environment.put("gptqmodel", "7.6.0", {"gptqmodel/__init__.py": ""})
     environment.put("optimum", "2.3.0", {"optimum/__init__.py": ""})
     environment.put("auto-gptq", "0.7.1", {"auto_gptq/__init__.py": ""})
+    environment.put("transformers", "4.57.6", {"transformers/__init__.py": ""})
     found = environment.ask("gptq")
     assert found["status"] == "READY"
     assert "with gptqmodel where they find it" in found["reason"]

@@ -32,11 +32,17 @@ AUTO_GPTQ = Requirement(
         "but only versions above 0.5.0 are supported"
     ),
 )
+#: auto-gptq imports `no_init_weights`, which transformers 5 does not have any more.
+OLD_TRANSFORMERS = Requirement(
+    "transformers<5",
+    fix='pip install "auto-gptq>=0.5.0" "transformers<5"',
+    incompatible="auto-gptq cannot be imported with transformers {found}: it needs transformers<5.",
+)
 
 #: By the import name of the library a layer comes from.
-LIBRARIES: dict[str, Requirement | AllOf] = {
+LIBRARIES: dict[str, AllOf] = {
     "gptqmodel": AllOf((GPTQMODEL, OPTIMUM)),
-    "auto_gptq": AUTO_GPTQ,
+    "auto_gptq": AllOf((AUTO_GPTQ, OLD_TRANSFORMERS)),
 }
 
 REQUIRES = AnyOf(

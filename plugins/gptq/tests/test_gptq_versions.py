@@ -66,7 +66,7 @@ def test_gptqmodel_before_2_is_refused(installed: Install) -> None:
 
 
 def test_with_both_libraries_the_report_says_which_is_used_and_why(installed: Install) -> None:
-    installed(gptqmodel="7.6.0", optimum="2.3.0", auto_gptq="0.7.1")
+    installed(gptqmodel="7.6.0", optimum="2.3.0", auto_gptq="0.7.1", transformers="4.57.6")
     verdict = CHECK.run()
     assert verdict.status is Status.READY
     assert "gptqmodel" in verdict.reason
@@ -75,10 +75,15 @@ def test_with_both_libraries_the_report_says_which_is_used_and_why(installed: In
 
 
 def test_either_library_is_enough(installed: Install) -> None:
-    installed(auto_gptq="0.7.1")
-    assert REQUIRES.check().name == "auto-gptq"
+    installed(auto_gptq="0.7.1", transformers="4.57.6")
+    assert REQUIRES.check().version == "0.7.1, 4.57.6"
     installed(gptqmodel="2.2.0", optimum="1.24.0")
     assert REQUIRES.check()
+
+
+def test_auto_gptq_with_transformers_5_is_refused(installed: Install) -> None:
+    installed(auto_gptq="0.7.1", transformers="5.23.0")
+    assert "auto-gptq cannot be imported with transformers 5.23.0" in CHECK.run().reason
 
 
 @pytest.mark.parametrize(
