@@ -41,9 +41,8 @@ def check_export(folder: Path, source: MergedTensors, inputs: Mapping[str, Tenso
     The logits of a packed export differ by what packing lost, so there only the weights decide.
     """
     model: Any = source.model
-    loaded = (
-        type(model).from_pretrained(folder, **dtype_argument(source.dtype), device_map=None).eval()
-    )
+    wanted = dtype_argument(source.dtype)
+    loaded = type(model).from_pretrained(folder, **wanted, device_map=None).eval()
     found = Check(_logits(loaded, model, inputs or _sample(model)), _weights(loaded, source))
     far = {path: error for path, error in found.weights.items() if error > _WEIGHT}
     if far:

@@ -7,8 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-# Read by the libraries when they are imported: no compilation at the first forward, no network.
-os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
+# Read by the libraries when they are imported.
 os.environ.setdefault("GPTQMODEL_CPU_WORKERS", "2")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -17,6 +16,13 @@ from torch import nn
 
 from . import gptq_loading
 from .gptq_checkpoint import Packed, Recipe, write_checkpoint
+
+
+@pytest.fixture(autouse=True)
+def _uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """GPTQModel compiles its plain kernel at the first forward, for a minute: not here."""
+    monkeypatch.setenv("TORCHDYNAMO_DISABLE", "1")
+
 
 Written = Callable[[Recipe], tuple[Path, dict[str, Packed]]]
 
