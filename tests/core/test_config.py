@@ -10,6 +10,7 @@ import peft
 import pytest
 
 from quantlora import ConfigError, LoraConfig
+from quantlora.checkpoint.config_file import config_from
 
 
 def test_the_fields_have_pefts_names_and_defaults() -> None:
@@ -17,7 +18,7 @@ def test_the_fields_have_pefts_names_and_defaults() -> None:
     theirs = peft.LoraConfig(target_modules="all-linear").to_dict()
     ours = dataclasses.asdict(LoraConfig())
     assert ours.pop("use_variant") is None  # the only one of our own: for the variants of plugins
-    different = {name for name, value in ours.items() if value != theirs[name]}
+    different = {name for name in ours.keys() & theirs if ours[name] != theirs[name]}
     assert different <= {"loftq_config", "qalora_group_size", "peft_type", "inference_mode"}
 
 
@@ -81,3 +82,14 @@ def test_the_scaling_is_pefts(rslora: bool, scaling: float) -> None:
 )
 def test_the_flags_choose_the_variant(fields: dict[str, bool], variant: str) -> None:
     assert LoraConfig(**fields).variant == variant
+
+
+def test_every_field_that_peft_writes_is_read() -> None:
+    """With PEFT's defaults, and those of its fields that have a meaning here."""
+    theirs = peft.LoraConfig(
+        r=4, lora_alpha=6, target_modules=["q_proj"], use_rslora=True, rank_pattern={"q_proj": 2}
+    )
+    fields = {k: list(v) if isinstance(v, set) else v for k, v in theirs.to_dict().items()}
+    ours = vars(config_from(fields, "adapter_config.json"))
+    different = {name for name in ours.keys() & fields if ours[name] != fields[name]}
+    assert different == {"loftq_config"}
