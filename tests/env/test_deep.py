@@ -61,3 +61,12 @@ def test_no_token_reaches_the_process_that_runs_a_backend(monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "secret")
     monkeypatch.setenv("HUGGING_FACE_HUB_TOKEN", "secret")
     assert "secret" not in deep._environment().values()
+
+
+@pytest.mark.slow
+def test_every_backend_installed_here_works(run_python):
+    done = run_python("-m", "quantlora.env", "--deep", "--json")
+    verdicts = json.loads(done.stdout)["backends"]
+    tried = {one["backend"]: one["reason"] for one in verdicts if one["deep"]}
+    assert "float" in tried
+    assert not any(reason.startswith("--deep") for reason in tried.values()), tried
