@@ -21,6 +21,8 @@ from quantlora.adapter_names import accept_adapter_names, refuse_adapter_names
 
 #: What Trainer looks at before it trains a quantized model.
 _FLAG = "_hf_peft_config_loaded"
+#: Where Transformers remembers ``enable_peft_hotswap``.
+HOTSWAP_FLAG = "_hotswap_enabled"
 
 
 class AdapterMethod:
@@ -77,7 +79,8 @@ def attach(model: nn.Module) -> None:
 def detach(model: nn.Module) -> None:
     """Take back what `attach` set."""
     own = vars(model)
-    own.pop(_FLAG, None)
+    for name in (_FLAG, HOTSWAP_FLAG):
+        own.pop(name, None)
     refuse_adapter_names(model)
     for name in [name for name, value in own.items() if isinstance(value, AdapterMethod)]:
         del own[name]

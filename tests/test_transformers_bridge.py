@@ -122,6 +122,21 @@ def test_load_adapter_without_a_source_says_what_to_give(model):
         model.load_adapter()
 
 
+def test_hot_swap_replaces_the_values_of_a_name_that_is_there(model, tmp_path):
+    other = quantlora.wrap(base(), r=4, init_lora_weights=False)
+    other.save_pretrained(tmp_path)
+    model.enable_peft_hotswap(target_rank=4)
+    model.load_adapter(tmp_path, "default")
+    assert model.active_adapters() == ["default"]
+    assert float((logits(model) - logits(other)).norm() / logits(other).norm()) < 1e-5
+
+
+def test_name_that_is_there_is_refused_without_hot_swap(model, tmp_path):
+    model.save_pretrained(tmp_path)
+    with pytest.raises(AdapterError, match="exists already"):
+        model.load_adapter(tmp_path, "default")
+
+
 def test_add_adapter_takes_peft_s_config(model):
     peft = pytest.importorskip("peft")
     model.add_adapter(peft.LoraConfig(r=3, target_modules={"q_proj"}), "second")
