@@ -15,7 +15,7 @@ from transformers import AutoModelForSequenceClassification, BertConfig, GPT2Con
 
 import quantlora
 from quantlora import LoraConfig, registry
-from quantlora.targets import find_targets, targeted
+from quantlora.targets import by_pattern, find_targets, targeted
 from quantlora.testing.models import tiny_llama
 
 SEGMENTS = ["layers", "h", "0", "1", "11", "q_proj", "k_proj", "xq_proj", "mlp", "experts", "head"]
@@ -66,10 +66,8 @@ def test_a_path_is_targeted_as_in_peft(path: str, fields: dict[str, Any]) -> Non
     ),
 )
 def test_ranks_by_pattern_are_as_in_peft(path: str, patterns: dict[str, int]) -> None:
-    from quantlora.targets import _by_pattern
-
     theirs = patterns.get(get_pattern_key(patterns.keys(), path), 99)
-    assert _by_pattern(path, patterns, 99) == theirs
+    assert by_pattern(path, patterns, 99) == theirs
 
 
 def gpt2() -> nn.Module:
