@@ -46,6 +46,8 @@ def write_config(folder: Path, source: MergedTensors, written: set[str]) -> None
     setattr(config, "dtype" if hasattr(config, "dtype") else "torch_dtype", source.dtype)
     if source.mode == "dequantize" and hasattr(config, "quantization_config"):
         del config.quantization_config
+        # Transformers 4 notes it as a torch.dtype, and only beside a quantization_config drops it.
+        vars(config).pop("_pre_quantization_dtype", None)
     if _both_ends(model, written):
         untie(config)
     config.save_pretrained(folder)

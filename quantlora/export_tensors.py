@@ -83,7 +83,7 @@ class MergedTensors:
         if quantizer.name == FLOAT:
             yield from self._own(layer, path, new)
         elif self.mode == "requantize":
-            for name, tensor in layer.state_dict().items():
+            for name, tensor in quantizer.stored(layer, self.model).items():
                 yield f"{path}.{name}", tensor
         else:
             yield f"{path}.weight", quantizer.dequantize_to(layer, self.dtype)

@@ -159,6 +159,13 @@ class Quantizer(ABC):
         """
         return None
 
+    def stored(self, layer: nn.Module, model: nn.Module) -> Mapping[str, Tensor]:
+        """The layer's tensors as the checkpoint files of ``model`` have them.
+
+        Override it where the library changes them on their way into memory.
+        """
+        return layer.state_dict()
+
     def describe(self, layer: nn.Module) -> dict[str, Any]:
         """Facts for `explain`, ``quantlora.json`` and model cards: bits, block size and so on."""
         return {}

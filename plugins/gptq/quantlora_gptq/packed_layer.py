@@ -13,7 +13,7 @@ from quantlora import BackendError
 from quantlora_gptq.dequantize import zeros
 from quantlora_gptq.layout import Layout, layout, tensor
 from quantlora_gptq.libraries import GPTQMODEL
-from quantlora_gptq.packing import BITS, pack
+from quantlora_gptq.packing import BITS, pack, unpack
 from quantlora_gptq.rounding import Grid, fit
 
 #: Group sizes that every kernel has; -1 is one group for all inputs.
@@ -77,6 +77,23 @@ def check_settings(layers: dict[str, nn.Linear], bits: int, group_size: int | No
     return group_size
 
 
+def stored(layer: nn.Module, checkpoint_format: str | None) -> dict[str, Tensor]:
+    """The layer's tensors as a checkpoint has them: v1 zero-points less one.
+
+    GPTQModel adds the one when it loads; AutoGPTQ keeps them as they are.
+    """
+    own, tensors = layout(layer), dict(layer.state_dict())
+    if checkpoint_format == "gptq" and own.zero_offset == 0:
+        whole = unpack(tensor(layer, "qzeros"), own.bits).int()
+        tensors["qzeros"] = pack(_lacking(whole, 1, own.bits), own.bits)
+    return tensors
+
+
+def _lacking(zero_points: Tensor, offset: int, bits: int) -> Tensor:
+    """Zero-points as they are stored: less ``offset``, modulo ``2 ** bits``."""
+    return (zero_points.to(torch.int32) - offset) & (2**bits - 1)
+
+
 def _index(own: Layout, device: torch.device) -> Tensor:
     if own.group_index is not None:
         return own.group_index
@@ -85,9 +102,8 @@ def _index(own: Layout, device: torch.device) -> Tensor:
 
 def _fill(layer: nn.Module, codes: Tensor, grid: Grid, zero_offset: int) -> None:
     """Write codes, scales and zero-points into the layer's buffers."""
-    stored = (grid.zeros - zero_offset).to(torch.int32) & (2**grid.bits - 1)
     layer.qweight = pack(codes, grid.bits).t().contiguous()
-    layer.qzeros = pack(stored.t(), grid.bits)
+    layer.qzeros = pack(_lacking(grid.zeros.t(), zero_offset, grid.bits), grid.bits)
     layer.scales = grid.scales.t().contiguous()
 
 

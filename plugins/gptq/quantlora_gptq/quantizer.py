@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from quantlora import AffineWeight, Quantizer
-from quantlora_gptq.checkpoints import check_reading
+from quantlora_gptq.checkpoints import check_reading, checkpoint_format
 from quantlora_gptq.dequantize import codes, dequantize, zeros
 from quantlora_gptq.kernels import check_kernel, is_gptq, keep_trainable
 from quantlora_gptq.layout import in_features, layout, out_features, tensor
 from quantlora_gptq.libraries import REQUIRES, library_of
-from quantlora_gptq.packed_layer import round_like, round_new
+from quantlora_gptq.packed_layer import round_like, round_new, stored
 from quantlora_gptq.packing import BITS
 
 
@@ -111,6 +111,9 @@ class GptqQuantizer(Quantizer):
             own.group_size,
             own.group_index,
         )
+
+    def stored(self, layer: nn.Module, model: nn.Module) -> Mapping[str, Tensor]:
+        return stored(layer, checkpoint_format(model))
 
     def describe(self, layer: nn.Module) -> dict[str, Any]:
         own = layout(layer)
