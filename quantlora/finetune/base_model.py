@@ -18,7 +18,8 @@ from transformers import (
 
 from quantlora.errors import FinetuneError
 from quantlora.finetune import demo_model
-from quantlora.finetune.options import Dtype, FinetuneOptions
+from quantlora.finetune.option_fields import Dtype
+from quantlora.finetune.options import FinetuneOptions
 from quantlora.transformers_bridge import dtype_argument
 
 T = TypeVar("T")

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, set_seed
 
 from quantlora.checkpoint.save import save_adapter
 from quantlora.errors import FinetuneError
+from quantlora.finetune.adaptation import choose_adaptation
 from quantlora.finetune.base_model import BaseModel, find_base, load_model
 from quantlora.finetune.card import write_card
 from quantlora.finetune.dataset import Dataset, collate_with, load_dataset
@@ -21,7 +22,6 @@ from quantlora.finetune.examples import Tokens
 from quantlora.finetune.limits import explained, require_disk, require_libraries
 from quantlora.finetune.options import FinetuneOptions
 from quantlora.finetune.plot import plot_losses
-from quantlora.finetune.quantization import choose_adaptation
 from quantlora.finetune.report import make_report, model_facts
 from quantlora.finetune.run_folder import REPORT, RunFolder, open_run, write_json
 from quantlora.finetune.show import Show

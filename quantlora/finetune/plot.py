@@ -26,13 +26,16 @@ def plot_losses(
     axes.plot(steps, running_mean(losses), color=_LINE, linewidth=2, label="running mean")
     ends = [math.log(before.perplexity), math.log(after.perplexity)]
     axes.plot([0, steps[-1]], ends, "o--", color=_HELD_OUT, linewidth=1, label="held-out text")
-    for x, one, side in ((0, before, 1), (steps[-1], after, -1)):
+    for x, one, (dx, dy, side) in (
+        (0, before, (8, 8, "left")),
+        (steps[-1], after, (0, -18, "right")),
+    ):
         axes.annotate(
             f"perplexity {one.perplexity:.1f}",
             (x, math.log(one.perplexity)),
-            xytext=(8 * side, 8),
+            xytext=(dx, dy),
             textcoords="offset points",
-            ha="left" if side == 1 else "right",
+            ha=side,
             color=_HELD_OUT,
         )
     axes.set(xlabel="step", ylabel="loss (nats per token)")

@@ -1,22 +1,15 @@
-"""Which format and which adapter: decided before the weights are loaded, then `quantlora.wrap`."""
+"""Which format the weights are to have: the one asked for, or the best one here."""
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-from transformers import PreTrainedModel
-
-from quantlora.config import LoraConfig
-from quantlora.errors import BackendError, ConfigError
-from quantlora.finetune.base_model import BaseModel
+from quantlora.errors import BackendError
 from quantlora.finetune.options import FinetuneOptions
-from quantlora.names import unknown
 from quantlora.plan import AUTO
 from quantlora.quantizer import Quantizer
 from quantlora.registration import registry
-from quantlora.wrapping import wrap
 
 #: What models are quantized to where nothing is said.
 DEFAULT_BITS = 4
@@ -28,35 +21,6 @@ class Format:
 
     backend: str
     options: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Adaptation:
-    """What `wrap` is to do."""
-
-    config: LoraConfig
-    form: Format
-    reference: str | None
-
-    def apply(self, model: PreTrainedModel) -> PreTrainedModel:
-        return wrap(
-            model,
-            self.config,
-            backend=self.form.backend,
-            quantize_options=self.form.options,
-            reference=self.reference,
-        )
-
-
-def choose_adaptation(base: BaseModel, options: FinetuneOptions) -> Adaptation:
-    """What ``options`` ask for, with everything checked that needs no weights.
-
-    Raises:
-        ConfigError, BackendError, MissingLibraryError: they cannot be had.
-    """
-    config = lora_config(options, base.place)
-    registry().initializer(config).check(config)
-    return Adaptation(config, choose_format(options, base.is_quantized), options.reference)
 
 
 def choose_format(options: FinetuneOptions, is_quantized: bool) -> Format:
@@ -100,27 +64,3 @@ def _settings(quantizer: Quantizer, bits: int | None) -> dict[str, Any]:
         offered = ", ".join(map(str, quantizer.bits)) or "none: it does not pack to whole bits"
         raise BackendError(f"backend {quantizer.name!r} does not offer {bits} bits, but {offered}.")
     return {"bits": bits}
-
-
-def lora_config(options: FinetuneOptions, place: str) -> LoraConfig:
-    fields: dict[str, Any] = {
-        "r": options.rank,
-        "lora_alpha": options.lora_alpha,
-        "lora_dropout": options.dropout,
-        "target_modules": options.targets,
-        "init_lora_weights": options.init,
-        "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": place,
-    }
-    return LoraConfig.from_fields(fields | _variant(options.variant))
-
-
-def _variant(name: str) -> dict[str, Any]:
-    """The variant's own flag where PEFT has one, for its files must say so."""
-    if name not in registry().variants:
-        raise ConfigError(unknown("variant", name, registry().variants))
-    if name == "lora":
-        return {}
-    flag = f"use_{name}"
-    has_flag = flag in {field.name for field in dataclasses.fields(LoraConfig)}
-    return {flag: True} if has_flag else {"use_variant": name}

@@ -18,7 +18,8 @@ from typing import Any
 from quantlora.errors import FinetuneError
 from quantlora.finetune.checkpoints import last_checkpoint, step_of
 from quantlora.finetune.limits import existing
-from quantlora.finetune.options import FinetuneOptions, option_name
+from quantlora.finetune.option_fields import option_name
+from quantlora.finetune.options import FinetuneOptions
 
 RUN, REPORT, CHECKPOINTS = "run.json", "report.json", "checkpoints"
 

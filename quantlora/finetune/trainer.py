@@ -18,7 +18,8 @@ from transformers import (
 
 from quantlora.finetune.checkpoints import MarkComplete, remove_incomplete
 from quantlora.finetune.dataset import Collate, Dataset
-from quantlora.finetune.options import FinetuneOptions, Schedule
+from quantlora.finetune.option_fields import Schedule
+from quantlora.finetune.options import FinetuneOptions
 from quantlora.finetune.progress import ShowProgress
 from quantlora.finetune.run_folder import RunFolder
 

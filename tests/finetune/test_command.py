@@ -14,21 +14,17 @@ from quantlora.finetune.base_model import find_base, load_model
 from quantlora.finetune.dataset import collate_with, load_dataset
 from quantlora.finetune.evaluation import perplexity
 from quantlora.finetune.examples import Tokens
-from quantlora.finetune.options import Dtype, FinetuneOptions
+from quantlora.finetune.option_fields import Dtype
+from quantlora.finetune.options import FinetuneOptions
 from quantlora.finetune.run_folder import RunFolder
 
 from .conftest import report_in
 
-BACKENDS = [
-    "float",
-    pytest.param(
-        "bitsandbytes_4bit",
-        marks=pytest.mark.skipif(not find_spec("bitsandbytes"), reason="needs bitsandbytes"),
-    ),
-]
+needs_bitsandbytes = pytest.mark.skipif(not find_spec("bitsandbytes"), reason="needs bitsandbytes")
+IN_FOUR_BITS = pytest.param("bitsandbytes_4bit", marks=needs_bitsandbytes)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", ["float", IN_FOUR_BITS])
 def test_the_command_leaves_adapter_report_plot_and_card(run, arguments, tmp_path, backend):
     result = run(*arguments, "--backend", backend)
     assert result.exit_code == 0, result.output
@@ -59,11 +55,19 @@ def test_the_loss_of_each_step_is_reported_and_falls(run, arguments, tmp_path):
     assert report["perplexity"]["fall_percent"] > 20
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(
+    ("backend", "init"),
+    [
+        ("float", "default"),
+        pytest.param("bitsandbytes_4bit", "default", marks=needs_bitsandbytes),
+        pytest.param("bitsandbytes_4bit", "loftq", marks=needs_bitsandbytes),
+    ],
+)
 def test_the_reloaded_adapter_measures_the_same_to_the_last_bit(
-    run, arguments, tmp_path, tiny, text, backend
+    run, arguments, tmp_path, backend, init
 ):
-    run(*arguments, "--backend", backend)
+    result = run(*arguments, "--backend", backend, "--init", init)
+    assert result.exit_code == 0, result.output
     report = report_in(tmp_path / "run")
     options = FinetuneOptions.from_json(report["options"])
     base = find_base(options)
@@ -82,8 +86,8 @@ def test_the_same_seed_gives_the_same_adapter_and_another_a_different_one(run, a
     assert not all(torch.equal(a[key], c[key]) for key in a)
 
 
+@needs_bitsandbytes
 def test_an_already_quantized_model_is_taken_as_it_is(run, arguments, tmp_path, tiny):
-    pytest.importorskip("bitsandbytes")
     from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
     folder = tmp_path / "quantized"

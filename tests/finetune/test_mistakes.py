@@ -20,6 +20,7 @@ CASES = {
     "rank beyond the layer": (["--rank", "500"], "rank 500 is larger than the layer"),
     "no such start": (["--init", "gausian"], "unknown initializer 'gausian'"),
     "no such variant": (["--variant", "dorra"], "unknown variant 'dorra'"),
+    "a start that changes the base": (["--init", "pissa"], "leaves only the adapter"),
     "learning rate of zero": (["--lr", "0"], "--lr must be above 0"),
     "learning rate that is no number": (["--lr", "nan"], "--lr must be above 0"),
     "nothing to resume": (["--resume"], "holds no run to resume"),

@@ -8,14 +8,15 @@ from pathlib import Path
 import pytest
 
 from quantlora.errors import ConfigError
-from quantlora.finetune.options import Dtype, FinetuneOptions, option_infos, option_name
+from quantlora.finetune.option_fields import Dtype, option_infos, option_name
+from quantlora.finetune.options import FinetuneOptions
 
 FIELDS = [field.name for field in dataclasses.fields(FinetuneOptions)]
 
 
 @pytest.mark.parametrize("name", FIELDS)
 def test_each_field_is_an_option_with_help_in_a_group(name, run):
-    info = option_infos()[name]
+    info = option_infos(FinetuneOptions)[name]
     assert info.help
     assert info.rich_help_panel
     assert option_name(name) in run("finetune", "--help").output

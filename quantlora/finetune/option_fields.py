@@ -1,0 +1,67 @@
+"""A dataclass's field as an option of a command, with its help and its limits."""
+
+from __future__ import annotations
+
+import typing
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from typer import Option
+from typer.models import OptionInfo
+
+from quantlora.errors import ConfigError
+
+
+class Dtype(str, Enum):
+    """What is computed in, and what stays unquantized is kept in."""
+
+    AUTO = "auto"
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+    FLOAT16 = "float16"
+
+
+class Schedule(str, Enum):
+    """How the learning rate goes on after its warm-up."""
+
+    LINEAR = "linear"
+    COSINE = "cosine"
+    CONSTANT = "constant"
+
+
+def option(panel: str, help_text: str, *names: str, **limits: Any) -> Any:
+    """For ``Annotated``: an option in the group ``panel``; ``min`` and ``max`` are its limits."""
+    if "min" in limits:
+        limits["metavar"] = "N"  # shorter than "<int range>": the limit is shown beside it
+    return Option(*names, help=help_text, rich_help_panel=panel, **limits)
+
+
+def option_infos(options: type) -> dict[str, OptionInfo]:
+    """The option of each field of a dataclass."""
+    hints = typing.get_type_hints(options, include_extras=True)
+    return {name: hint.__metadata__[0] for name, hint in hints.items()}
+
+
+def option_name(field: str) -> str:
+    """``--batch-size`` for ``batch_size``."""
+    return "--" + field.replace("_", "-")
+
+
+def check_limits(options: Any) -> None:
+    """Raise `ConfigError` where a field of ``options`` is beyond its limits."""
+    for name, info in option_infos(type(options)).items():
+        value = getattr(options, name)
+        if value is None:
+            continue
+        if info.min is not None and not value >= info.min:
+            raise ConfigError(f"{option_name(name)} must be at least {info.min}, got {value}.")
+        if info.max is not None and not value <= info.max:
+            raise ConfigError(f"{option_name(name)} must be at most {info.max}, got {value}.")
+
+
+def plain(value: Any) -> Any:
+    """As JSON has it."""
+    if isinstance(value, Enum):
+        return value.value
+    return str(value) if isinstance(value, Path) else value
