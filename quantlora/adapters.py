@@ -42,6 +42,7 @@ def set_adapter(model: nn.Module, names: str | Sequence[str]) -> None:
     trained = [name for name in chosen if not state.configs[name].inference_mode]
     for _, layer in adapter_holders(model):
         layer.activate(chosen)
+        layer.enabled = state.enabled
         for name in layer.adapters:
             for tensor in layer.adapter_tensors(name).values():
                 if isinstance(tensor, nn.Parameter):
@@ -87,23 +88,23 @@ def disable_adapters(model: nn.Module) -> None:
 @contextmanager
 def adapters_disabled(model: nn.Module) -> Iterator[None]:
     """Run the base model alone within a ``with`` block, then restore what was."""
-    before = [(layer, layer.enabled) for _, layer in adapter_holders(model)]
+    before = adapter_state(model).enabled
     disable_adapters(model)
     try:
         yield
     finally:
-        for layer, enabled in before:
-            layer.enabled = enabled
+        _enable(model, before)
 
 
 def _enable(model: nn.Module, enabled: bool) -> None:
-    adapter_state(model)
+    state = adapter_state(model)
     for path, layer in adapter_holders(model):
         if layer.merged and not enabled:
             raise AdapterError(
                 f"{path}: {', '.join(layer.merged)} is merged into the base and cannot be "
                 f"disabled; call quantlora.unmerge(model) first."
             )
+    state.enabled = enabled
     for _, layer in adapter_holders(model):
         layer.enabled = enabled
 

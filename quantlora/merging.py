@@ -114,7 +114,7 @@ def chosen_adapters(model: nn.Module, adapters: str | Sequence[str] | None) -> t
 
 
 def check_enabled(model: nn.Module) -> None:
-    if any(not layer.enabled for _, layer in lora_layers(model)):
+    if not adapter_state(model).enabled:
         raise MergeError(
             "the adapters are disabled, and a merged one would count all the same: call "
             "quantlora.enable_adapters(model) before you merge."

@@ -22,6 +22,7 @@ class AdapterState:
 
     configs: dict[str, LoraConfig] = field(default_factory=dict)
     active: tuple[str, ...] = ()
+    enabled: bool = True
 
 
 def has_adapters(model: nn.Module) -> bool:

@@ -169,7 +169,7 @@ def _finish(model: nn.Module, config: LoraConfig, adapter: str) -> None:
     old = adapter_state(model) if has_adapters(model) else AdapterState()
     if not old.configs:
         model.requires_grad_(False)
-    set_state(model, AdapterState({**old.configs, adapter: config}, old.active))
+    set_state(model, AdapterState({**old.configs, adapter: config}, old.active, old.enabled))
     set_adapter(model, adapter)
     enable_adapters(model)  # also after disable_adapters: the new one is to count
     _leave_fast_paths(model)
