@@ -6,7 +6,6 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, ClassVar, TypeVar
 
-import torch
 from torch import Tensor, nn
 
 from quantlora import BackendError, MissingLibraryError, Quantizer
@@ -81,7 +80,3 @@ class BitsandbytesQuantizer(Quantizer):
 def frozen(tensor: Tensor | None) -> nn.Parameter | None:
     """A copy as a parameter that is not trained."""
     return None if tensor is None else nn.Parameter(tensor.detach().clone(), False)
-
-
-def dtype_name(dtype: torch.dtype | None) -> str | None:
-    return None if dtype is None else str(dtype).removeprefix("torch.")

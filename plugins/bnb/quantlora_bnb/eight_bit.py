@@ -7,7 +7,7 @@ input to 8 bits; `quantlora_bnb.llm_int8` switches that on for inference.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any, ClassVar
 
 import torch
@@ -17,26 +17,10 @@ from torch import Tensor, nn
 from quantlora_bnb import llm_int8
 from quantlora_bnb.base import BitsandbytesQuantizer, frozen
 from quantlora_bnb.library import library
+from quantlora_bnb.settings import Settings8bit
 
 #: Rows up to which torch's int8 kernel beats converting the weight (2 cores, AVX512-BF16).
 FEW_ROWS = 16
-
-
-@dataclass(frozen=True)
-class Settings8bit:
-    """The options of `Bitsandbytes8bit.quantize`.
-
-    Args:
-        threshold: inputs above it are outliers, which upstream's own forward (and
-            `llm_int8`) keeps in floating point; 0 keeps none.
-    """
-
-    threshold: float = 0.0
-
-    @classmethod
-    def of(cls, layer: Any) -> Settings8bit:
-        """Those of ``layer``."""
-        return cls(float(layer.state.threshold))
 
 
 class Bitsandbytes8bit(BitsandbytesQuantizer):

@@ -2,62 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from quantlora import BackendError
-from quantlora_bnb.base import BitsandbytesQuantizer, dtype_name, frozen
+from quantlora_bnb.base import BitsandbytesQuantizer, frozen
 from quantlora_bnb.library import library
 from quantlora_bnb.packing import absmax, ordinary_state
-
-QUANT_TYPES = ("nf4", "fp4")
-BLOCKSIZES = tuple(2**power for power in range(5, 13))
+from quantlora_bnb.settings import Settings4bit, dtype_name
 
 #: Dtypes that bitsandbytes packs from and unpacks into.
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16)
-
-
-@dataclass(frozen=True)
-class Settings4bit:
-    """The options of `Bitsandbytes4bit.quantize`; the names are those of `Linear4bit`.
-
-    Args:
-        quant_type: ``"nf4"`` or ``"fp4"``.
-        blocksize: weights that share a scale, a power of two up to 4096.
-        compress_statistics: quantize the scales too (double quantization).
-        quant_storage: dtype of the packed tensor; its bits mean the same in all of them.
-        compute_dtype: dtype of products; None: that of the input.
-    """
-
-    quant_type: str = "nf4"
-    blocksize: int = 64
-    compress_statistics: bool = True
-    quant_storage: torch.dtype = torch.uint8
-    compute_dtype: torch.dtype | None = None
-
-    def __post_init__(self) -> None:
-        for name, allowed in (("quant_type", QUANT_TYPES), ("blocksize", BLOCKSIZES)):
-            if getattr(self, name) not in allowed:
-                raise BackendError(
-                    f"bitsandbytes_4bit: {name} must be one of {', '.join(map(str, allowed))}, "
-                    f"got {getattr(self, name)!r}."
-                )
-
-    @classmethod
-    def of(cls, layer: Any) -> Settings4bit:
-        """Those of ``layer``."""
-        state, weight = ordinary_state(layer), layer.weight
-        return cls(
-            state.quant_type,
-            state.blocksize,
-            getattr(weight, "compress_statistics", state.nested),
-            getattr(weight, "quant_storage", layer.quant_storage),
-            layer.compute_dtype,
-        )
 
 
 class Bitsandbytes4bit(BitsandbytesQuantizer):
@@ -91,10 +50,10 @@ class Bitsandbytes4bit(BitsandbytesQuantizer):
             absmax(state),
             state.blocksize,
             state.quant_type,
-            state.shape,
+            _whole_blocks(state),
             target,
         )
-        return weight.to(dtype)
+        return weight.reshape(state.shape).to(dtype)
 
     def quantize(
         self, linear: nn.Linear, like: nn.Module | None = None, **options: Any
@@ -159,7 +118,7 @@ class Bitsandbytes4bit(BitsandbytesQuantizer):
 
     def group_size(self, layer: nn.Module) -> int | None:
         """The block size where each row begins with a new block."""
-        blocksize = int(ordinary_state(layer).blocksize)
+        blocksize = Settings4bit.of(layer).blocksize
         return blocksize if self.shape(layer)[1] % blocksize == 0 else None
 
     def describe(self, layer: nn.Module) -> dict[str, Any]:
@@ -167,6 +126,18 @@ class Bitsandbytes4bit(BitsandbytesQuantizer):
         for name in ("quant_storage", "compute_dtype"):
             facts[name] = dtype_name(facts[name])
         return facts
+
+
+def _whole_blocks(state: Any) -> Sequence[int]:
+    """A shape for the kernel that starts each row with a new block, as the packed weight does not.
+
+    Blocks run over the flattened weight. The CPU kernel of bitsandbytes 0.49 and 0.50 counts
+    them by row, so that it takes wrong scales where a row is no whole number of blocks.
+    """
+    elements, blocksize = state.shape.numel(), state.blocksize
+    if state.shape[-1] % blocksize == 0:
+        return state.shape  # type: ignore[no-any-return]
+    return (1, elements) if elements % blocksize else (elements // blocksize, blocksize)
 
 
 def fused_product(layer: nn.Module, x: Tensor) -> Tensor | None:

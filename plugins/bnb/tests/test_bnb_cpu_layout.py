@@ -137,6 +137,19 @@ def test_a_layer_repacked_in_inference_mode_can_be_trained(four_bit: Quantizer) 
     assert distance(x.grad, weight.sum(0).expand(3, -1)) < ROUNDING
 
 
+@pytest.mark.parametrize("size", [(96, 64), (64, 40)])
+def test_a_layer_that_upstream_fails_to_repack_is_right(
+    four_bit: Quantizer, size: tuple[int, int]
+) -> None:
+    """Rows of no whole blocks, or not a multiple of 32 of them: upstream's forward fails midway."""
+    layer = four_bit.quantize(nn.Linear(*size))
+    wanted = four_bit.dequantize(layer)
+    pack = bnb.functional._convert_weight_packed_for_cpu
+    with pytest.raises((RuntimeError, AssertionError)):
+        pack(layer.weight.data, layer.weight.quant_state)
+    assert torch.equal(four_bit.dequantize(layer), wanted)
+
+
 def test_a_merge_after_repacking_is_that_of_the_weight(four_bit: Quantizer, repack: Repack) -> None:
     layer = four_bit.quantize(linear())
     weight = four_bit.dequantize(layer)

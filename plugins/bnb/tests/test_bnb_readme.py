@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from quantlora_bnb.eight_bit import Settings8bit
-from quantlora_bnb.four_bit import Settings4bit
+from quantlora_bnb.settings import Settings4bit, Settings8bit
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 import quantlora
