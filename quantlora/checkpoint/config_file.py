@@ -79,9 +79,7 @@ def _fields(file: Path) -> dict[str, Any]:
             raise AdapterFileError(f"{file}: larger than {_LIMIT >> 20} MiB, no adapter's config.")
         fields = json.loads(file.read_text("utf-8"))
     except FileNotFoundError:
-        raise AdapterFileError(
-            f"{file.parent}: there is no {CONFIG}; is it the folder of an adapter?"
-        ) from None
+        raise AdapterFileError(_missing(file.parent)) from None
     except (ValueError, RecursionError, OSError) as error:
         if isinstance(error, AdapterFileError):
             raise
@@ -89,6 +87,12 @@ def _fields(file: Path) -> dict[str, Any]:
     if not isinstance(fields, dict):
         raise AdapterFileError(f"{file} holds {type(fields).__name__}, expected an object.")
     return fields
+
+
+def _missing(folder: Path) -> str:
+    below = sorted(file.parent.name for file in folder.glob(f"*/{CONFIG}"))
+    hint = f" Its sub-folders hold {', '.join(below)}: give that name or folder." if below else ""
+    return f"{folder}: there is no {CONFIG}; is it the folder of an adapter?{hint}"
 
 
 def _check_others(source: str, others: dict[str, Any]) -> None:
@@ -104,7 +108,7 @@ def _check_others(source: str, others: dict[str, Any]) -> None:
             f"{source}: unknown fields are ignored: {', '.join(unknown)}. If a newer PEFT has "
             f"written it, compare its outputs before you rely on them.",
             AdapterWarning,
-            stacklevel=5,
+            stacklevel=6,
         )
 
 
@@ -115,6 +119,6 @@ def _first_values(source: str, init: Any) -> Any:
             f"{source}: init_lora_weights={init!r} changes the base weights when training starts. "
             f"Load the adapter on the base that was saved with it, not on the original one.",
             AdapterWarning,
-            stacklevel=5,
+            stacklevel=6,
         )
     return True if isinstance(init, (str, bool)) or init is None else init

@@ -51,7 +51,7 @@ def read_note(folder: Path) -> dict[str, Any]:
         return {}
     except (OSError, ValueError, AttributeError, KeyError, TypeError, RecursionError) as error:
         message = f"{file} cannot be read and is ignored: {error}"
-        warnings.warn(message, AdapterWarning, stacklevel=5)
+        warnings.warn(message, AdapterWarning, stacklevel=4)
         return {}
     return note
 
@@ -67,7 +67,7 @@ def report_differences(note: dict[str, Any], model: nn.Module, adapter: str, sou
             f"{source}: the adapter was trained on another base: {'; '.join(found)}. It is loaded; "
             f"evaluate it here before you rely on it.",
             AdapterWarning,
-            stacklevel=4,
+            stacklevel=3,
         )
 
 

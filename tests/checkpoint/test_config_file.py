@@ -100,6 +100,7 @@ def test_unknown_fields_are_named_in_one_warning(written, make_base, tmp_path):
         quantlora.load_adapter(make_base(), tmp_path)
     assert len(caught) == 1
     assert "brand_new, newer." in str(caught[0].message)
+    assert caught[0].filename == __file__
 
 
 def test_start_that_changes_the_base_is_warned_about(written, make_base, tmp_path):

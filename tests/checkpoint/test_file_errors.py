@@ -65,6 +65,11 @@ def test_folder_without_config(refused, tmp_path):
     assert "no adapter_config.json" in refused(tmp_path)
 
 
+def test_folder_whose_sub_folders_hold_adapters_names_them(refused, make_wrapped, tmp_path):
+    quantlora.save_adapter(make_wrapped(adapter_name="poems"), tmp_path, "poems")
+    assert "Its sub-folders hold poems" in refused(tmp_path)
+
+
 def test_folder_without_weights(refused, saved):
     (saved / WEIGHTS).unlink()
     assert "no adapter_model.safetensors" in refused(saved)

@@ -50,8 +50,9 @@ def test_base_with_other_norms_is_warned_about(saved, make_base):
     other = make_base()
     with torch.no_grad():
         other.model.norm.weight += 0.1
-    with pytest.warns(AdapterWarning, match="its norms have other values"):
+    with pytest.warns(AdapterWarning, match="its norms have other values") as caught:
         quantlora.load_adapter(other, saved)
+    assert caught[0].filename == __file__
 
 
 def test_other_format_is_named_with_its_layers(saved, make_base):
