@@ -25,6 +25,8 @@ class QuantizeTests(SuiteBase):
     def test_the_weight_stays_close(self, shape: Shape, dtype: torch.dtype) -> None:
         """Above ``closeness`` the packing and `dequantize` disagree, or the scales are wrong."""
         linear = self._linear(shape, dtype=dtype)
+        with torch.no_grad():  # each row of another size: a neighbour's scale does not fit
+            linear.weight *= torch.logspace(-1, 1, shape[0]).to(linear.weight)[:, None]
         weight = self.format.dequantize(self.format.quantize(linear))
         assert _distance(weight, linear.weight) <= self.closeness
 
