@@ -52,7 +52,7 @@ def check_export(folder: Path, source: MergedTensors, inputs: Mapping[str, Tenso
             f"error). This format's files differ from its layers in memory; use "
             f'mode="dequantize". Nothing was kept.'
         )
-    limit = TOLERANCES.get(source.dtype, 0.1)
+    limit = max(TOLERANCES.get(dtype, 0.1) for dtype in (source.dtype, model.dtype))
     if source.mode == "dequantize" and not found.logits <= limit:
         raise MergeError(
             f"the export was loaded again, and its logits differ by {found.logits:.3g} of the "

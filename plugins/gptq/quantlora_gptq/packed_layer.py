@@ -91,7 +91,8 @@ def stored(layer: nn.Module, checkpoint_format: str | None) -> dict[str, Tensor]
 
 def _lacking(zero_points: Tensor, offset: int, bits: int) -> Tensor:
     """Zero-points as they are stored: less ``offset``, modulo ``2 ** bits``."""
-    return (zero_points.to(torch.int32) - offset) & (2**bits - 1)
+    lacking: Tensor = (zero_points.to(torch.int32) - offset) & (2**bits - 1)
+    return lacking
 
 
 def _index(own: Layout, device: torch.device) -> Tensor:
