@@ -30,7 +30,7 @@ class Bitsandbytes4bitSuite(QuantizerSuite):
 class TestNf4(Bitsandbytes4bitSuite):
     """NF4 with double quantization: the default, QLoRA's own."""
 
-    shapes = (*QuantizerSuite.shapes, (33, 51), (2, 1))
+    shapes = (*QuantizerSuite.shapes, (40, 80), (33, 51), (2, 1))
 
 
 class TestNf4WithoutDoubleQuantization(Bitsandbytes4bitSuite):
