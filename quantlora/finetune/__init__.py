@@ -9,5 +9,5 @@
     base_model, quantization, adaptation  from a folder or hub id to a wrapped model
     trainer, checkpoints, progress  Transformers' Trainer on a wrapped model
     evaluation, report, plot, card  what is measured and left behind
-    limits, show, terminal  what the machine must have; what is said, and to whom
+    limits, processes, show, terminal  what the machine must have; what is said, and to whom
 """

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, set_seed
 
 from quantlora.checkpoint.save import save_adapter
 from quantlora.errors import FinetuneError
+from quantlora.finetune import processes
 from quantlora.finetune.adaptation import choose_adaptation
 from quantlora.finetune.base_model import BaseModel, find_base, load_model
 from quantlora.finetune.card import write_card
@@ -45,9 +46,10 @@ def finetune(
         QuantloraError: the options, the model, the data or the folder will not do; the message
             says what to change.
     """
-    show = Show(console or Console(quiet=True))
     require_libraries()
+    show = Show(console if console and processes.is_first() else Console(quiet=True))
     run, options = open_run(options, given)
+    processes.wait_for_all()  # to look at the folder before one begins to write
     if run.is_finished and run.steps_done >= options.steps:
         show.finished_already(run.path, options.steps)
         return dict(json.loads((run.path / REPORT).read_text("utf-8")))
@@ -91,7 +93,8 @@ class Job:
             before = self.measure()
             self._check_is_number(before.perplexity)
             self.run.record = {"data": self.data.fingerprint, "before": before.as_json()}
-        self.run.begin(options=self.options.as_json())
+        if processes.is_first():
+            self.run.begin(options=self.options.as_json())
         return Measurement(**self.run.record["before"])
 
     def _check_is_number(self, perplexity: float) -> None:
@@ -106,6 +109,8 @@ class Job:
         folder = self.run.path
         measured = (training, before, after)
         report = make_report(self.base, self.model, self.data, self.options, *measured)
+        if not processes.is_first():
+            return report
         save_adapter(self.model, folder)
         plot_losses(folder / "loss.png", f"{self.base.name}, {self.data.name}", *measured)
         write_card(folder / "README.md", report, self.base)
@@ -125,15 +130,8 @@ def prepare(options: FinetuneOptions, run: RunFolder, show: Show) -> Job:
     set_seed(options.seed)  # A's first values
     model = adaptation.apply(load_model(base, options.dtype))
     if not base.is_quantized:
-        model.to(_device())
+        model.to(processes.device())  # type: ignore[arg-type]
     facts = model_facts(model)
     require_disk(run.path, facts["trained_parameters"])
     show.model(facts)
     return Job(options, run, base, tokens, data, model)
-
-
-def _device() -> Any:
-    """Where Trainer is going to train."""
-    from accelerate import PartialState
-
-    return PartialState().device

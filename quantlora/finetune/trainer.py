@@ -16,6 +16,7 @@ from transformers import (
     TrainingArguments,
 )
 
+from quantlora.finetune import processes
 from quantlora.finetune.checkpoints import MarkComplete, remove_incomplete
 from quantlora.finetune.dataset import Collate, Dataset
 from quantlora.finetune.option_fields import Schedule
@@ -51,8 +52,12 @@ def train(
     console: Console,
 ) -> Training:
     """Train to ``options.steps``, from the run's last complete checkpoint where it has one."""
-    remove_incomplete(run.checkpoints)
+    if processes.is_first():
+        remove_incomplete(run.checkpoints)
+    processes.wait_for_all()
     checkpoint, done = run.checkpoint, run.steps_done
+    if options.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
     progress = ShowProgress(console, _tokens_per_step(data, options))
     trainer = Trainer(
         model,
@@ -82,11 +87,10 @@ def _state_at(checkpoint: Path, model: PreTrainedModel) -> TrainerState:
 
 def _tokens_per_step(data: Dataset, options: FinetuneOptions) -> int:
     mean = sum(len(one.input_ids) for one in data.train) / len(data.train)
-    return round(mean * options.batch_size * options.accumulate)
+    return round(mean * options.batch_size * options.accumulate * processes.count())
 
 
 def _arguments(options: FinetuneOptions, folder: Path) -> TrainingArguments:
-    reentrant = {"use_reentrant": False}
     return TrainingArguments(
         output_dir=str(folder),
         max_steps=options.steps,
@@ -95,8 +99,6 @@ def _arguments(options: FinetuneOptions, folder: Path) -> TrainingArguments:
         learning_rate=options.lr,
         lr_scheduler_type=_TRAINERS_NAMES[options.schedule],
         warmup_steps=min(options.warmup, options.steps - 1),
-        gradient_checkpointing=options.gradient_checkpointing,
-        gradient_checkpointing_kwargs=reentrant if options.gradient_checkpointing else None,
         seed=options.seed,
         logging_steps=1,
         logging_nan_inf_filter=False,  # a NaN is to be seen, not replaced by an average
@@ -107,6 +109,8 @@ def _arguments(options: FinetuneOptions, folder: Path) -> TrainingArguments:
         dataloader_pin_memory=False,
         disable_tqdm=True,
         report_to="none",
+        use_cpu=processes.only_cpu(),
+        ddp_find_unused_parameters=False,
     )
 
 

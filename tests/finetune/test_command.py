@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from importlib.util import find_spec
 
 import pytest
@@ -113,3 +115,14 @@ def test_the_folder_is_not_claimed_before_everything_is_checked(run, arguments, 
     assert run(*arguments, "--target-modules", "q_prj").exit_code == 1
     assert not RunFolder(tmp_path / "run", {}).has_begun
     assert run(*arguments).exit_code == 0
+
+
+@pytest.mark.slow
+def test_two_processes_train_the_adapter_that_one_does(run, arguments, tmp_path):
+    launch = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--no-python", "quantlora"]
+    two = [*arguments, "--output", str(tmp_path / "two")]
+    subprocess.run([sys.executable, *launch, *two], check=True, timeout=300)
+    run(*arguments, "--batch-size", "4", "--output", tmp_path / "one")
+    one, two = (load_file(tmp_path / n / "adapter_model.safetensors") for n in ("one", "two"))
+    for key in one:
+        torch.testing.assert_close(two[key], one[key], rtol=1e-5, atol=1e-6)
