@@ -57,7 +57,7 @@ def train(
     processes.wait_for_all()
     checkpoint, done = run.checkpoint, run.steps_done
     if options.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[no-untyped-call]
     progress = ShowProgress(console, _tokens_per_step(data, options))
     trainer = Trainer(
         model,

@@ -111,6 +111,13 @@ def test_a_run_with_variant_targets_and_accumulation(run, arguments, tmp_path):
     assert config["base_model_name_or_path"].endswith("tiny0")
 
 
+def test_checkpointed_activations_change_no_bit(run, arguments, tmp_path):
+    run(*arguments, "--output", tmp_path / "kept")
+    run(*arguments, "--output", tmp_path / "twice", "--gradient-checkpointing")
+    kept, twice = (tmp_path / name / "adapter_model.safetensors" for name in ("kept", "twice"))
+    assert kept.read_bytes() == twice.read_bytes()
+
+
 def test_the_folder_is_not_claimed_before_everything_is_checked(run, arguments, tmp_path):
     assert run(*arguments, "--target-modules", "q_prj").exit_code == 1
     assert not RunFolder(tmp_path / "run", {}).has_begun
