@@ -11,25 +11,17 @@ import weakref
 import pytest
 import torch
 from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
 import quantlora
 from quantlora import AdapterError, AdapterWarning
+from quantlora.testing.models import tiny_llama
 
 TOKENS = torch.arange(8)[None]
 
 
 def base():
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=64,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=1,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-    )
-    return LlamaForCausalLM(config).eval()
+    return tiny_llama(num_hidden_layers=1).eval()
 
 
 @pytest.fixture
@@ -109,7 +101,7 @@ def test_load_adapter_loads_from_memory_with_peft_s_config(model):
     peft = pytest.importorskip("peft")
     config = peft.LoraConfig(r=2, target_modules=["q_proj"])
     name = "model.layers.0.self_attn.q_proj.lora_"
-    tensors = {f"{name}A.weight": torch.ones(2, 32), f"{name}B.weight": torch.ones(32, 2)}
+    tensors = {f"{name}A.weight": torch.ones(2, 64), f"{name}B.weight": torch.ones(64, 2)}
     model.load_adapter(adapter_name="given", peft_config=config, adapter_state_dict=tensors)
     model.set_adapter("given")
     found = model.get_adapter_state_dict()

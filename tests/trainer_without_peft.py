@@ -35,9 +35,10 @@ hide_peft()
 
 import torch  # noqa: E402
 import transformers  # noqa: E402
-from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments  # noqa: E402
+from transformers import PreTrainedModel, Trainer, TrainingArguments  # noqa: E402
 
 import quantlora  # noqa: E402
+from quantlora.testing.models import tiny_llama  # noqa: E402
 
 
 class Messages(logging.Handler):
@@ -60,17 +61,8 @@ class Numbers(torch.utils.data.Dataset):
         return {"input_ids": tokens, "labels": tokens}
 
 
-def wrapped() -> LlamaForCausalLM:
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=64,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=1,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-    )
-    model = quantlora.wrap(LlamaForCausalLM(config), r=4)
+def wrapped() -> PreTrainedModel:
+    model = quantlora.wrap(tiny_llama(num_hidden_layers=1), r=4)
     return quantlora.wrap(model, r=2, adapter_name="reference", inference_mode=True)
 
 

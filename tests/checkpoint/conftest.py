@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
 import quantlora
+from quantlora.testing.models import tiny_llama
 
 MakeBase = Callable[..., LlamaForCausalLM]
 MakeWrapped = Callable[..., LlamaForCausalLM]
@@ -18,17 +19,12 @@ MakeWrapped = Callable[..., LlamaForCausalLM]
 TOKENS = torch.arange(12)[None] * 5 % 64
 
 
-def llama(layers: int = 2, seed: int = 0, hidden: int = 32) -> LlamaForCausalLM:
-    torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=64,
-        hidden_size=hidden,
-        intermediate_size=48,
-        num_hidden_layers=layers,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-    )
-    return LlamaForCausalLM(config).eval()
+#: Smaller than the usual tiny model: there are many saves.
+SIZES = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48}
+
+
+def llama(**changes: Any) -> LlamaForCausalLM:
+    return tiny_llama(**{**SIZES, **changes}).eval()
 
 
 @torch.no_grad()

@@ -181,17 +181,19 @@ def test_targets_that_the_model_does_not_have(refused, saved):
 
 
 def test_adapter_of_a_deeper_model(refused, saved, make_base):
-    message = refused(saved, model=make_base(layers=1))
+    message = refused(saved, model=make_base(num_hidden_layers=1))
     assert "7 layers that the model lacks" in message
     assert "near names" in message
 
 
 def test_adapter_of_a_shallower_model(refused, saved, make_base):
-    assert "lacks those of 7 targeted layers" in refused(saved, model=make_base(layers=3))
+    assert "lacks those of 7 targeted layers" in refused(
+        saved, model=make_base(num_hidden_layers=3)
+    )
 
 
 def test_adapter_of_a_wider_model(refused, saved, make_base):
-    message = refused(saved, model=make_base(hidden=64))
+    message = refused(saved, model=make_base(hidden_size=64))
     assert "lora_A.weight: expected (4, 64), found (4, 32)" in message
 
 

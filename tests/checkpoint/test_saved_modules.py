@@ -167,7 +167,7 @@ def test_module_with_lora_layers_cannot_be_trained_in_full(trained):
 
 def test_failing_load_leaves_no_copies_behind(trained, make_base, logits, tmp_path):
     quantlora.save_adapter(trained, tmp_path)
-    other = make_base(layers=3)
+    other = make_base(num_hidden_layers=3)
     before = logits(other)
     with pytest.raises(AdapterFileError):
         quantlora.load_adapter(other, tmp_path)
