@@ -55,7 +55,9 @@ class LoftQ(Initializer):
         solution = fit_layer(layer, context, weight, options, metric)
         set_factors(layer, context, *solution.factors(layer.scaling[context.adapter]))
         if context.fresh:
-            _set_base(layer, solution.base, options.fake)
+            _set_base(layer, solution.base)
+        if context.fresh and options.fake:
+            _make_dense(layer, context)
 
     def metric(self, path: str, options: LoftQConfig, weight: Tensor) -> Tensor | None:
         """The weight ``(in,)`` of each input channel's error; None for all the same."""
@@ -156,14 +158,18 @@ def set_factors(layer: LoraLayer, context: InitContext, A: Tensor, B: Tensor) ->
         tensors[name].data.copy_(value)
 
 
-def _set_base(layer: LoraLayer, base: nn.Module, fake: bool) -> None:
+def _set_base(layer: LoraLayer, base: nn.Module) -> None:
     if base is not layer.base_layer:
         layer.quantizer.prepare(base, layer.path)
         layer.base_layer = base.train(layer.base_layer.training)
-    if fake:
-        weight, bias = layer.dequantize(), layer.bias
-        layer.base_layer = linear_from(weight, bias).train(layer.base_layer.training)
-        layer.quantizer = registry().quantizers[_FLOAT]
+
+
+def _make_dense(layer: LoraLayer, context: InitContext) -> None:
+    """The packed base as a float layer, in the dtype of the weight it was packed from."""
+    assert context.reference is not None
+    weight = layer.dequantize().to(context.reference().dtype)
+    layer.base_layer = linear_from(weight, layer.bias).train(layer.base_layer.training)
+    layer.quantizer = registry().quantizers[_FLOAT]
 
 
 def seed_for(path: str, seed: int) -> int:

@@ -144,6 +144,11 @@ def test_fake_leaves_the_dequantized_weight_in_a_float_layer():
     torch.testing.assert_close(net[0].base_layer.weight.data, twin[0].dequantize())
 
 
+def test_fake_keeps_the_models_dtype():
+    net = loftq(model().bfloat16(), loftq_bits=4, fake=True)
+    assert net[0].base_layer.weight.dtype == torch.bfloat16
+
+
 def test_dora_takes_the_same_start():
     net = model()
     weight = net[0].weight.detach().clone()
