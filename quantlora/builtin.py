@@ -10,31 +10,31 @@ from quantlora.hookspecs import hookimpl
 from quantlora.requirements import Requirement
 
 if TYPE_CHECKING:
-    from quantlora.initializer import Initializer
-    from quantlora.layer import LoraLayer
-    from quantlora.quantizer import Quantizer
+    from quantlora.formats.quantizer import Quantizer
+    from quantlora.layers.layer import LoraLayer
+    from quantlora.wrapping.initializer import Initializer
 
 
 @hookimpl
 def quantlora_quantizers() -> Iterable[Quantizer]:
-    from quantlora.float_quantizer import FloatQuantizer
+    from quantlora.formats.float_quantizer import FloatQuantizer
 
     return [FloatQuantizer()]
 
 
 @hookimpl
 def quantlora_layer_wrappers() -> Iterable[type[LoraLayer]]:
-    from quantlora.convolution import LoraConv
-    from quantlora.dora import DoraLinear
-    from quantlora.embedding import LoraEmbedding
-    from quantlora.linear import LoraLinear
+    from quantlora.layers.convolution import LoraConv
+    from quantlora.layers.dora import DoraLinear
+    from quantlora.layers.embedding import LoraEmbedding
+    from quantlora.layers.linear import LoraLinear
 
     return [LoraLinear, LoraEmbedding, LoraConv, DoraLinear]
 
 
 @hookimpl
 def quantlora_initializers() -> Iterable[Initializer]:
-    from quantlora.random_init import Default, Gaussian, Uniform
+    from quantlora.wrapping.random_init import Default, Gaussian, Uniform
 
     return [Default(), Uniform(), Gaussian()]
 

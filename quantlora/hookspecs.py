@@ -27,9 +27,9 @@ import pluggy
 
 if TYPE_CHECKING:
     from quantlora.checks import Check
-    from quantlora.initializer import Initializer
-    from quantlora.layer import LoraLayer
-    from quantlora.quantizer import Quantizer
+    from quantlora.formats.quantizer import Quantizer
+    from quantlora.layers.layer import LoraLayer
+    from quantlora.wrapping.initializer import Initializer
 
 #: Name of the entry-point group, and of the pluggy project.
 GROUP = "quantlora"

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from quantlora import errors
-from quantlora.diagnosis import DIAGNOSES
+from quantlora.discovery.diagnosis import DIAGNOSES
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "errors.md").read_text()

@@ -47,4 +47,5 @@ def test_the_table_says_who_can_quantize(backend: str) -> None:
 def test_every_link_in_the_readme_leads_somewhere() -> None:
     links = re.findall(r"\]\((?!http)([^)#]+)\)", README)
     missing = [link for link in links if not (ROOT / link).exists()]
-    assert links and not missing
+    assert links
+    assert not missing

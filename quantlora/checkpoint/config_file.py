@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from quantlora.checkpoint.place import CONFIG
-from quantlora.config import LoraConfig
+from quantlora.config.lora_config import LoraConfig
 from quantlora.errors import AdapterFileError, AdapterWarning, ConfigError
 
 #: Written only where they differ from their default: older PEFT and vLLM do not know them.

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from quantlora.checkpoint.keys import plain_path, split_key
 from quantlora.errors import AdapterFileError
 from quantlora.names import near
-from quantlora.plan import PlannedLayer
+from quantlora.wrapping.plan import PlannedLayer
 
 #: The tensors of a file by the path of their module, then by name: ``lora_A.weight``.
 ByPath = dict[str, dict[str, Tensor]]

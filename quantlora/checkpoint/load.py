@@ -10,20 +10,20 @@ from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
+from quantlora.adapters.modules_to_save import find_saved
+from quantlora.adapters.saved_modules import SavedModule
 from quantlora.checkpoint.fitting import by_path, check_paths, fill
 from quantlora.checkpoint.place import find_folder
 from quantlora.checkpoint.read import read_adapter
 from quantlora.checkpoint.side_file import report_differences
 from quantlora.checkpoint.variant_fields import take_file_alpha
-from quantlora.config import LoraConfig
+from quantlora.config.lora_config import LoraConfig
+from quantlora.discovery.registration import registry
 from quantlora.errors import AdapterFileError, ConfigError
-from quantlora.layer import LoraLayer
-from quantlora.modules_to_save import find_saved
+from quantlora.layers.layer import LoraLayer
 from quantlora.names import check_name
-from quantlora.plan import AUTO, PlannedLayer, make_plan
-from quantlora.registration import registry
-from quantlora.saved_modules import SavedModule
-from quantlora.wrapping import apply_plan
+from quantlora.wrapping.plan import AUTO, PlannedLayer, make_plan
+from quantlora.wrapping.wrap import apply_plan
 
 M = TypeVar("M", bound=nn.Module)
 

@@ -12,7 +12,7 @@ from quantlora.checkpoint.config_file import read_config
 from quantlora.checkpoint.place import CONFIG, SIDE, WEIGHTS
 from quantlora.checkpoint.side_file import read_note
 from quantlora.checkpoint.weights_file import read_weights
-from quantlora.config import LoraConfig
+from quantlora.config.lora_config import LoraConfig
 from quantlora.errors import AdapterFileError
 
 _ATTEMPTS = 10

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
+from quantlora.adapters.state import adapter_holders, known_adapter
 from quantlora.checkpoint.atomic import Writer, write_set
 from quantlora.checkpoint.config_file import config_text
 from quantlora.checkpoint.keys import file_key, plain_path
@@ -17,7 +18,6 @@ from quantlora.checkpoint.side_file import side_text
 from quantlora.checkpoint.target_names import written_targets
 from quantlora.checkpoint.variant_fields import file_config
 from quantlora.checkpoint.weights_file import write_weights
-from quantlora.state import adapter_holders, known_adapter
 
 
 def save_adapter(

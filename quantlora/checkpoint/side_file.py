@@ -18,11 +18,11 @@ from typing import Any
 from torch import nn
 
 import quantlora
+from quantlora.adapters.state import lora_layers
 from quantlora.checkpoint.fingerprint import fingerprint
 from quantlora.checkpoint.keys import plain_path
 from quantlora.checkpoint.place import SIDE
 from quantlora.errors import AdapterWarning
-from quantlora.state import lora_layers
 
 #: Facts about a layer by name; ``quantizer`` is one of them.
 Facts = dict[str, Any]

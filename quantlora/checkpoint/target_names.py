@@ -7,9 +7,9 @@ from collections.abc import Iterable, Sequence
 from torch import nn
 
 from quantlora.checkpoint.keys import plain_path
-from quantlora.config import LoraConfig
-from quantlora.layer import LoraLayer
-from quantlora.targets import is_all_linear, own_modules
+from quantlora.config.lora_config import LoraConfig
+from quantlora.layers.layer import LoraLayer
+from quantlora.wrapping.targets import is_all_linear, own_modules
 
 
 def written_targets(model: nn.Module, config: LoraConfig, adapter: str) -> list[str] | str | None:

@@ -11,11 +11,11 @@ from typing import Any
 
 from torch import nn
 
-from quantlora.config import LoraConfig
+from quantlora.adapters.state import lora_layers
+from quantlora.config.lora_config import LoraConfig
 from quantlora.errors import AdapterFileError
-from quantlora.layer import LoraLayer
-from quantlora.patterns import as_pattern
-from quantlora.state import lora_layers
+from quantlora.layers.layer import LoraLayer
+from quantlora.wrapping.patterns import as_pattern
 
 
 def file_config(model: nn.Module, config: LoraConfig, adapter: str) -> LoraConfig:

@@ -11,7 +11,7 @@ import os
 from quantlora.checkpoint.keys import split_key
 from quantlora.checkpoint.place import find_folder
 from quantlora.checkpoint.read import read_adapter
-from quantlora.config import LoraConfig
+from quantlora.config.lora_config import LoraConfig
 
 _TENSORS = ("lora_A.weight", "lora_B.weight", "lora_embedding_A", "lora_embedding_B")
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import typer
 
-from quantlora.plugins import load_plugins
+from quantlora.discovery.plugins import load_plugins
 
 COMMANDS = "quantlora_commands"
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from quantlora.discovery import PluginRecord
-    from quantlora.registration import Registry
+    from quantlora.discovery.entry_points import PluginRecord
+    from quantlora.discovery.registration import Registry
 
 #: Names the form of the JSON; fields may be added under one id.
 SCHEMA = "quantlora.plugins/1"
@@ -56,9 +56,9 @@ def plugin_rows() -> list[PluginRow]:
     """All plugins, with the names that users type for what they offer."""
     import warnings
 
+    from quantlora.discovery.registration import registry
     from quantlora.env.verdicts import backend_checks
     from quantlora.errors import PluginWarning
-    from quantlora.registration import registry
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", PluginWarning)  # the list says it
@@ -68,7 +68,7 @@ def plugin_rows() -> list[PluginRow]:
 
 
 def _row(record: PluginRecord, known: Registry, checks: list[tuple[str, str]]) -> PluginRow:
-    from quantlora.offers import INITIALIZERS, QUANTIZERS, WRAPPERS
+    from quantlora.discovery.offers import INITIALIZERS, QUANTIZERS, WRAPPERS
 
     def names(hook: str) -> list[str]:
         offers = [offer for offer in known.offers if offer.record is record and offer.hook == hook]

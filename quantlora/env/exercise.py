@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 import quantlora
 from quantlora.checks import Check
+from quantlora.discovery.registration import Registry, registry
 from quantlora.env.verdicts import backend_checks
-from quantlora.registration import Registry, registry
 
 #: Largest relative difference from the same arithmetic on a dense copy; bfloat16 products have it.
 TOLERANCE = 3e-2

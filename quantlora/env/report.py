@@ -7,8 +7,8 @@ from typing import Any
 
 from quantlora import __version__
 from quantlora.checks import Status, Verdict
-from quantlora.diagnosis import diagnose
-from quantlora.discovery import PluginRecord
+from quantlora.discovery.diagnosis import diagnose
+from quantlora.discovery.entry_points import PluginRecord
 from quantlora.env.cuda import Accelerators
 from quantlora.env.deep import Step, failed_step, run_deep
 from quantlora.env.machine import Machine

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from quantlora.checks import Check, Status, Verdict
-from quantlora.discovery import FAULTS, PluginRecord, sentence
+from quantlora.discovery.entry_points import FAULTS, PluginRecord, sentence
+from quantlora.discovery.plugins import Plugins, load_plugins
 from quantlora.errors import PluginWarning
 from quantlora.names import unknown
-from quantlora.plugins import Plugins, load_plugins
 
 HOOK = "quantlora_checks"
 

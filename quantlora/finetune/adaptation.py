@@ -9,17 +9,17 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
-from quantlora.bases import frozen_bases
-from quantlora.config import LoraConfig
+from quantlora.adapters.state import lora_layers
+from quantlora.config.lora_config import LoraConfig
+from quantlora.discovery.registration import registry
 from quantlora.errors import ConfigError
 from quantlora.finetune.base_model import BaseModel
 from quantlora.finetune.options import FinetuneOptions
 from quantlora.finetune.quantization import Format, choose_format
 from quantlora.names import unknown
-from quantlora.plan import AUTO, make_plan
-from quantlora.registration import registry
-from quantlora.state import lora_layers
-from quantlora.wrapping import wrap
+from quantlora.wrapping.bases import frozen_bases
+from quantlora.wrapping.plan import AUTO, make_plan
+from quantlora.wrapping.wrap import wrap
 
 _ADAPTER = "default"
 #: The start of LoRA itself, which needs nothing but the shapes.

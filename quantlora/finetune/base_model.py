@@ -16,11 +16,11 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from quantlora.bridge.transformers_bridge import dtype_argument
 from quantlora.errors import FinetuneError
 from quantlora.finetune import demo_model
 from quantlora.finetune.option_fields import Dtype
 from quantlora.finetune.options import FinetuneOptions
-from quantlora.transformers_bridge import dtype_argument
 
 T = TypeVar("T")
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from quantlora.discovery.registration import registry
 from quantlora.errors import BackendError
 from quantlora.finetune.options import FinetuneOptions
-from quantlora.plan import AUTO
-from quantlora.quantizer import Quantizer
-from quantlora.registration import registry
+from quantlora.formats.quantizer import Quantizer
+from quantlora.wrapping.plan import AUTO
 
 #: What models are quantized to where nothing is said.
 DEFAULT_BITS = 4

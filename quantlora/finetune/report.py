@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from quantlora.adapters.state import lora_layers
 from quantlora.finetune.base_model import BaseModel
 from quantlora.finetune.dataset import Dataset
 from quantlora.finetune.evaluation import Measurement
 from quantlora.finetune.options import FinetuneOptions
 from quantlora.finetune.trainer import Training
-from quantlora.state import lora_layers
 
 #: Changes when a field changes its meaning.
 FORMAT = 1

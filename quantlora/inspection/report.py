@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from quantlora.config import LoraConfig
-from quantlora.explaining import explain
-from quantlora.explanation import Explanation, LayerRow
+from quantlora.config.lora_config import LoraConfig
+from quantlora.discovery.registration import registry
 from quantlora.inspection.sizes import FormatSize, format_sizes
 from quantlora.inspection.skeleton import build_skeleton, load_config, stored_dtype
 from quantlora.inspection.stored import StoredFormat
-from quantlora.plan import AUTO
-from quantlora.registration import registry
+from quantlora.wrapping.explain import explain
+from quantlora.wrapping.explanation import Explanation, LayerRow
+from quantlora.wrapping.plan import AUTO
 
 #: Names the form of the JSON; fields may be added under one id.
 SCHEMA = "quantlora.inspect/1"

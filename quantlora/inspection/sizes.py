@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from quantlora.quantizer import Quantizer
-from quantlora.registration import Registry
+from quantlora.discovery.registration import Registry
+from quantlora.formats.quantizer import Quantizer
 
 #: A multiple of every block and group size in use, and large enough to drown constant tables.
 _OUT, _IN = 512, 1024

@@ -8,8 +8,8 @@ from typing import Any
 
 from transformers import PretrainedConfig
 
-from quantlora.plan import AUTO
-from quantlora.registration import Registry
+from quantlora.discovery.registration import Registry
+from quantlora.wrapping.plan import AUTO
 
 #: Config keys that list the layers left float.
 _SKIPPED = ("modules_to_not_convert", "llm_int8_skip_modules", "ignore")

@@ -6,7 +6,8 @@ import tempfile
 
 import torch
 
-from quantlora.adapters import (
+from quantlora.adapters.hot_swap import hot_swap, prepare_hot_swap
+from quantlora.adapters.switch import (
     adapters_disabled,
     delete_adapter,
     disable_adapters,
@@ -16,9 +17,8 @@ from quantlora.adapters import (
 )
 from quantlora.checkpoint.load import load_adapter
 from quantlora.checkpoint.save import save_adapter
-from quantlora.combination import add_weighted_adapter
-from quantlora.hot_swapping import hot_swap, prepare_hot_swap
-from quantlora.mixed_batch import mixed_batch
+from quantlora.combining.combination import add_weighted_adapter
+from quantlora.layers.mixed_batch import mixed_batch
 from quantlora.testing import reference
 from quantlora.testing.base import SuiteBase
 from quantlora.testing.operations import check, expected, one_adapter, operation, two_adapters

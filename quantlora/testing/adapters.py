@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from quantlora.adapters import adapters_disabled, delete_adapter, set_adapter
-from quantlora.config import LoraConfig
+from quantlora.adapters.switch import adapters_disabled, delete_adapter, set_adapter
+from quantlora.config.lora_config import LoraConfig
 from quantlora.testing.base import Holder, SuiteBase
-from quantlora.wrapping import wrap
+from quantlora.wrapping.wrap import wrap
 
 
 class AdapterTests(SuiteBase):

@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from quantlora.discovery.registration import registry
 from quantlora.errors import MissingLibraryError
-from quantlora.linear import LoraLinear
-from quantlora.quantizer import Quantizer
-from quantlora.registration import registry
+from quantlora.formats.quantizer import Quantizer
+from quantlora.layers.linear import LoraLinear
 from quantlora.testing import reference
-from quantlora.wrapping import wrap
+from quantlora.wrapping.wrap import wrap
 
 Shape = tuple[int, int]
 

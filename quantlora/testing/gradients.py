@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from quantlora.merging import merge, unmerge
+from quantlora.merging.merge import merge, unmerge
 from quantlora.testing import reference
 from quantlora.testing.base import Holder, Shape, SuiteBase, merge_mode
 from quantlora.testing.forward import INPUTS

@@ -9,10 +9,10 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from quantlora.adapters import set_adapter
-from quantlora.exporting import export_merged
-from quantlora.merging import merge, merge_and_unload, unmerge
-from quantlora.registration import registry
+from quantlora.adapters.switch import set_adapter
+from quantlora.discovery.registration import registry
+from quantlora.exporting.export import export_merged
+from quantlora.merging.merge import merge, merge_and_unload, unmerge
 from quantlora.testing import reference
 from quantlora.testing.base import SuiteBase
 from quantlora.testing.operations import check, expected, one_adapter, operation, two_adapters

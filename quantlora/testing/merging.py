@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from quantlora.errors import MergeError
-from quantlora.linear import LoraLinear
-from quantlora.merging import merge, merge_and_unload, unmerge
+from quantlora.layers.linear import LoraLinear
+from quantlora.merging.merge import merge, merge_and_unload, unmerge
 from quantlora.testing import reference
 from quantlora.testing.base import SuiteBase, merge_mode
-from quantlora.wrapping import wrap
+from quantlora.wrapping.wrap import wrap
 
 
 @pytest.mark.filterwarnings("ignore:merging lost most of the update")

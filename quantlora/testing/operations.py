@@ -15,7 +15,7 @@ from torch import Tensor
 
 from quantlora.testing import reference
 from quantlora.testing.base import Holder, SuiteBase
-from quantlora.wrapping import wrap
+from quantlora.wrapping.wrap import wrap
 
 
 @dataclass(frozen=True)

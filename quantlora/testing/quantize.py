@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from quantlora.bases import linear_from
 from quantlora.testing.base import Holder, Shape, SuiteBase
-from quantlora.wrapping import wrap
+from quantlora.wrapping.bases import linear_from
+from quantlora.wrapping.wrap import wrap
 
 
 class QuantizeTests(SuiteBase):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from quantlora.registration import registry
+from quantlora.discovery.registration import registry
 from quantlora.testing.base import Shape, SuiteBase
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor, nn
 
-from quantlora.linear import LoraLinear
+from quantlora.layers.linear import LoraLinear
 
 
 @dataclass(frozen=True)

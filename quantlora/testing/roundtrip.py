@@ -11,7 +11,7 @@ from torch import Tensor
 
 from quantlora.checkpoint.load import load_adapter
 from quantlora.checkpoint.save import save_adapter
-from quantlora.merging import merge
+from quantlora.merging.merge import merge
 from quantlora.testing.base import Holder, SuiteBase, merge_mode
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 from torch.autograd.graph import saved_tensors_hooks
 
-from quantlora.autograd import frozen_linear, low_rank, working_dtype
+from quantlora.layers.autograd import frozen_linear, low_rank, working_dtype
 
 SHAPES = [(3,), (2, 3), (0,), ()]
 

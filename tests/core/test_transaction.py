@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import quantlora
 from quantlora import InitContext, Initializer, LoraLayer, registry
-from quantlora.transaction import Transaction
+from quantlora.wrapping.transaction import Transaction
 
 #: What may go wrong, at the last layer unless a test says otherwise.
 ERRORS = [ValueError, MemoryError, KeyboardInterrupt, SystemExit]
@@ -107,7 +107,7 @@ def test_a_failure_after_the_last_layer_is_undone(
         model.left_behind = True
         raise MemoryError
 
-    monkeypatch.setattr("quantlora.transformers_bridge.attach", fail)
+    monkeypatch.setattr("quantlora.bridge.transformers_bridge.attach", fail)
     check(model, x, MemoryError, adapter_name="second", target_modules=["down_proj"])
 
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 import quantlora
 from quantlora import Quantizer, Requirement, registry
-from quantlora.discovery import PluginRecord
-from quantlora.offers import QUANTIZERS, Offer
+from quantlora.discovery.entry_points import PluginRecord
+from quantlora.discovery.offers import QUANTIZERS, Offer
 
 
 def error(kind: type[Exception], model: nn.Module, *args: Any, **fields: Any) -> str:

@@ -6,11 +6,11 @@ from typing import Any, ClassVar
 
 import pytest
 
+from quantlora.discovery.registration import registry
 from quantlora.errors import BackendError
 from quantlora.finetune.options import FinetuneOptions
 from quantlora.finetune.quantization import best_quantizer, choose_format
-from quantlora.quantizer import Quantizer
-from quantlora.registration import registry
+from quantlora.formats.quantizer import Quantizer
 from quantlora.requirements import Requirement
 
 

@@ -11,9 +11,9 @@ from peft.utils import merge_utils
 from torch import Tensor, nn
 
 import quantlora
-from quantlora.combine_layer import COMBINATION_TYPES
+from quantlora.combining.combine_layer import COMBINATION_TYPES
+from quantlora.combining.task_arithmetic import ARITHMETIC, MAJORITIES
 from quantlora.errors import AdapterError, ConfigError
-from quantlora.task_arithmetic import ARITHMETIC, MAJORITIES
 from quantlora.testing.models import tiny_llama
 from tests.life.peft_oracle import TOLERANCE, Pair, check_logits, pair, relative
 
@@ -129,7 +129,7 @@ def test_what_cannot_be_combined_says_why(second: Any, kind: str, message: str) 
     model = wrapped(**second)
     with pytest.raises(AdapterError, match=message):
         quantlora.add_weighted_adapter(model, NAMES, WEIGHTS, "sum", kind)
-    assert "sum" not in quantlora.state.adapter_state(model).configs
+    assert "sum" not in quantlora.adapters.state.adapter_state(model).configs
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 import quantlora
-from quantlora.convolution import LoraConv
-from quantlora.embedding import LoraEmbedding
 from quantlora.errors import BackendError, ConfigError, LayerError, MergeError
+from quantlora.layers.convolution import LoraConv
+from quantlora.layers.embedding import LoraEmbedding
 from quantlora.testing.models import tiny_llama
 from tests.life.peft_oracle import check_gradients, check_logits, pair, relative
 

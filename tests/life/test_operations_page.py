@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 import quantlora
-from quantlora.combine_layer import COMBINATION_TYPES
-from quantlora.merge_layer import MODES
+from quantlora.combining.combine_layer import COMBINATION_TYPES
+from quantlora.merging.merge_layer import MODES
 from quantlora.testing.models import tiny_llama, tiny_tokenizer
 from quantlora.testing.operation_suite import OPERATIONS
 

@@ -33,7 +33,7 @@ def test_import_quantlora_imports_neither_torch_nor_an_optional_library(imported
 
 
 def test_loading_all_plugins_imports_no_torch(imported):
-    modules = imported("from quantlora.plugins import load_plugins; load_plugins()")
+    modules = imported("from quantlora.discovery.plugins import load_plugins; load_plugins()")
     assert modules.isdisjoint(["torch", "transformers", *OPTIONAL])
 
 

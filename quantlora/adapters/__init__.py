@@ -1,0 +1,1 @@
+"""The adapters a model carries: which there are, which count, whole modules among them."""

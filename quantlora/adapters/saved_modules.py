@@ -1,0 +1,86 @@
+"""`SavedModule`: a module trained in full with an adapter (``modules_to_save``).
+
+It holds the original and one trained copy for each adapter, under PEFT's names, and answers for
+the one that counts. To the functions of `switch.py` it is one more place that holds
+adapters, as a LoRA layer is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from torch import Tensor, nn
+
+from quantlora.layers.mixed_batch import rows_by_adapter
+
+
+class SavedModule(nn.Module):
+    """``original_module``, and by adapter name its trained copies in ``modules_to_save``."""
+
+    def __init__(self, original: nn.Module, path: str) -> None:
+        super().__init__()
+        self.original_module = original
+        self.modules_to_save = nn.ModuleDict()
+        self.path = path
+        self.active: tuple[str, ...] = ()
+        self.enabled = True
+        self.merged: tuple[str, ...] = ()
+        self.sample_adapters: tuple[str, ...] | None = None  # set by `mixed_batch`
+        self.train(original.training)
+
+    def __getattr__(self, name: str) -> Any:
+        """What is not ours is the module's own: Transformers asks embeddings for their weight."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name in ("original_module", "modules_to_save"):  # while it is made or unpickled
+                raise
+            return getattr(self.chosen, name)
+
+    @property
+    def plain(self) -> nn.Module:
+        """What stays when the adapters go: the original, or the copy that is merged."""
+        return self.modules_to_save[self.merged[0]] if self.merged else self.original_module
+
+    @property
+    def chosen(self) -> nn.Module:
+        """The active adapter's copy, or the original."""
+        return self.modules_to_save[self.active[0]] if self.enabled and self.active else self.plain
+
+    def forward(self, x: Any, *args: Any, **kwargs: Any) -> Any:
+        if self.sample_adapters is None or not self.enabled:
+            return self.chosen(x, *args, **kwargs)
+        y: Tensor = self.original_module(x, *args, **kwargs)
+        for name, rows in rows_by_adapter(self.sample_adapters, self.adapters, x, self.path):
+            own = self.modules_to_save[name](x.index_select(0, rows), *args, **kwargs)
+            y = y.index_copy(0, rows, own.to(y.dtype))
+        return y
+
+    # -- adapters, as in `LoraLayer`
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        return tuple(self.modules_to_save)
+
+    def add_adapter(self, name: str, copy: nn.Module) -> None:
+        self.modules_to_save[name] = copy
+
+    def adapter_tensors(self, name: str) -> dict[str, Tensor]:
+        """The copy's parameters and buffers by their name in an adapter file: ``weight``."""
+        tensors: dict[str, Tensor] = self.modules_to_save[name].state_dict(keep_vars=True)
+        return tensors
+
+    def activate(self, names: Iterable[str]) -> None:
+        """Use the copy of the one of ``names`` that has one; copies cannot be summed."""
+        self.active = tuple(name for name in names if name in self.adapters)
+
+    def remove_adapter(self, name: str) -> None:
+        del self.modules_to_save[name]
+        self.active = tuple(one for one in self.active if one != name)
+
+    def rename_adapter(self, old: str, new: str) -> None:
+        copies = {new if name == old else name: m for name, m in self.modules_to_save.items()}
+        self.modules_to_save = nn.ModuleDict(copies)
+        self.active = tuple(new if name == old else name for name in self.active)
+        self.merged = tuple(new if name == old else name for name in self.merged)

@@ -1,0 +1,89 @@
+"""What a wrapped model carries: the configs of its adapters, and which are active."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from torch import nn
+
+from quantlora.adapters.saved_modules import SavedModule
+from quantlora.config.lora_config import LoraConfig
+from quantlora.errors import AdapterError
+from quantlora.layers.layer import LoraLayer
+from quantlora.names import unknown
+
+_ATTRIBUTE = "quantlora_state"
+
+
+@dataclass
+class AdapterState:
+    """Kept at ``model.quantlora_state``; the layers hold the numbers."""
+
+    configs: dict[str, LoraConfig] = field(default_factory=dict)
+    active: tuple[str, ...] = ()
+    enabled: bool = True
+
+
+def has_adapters(model: nn.Module) -> bool:
+    return isinstance(getattr(model, _ATTRIBUTE, None), AdapterState)
+
+
+def adapter_state(model: nn.Module) -> AdapterState:
+    """The model's state; an `AdapterError` where it was never wrapped."""
+    if not has_adapters(model):
+        raise AdapterError(
+            f"this {type(model).__name__} has no adapters: call quantlora.wrap(model) first."
+        )
+    state: AdapterState = getattr(model, _ATTRIBUTE)
+    return state
+
+
+def set_state(model: nn.Module, state: AdapterState | None) -> None:
+    if state is not None:
+        setattr(model, _ATTRIBUTE, state)
+    elif has_adapters(model):
+        delattr(model, _ATTRIBUTE)
+
+
+def known_adapter(model: nn.Module, name: str) -> LoraConfig:
+    """The config of adapter ``name``; an `AdapterError` with near names where there is none."""
+    configs = adapter_state(model).configs
+    if name not in configs:
+        raise AdapterError(unknown("adapter", name, configs))
+    return configs[name]
+
+
+def taken(name: str) -> str:
+    """What to say of a name that is to be given twice."""
+    return (
+        f"adapter {name!r} exists already. Give the new one another name, or remove the old one "
+        f"with quantlora.delete_adapter(model, {name!r})."
+    )
+
+
+def check_free(model: nn.Module, name: str) -> None:
+    """Raise `AdapterError` where ``model`` has an adapter called ``name``."""
+    if has_adapters(model) and name in adapter_state(model).configs:
+        raise AdapterError(taken(name))
+
+
+def adapter_holders(model: nn.Module) -> Iterator[tuple[str, LoraLayer | SavedModule]]:
+    """All that holds adapters, by path, each once: LoRA layers and modules trained in full."""
+    for path, module in model.named_modules():
+        if isinstance(module, (LoraLayer, SavedModule)):
+            yield path, module
+
+
+def saved_modules(model: nn.Module) -> Iterator[tuple[str, SavedModule]]:
+    """The modules that adapters train in full, by path."""
+    for path, holder in adapter_holders(model):
+        if isinstance(holder, SavedModule):
+            yield path, holder
+
+
+def lora_layers(model: nn.Module) -> Iterator[tuple[str, LoraLayer]]:
+    """The model's LoRA layers by path, each once."""
+    for path, module in model.named_modules():
+        if isinstance(module, LoraLayer):
+            yield path, module

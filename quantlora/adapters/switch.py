@@ -1,0 +1,155 @@
+"""Which adapters count: set, enable, disable, delete. For any wrapped `nn.Module`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TypeVar
+
+from torch import nn
+
+from quantlora.adapters.saved_modules import SavedModule
+from quantlora.adapters.state import (
+    adapter_holders,
+    adapter_state,
+    check_free,
+    known_adapter,
+    saved_modules,
+    set_state,
+)
+from quantlora.bridge import transformers_bridge
+from quantlora.errors import AdapterError
+from quantlora.layers.layer import LoraLayer
+from quantlora.names import check_name
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def set_adapter(model: nn.Module, names: str | Sequence[str]) -> None:
+    """Make ``names`` the active adapters: their products are summed, and only they are trained.
+
+    Raises:
+        AdapterError: a name is unknown, an adapter is merged and not among ``names``, or two of
+            them have each trained the same module in full.
+    """
+    chosen = (names,) if isinstance(names, str) else tuple(dict.fromkeys(names))
+    for name in chosen:
+        known_adapter(model, name)
+    _check_merged(model, chosen)
+    check_together(model, chosen)
+    state = adapter_state(model)
+    state.active = chosen
+    trained = [name for name in chosen if not state.configs[name].inference_mode]
+    for _, layer in adapter_holders(model):
+        layer.activate(chosen)
+        layer.enabled = state.enabled
+        for name in layer.adapters:
+            for tensor in layer.adapter_tensors(name).values():
+                if isinstance(tensor, nn.Parameter):
+                    tensor.requires_grad_(name in trained)
+
+
+def _check_merged(model: nn.Module, chosen: Sequence[str]) -> None:
+    for path, layer in adapter_holders(model):
+        left = [name for name in layer.merged if name not in chosen]
+        if left:
+            raise AdapterError(
+                f"{path}: {', '.join(left)} is merged into the base and would still count: name it "
+                f"too, or call quantlora.unmerge(model) first."
+            )
+
+
+def check_together(model: nn.Module, names: Sequence[str]) -> None:
+    """Raise `AdapterError` where two of ``names`` have each trained the same module in full."""
+    for path, saved in saved_modules(model):
+        own = [name for name in dict.fromkeys(names) if name in saved.adapters]
+        if len(own) > 1:
+            raise AdapterError(
+                f"{path}: {' and '.join(own)} have each trained this module in full "
+                f"(modules_to_save) and cannot be active together: choose one."
+            )
+
+
+def active_adapters(model: nn.Module) -> list[str]:
+    """Names of the active adapters."""
+    return list(adapter_state(model).active)
+
+
+def enable_adapters(model: nn.Module) -> None:
+    """Let the active adapters count again after `disable_adapters`."""
+    _enable(model, True)
+
+
+def disable_adapters(model: nn.Module) -> None:
+    """Run the base model alone, until `enable_adapters`."""
+    _enable(model, False)
+
+
+@contextmanager
+def adapters_disabled(model: nn.Module) -> Iterator[None]:
+    """Run the base model alone within a ``with`` block, then restore what was."""
+    before = adapter_state(model).enabled
+    disable_adapters(model)
+    try:
+        yield
+    finally:
+        _enable(model, before)
+
+
+def _enable(model: nn.Module, enabled: bool) -> None:
+    state = adapter_state(model)
+    for path, layer in adapter_holders(model):
+        if layer.merged and not enabled:
+            raise AdapterError(
+                f"{path}: {', '.join(layer.merged)} is merged into the base and cannot be "
+                f"disabled; call quantlora.unmerge(model) first."
+            )
+    state.enabled = enabled
+    for _, layer in adapter_holders(model):
+        layer.enabled = enabled
+
+
+def delete_adapter(model: nn.Module, name: str) -> None:
+    """Remove adapter ``name`` for good; the layers keep their place for the others."""
+    known_adapter(model, name)
+    for path, layer in adapter_holders(model):
+        if name in layer.merged:
+            raise AdapterError(f"{path}: adapter {name!r} is merged; unmerge it first.")
+    for _, layer in adapter_holders(model):
+        if name in layer.adapters:
+            layer.remove_adapter(name)
+    state = adapter_state(model)
+    del state.configs[name]
+    state.active = tuple(one for one in state.active if one != name)
+    set_state(model, state)
+
+
+def rename_adapter(model: nn.Module, old: str, new: str) -> None:
+    """Give adapter ``old`` the name ``new``; it stays active, merged or trained as it was.
+
+    Raises:
+        AdapterError: there is no adapter ``old``, or there is one called ``new``.
+        ConfigError: ``new`` cannot be a part of module paths and file names.
+    """
+    known_adapter(model, old)
+    check_name(new)
+    check_free(model, new)
+    state = adapter_state(model)
+    for _, layer in adapter_holders(model):
+        if old in layer.adapters:
+            layer.rename_adapter(old, new)
+    state.configs = {new if name == old else name: one for name, one in state.configs.items()}
+    state.active = tuple(new if name == old else name for name in state.active)
+
+
+def unload(model: M) -> M:
+    """Remove every adapter and give the model its plain layers back (merged ones stay merged)."""
+    adapter_state(model)
+    for path, module in list(model.named_modules(remove_duplicate=False)):
+        if isinstance(module, LoraLayer):
+            model.set_submodule(path, module.base_layer)
+        elif isinstance(module, SavedModule):
+            model.set_submodule(path, module.plain)
+    set_state(model, None)
+    transformers_bridge.detach(model)
+    return model

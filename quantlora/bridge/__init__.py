@@ -1,0 +1,1 @@
+"""Transformers' own methods on a wrapped model, without PEFT."""

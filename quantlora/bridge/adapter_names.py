@@ -1,0 +1,62 @@
+"""``model(**batch, adapter_names=[...])``: a mixed batch by keyword, as PEFT's models take it.
+
+A pair of hooks on the model: the one before takes the keyword away, so the model's own forward
+never sees it; the one after runs also where forward fails. Both are plain functions, so a copied
+or pickled model keeps them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from quantlora.errors import AdapterError
+from quantlora.layers.mixed_batch import assign_samples, clear_samples
+
+_KEYWORD = "adapter_names"
+#: On the model while a forward with the keyword runs.
+_MARK = "quantlora_mixed_forward"
+
+
+def accept_adapter_names(model: nn.Module) -> None:
+    """Let ``model`` take the keyword; once is enough."""
+    if _before not in model._forward_pre_hooks.values():
+        model.register_forward_pre_hook(_before, prepend=True, with_kwargs=True)
+        model.register_forward_hook(_after, with_kwargs=True, always_call=True)
+
+
+def refuse_adapter_names(model: nn.Module) -> None:
+    """Take the hooks away."""
+    hooks = {**model._forward_pre_hooks, **model._forward_hooks}
+    for key in [key for key, hook in hooks.items() if hook in (_before, _after)]:
+        for table in (
+            model._forward_pre_hooks,
+            model._forward_pre_hooks_with_kwargs,
+            model._forward_hooks,
+            model._forward_hooks_with_kwargs,
+            model._forward_hooks_always_called,
+        ):
+            table.pop(key, None)
+
+
+def _before(model: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
+    names = kwargs.pop(_KEYWORD, None)
+    if names is None:
+        return None
+    checkpointing = getattr(model, "is_gradient_checkpointing", False) and model.training
+    if checkpointing and torch.is_grad_enabled():
+        raise AdapterError(
+            "with gradient checkpointing the forward runs again during backward, and adapter_names "
+            "is forgotten by then: use quantlora.mixed_batch(model, names) around forward and "
+            "backward."
+        )
+    assign_samples(model, names)
+    vars(model)[_MARK] = True
+    return args, kwargs
+
+
+def _after(model: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+    if vars(model).pop(_MARK, False):
+        clear_samples(model)

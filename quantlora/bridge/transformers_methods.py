@@ -1,0 +1,123 @@
+"""Transformers' adapter methods, for a model that `wrap` has wrapped.
+
+Names and arguments are those of ``transformers.integrations.PeftAdapterMixin`` and
+``PreTrainedModel.save_pretrained``; arguments that only steer how PEFT loads are accepted and
+have no effect.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor, nn
+
+from quantlora.adapters import switch as adapters
+from quantlora.adapters.hot_swap import hot_swap, prepare_hot_swap
+from quantlora.adapters.state import adapter_state
+from quantlora.bridge.transformers_bridge import HOTSWAP_FLAG
+from quantlora.bridge.transformers_saving import load_state_dict, save_pretrained, some_active
+from quantlora.checkpoint.config_file import config_from
+from quantlora.checkpoint.keys import PREFIX
+from quantlora.checkpoint.load import load_adapter, put_on
+from quantlora.checkpoint.place import DEFAULT
+from quantlora.checkpoint.save import adapter_tensors
+from quantlora.config.lora_config import LoraConfig
+from quantlora.errors import AdapterError
+from quantlora.wrapping.wrap import wrap
+
+
+def _load_adapter(
+    model: nn.Module,
+    peft_model_id: str | os.PathLike[str] | None = None,
+    adapter_name: str | None = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    peft_config: Any = None,
+    adapter_state_dict: Mapping[str, Tensor] | None = None,
+    is_trainable: bool = False,
+    hotswap: bool | str = "auto",
+    **kwargs: Any,
+) -> None:
+    """Load an adapter from a folder or the hub, or from a config and tensors in memory.
+
+    With ``hotswap`` (also by ``enable_peft_hotswap`` and a name that is there) the values of the
+    adapter of that name are replaced.
+    """
+    name = adapter_name or DEFAULT
+    if hotswap == "auto":
+        hotswap = HOTSWAP_FLAG in vars(model) and name in adapter_state(model).configs
+    if hotswap and peft_model_id is not None:
+        hot_swap(model, peft_model_id, name, revision=revision, token=token)
+    elif peft_model_id is not None:
+        load_adapter(
+            model, peft_model_id, name, is_trainable=is_trainable, revision=revision, token=token
+        )
+    elif peft_config is None or adapter_state_dict is None:
+        raise AdapterError("give a folder or hub id, or peft_config and adapter_state_dict.")
+    else:
+        config = replace(_own_config(peft_config), inference_mode=not is_trainable)
+        put_on(model, config, adapter_state_dict, name, "adapter_state_dict")
+
+
+def _enable_peft_hotswap(model: nn.Module, target_rank: int = 128, **kwargs: Any) -> None:
+    """Give every adapter room for rank ``target_rank``, and let `load_adapter` swap by name."""
+    for name in adapter_state(model).configs:
+        prepare_hot_swap(model, target_rank, name)
+    vars(model)[HOTSWAP_FLAG] = True
+
+
+def _add_adapter(model: nn.Module, adapter_config: Any, adapter_name: str | None = None) -> None:
+    """Add a fresh adapter and make it the active one; a config of PEFT's will do."""
+    wrap(model, _own_config(adapter_config), adapter_name=adapter_name or DEFAULT)
+
+
+def _own_config(config: Any) -> LoraConfig:
+    if isinstance(config, LoraConfig):
+        return config
+    fields = config if isinstance(config, Mapping) else config.to_dict()
+    plain = {key: sorted(v) if isinstance(v, set) else v for key, v in fields.items()}
+    return config_from(plain, "the adapter's config")
+
+
+def _delete_adapter(model: nn.Module, adapter_names: str | Sequence[str]) -> None:
+    """Delete adapters; with the last one the model is a plain model again."""
+    names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
+    for name in names:
+        adapters.delete_adapter(model, name)
+    if not adapter_state(model).configs:
+        adapters.unload(model)
+
+
+def _get_adapter_state_dict(
+    model: nn.Module,
+    adapter_name: str | None = None,
+    state_dict: Mapping[str, Tensor] | None = None,
+) -> dict[str, Tensor]:
+    """The adapter's tensors by their keys in the file, without the prefix."""
+    tensors = adapter_tensors(model, adapter_name or some_active(model)[0], state_dict)
+    return {key.removeprefix(PREFIX): tensor for key, tensor in tensors.items()}
+
+
+def _active_adapter(model: nn.Module) -> str:
+    """The first active adapter."""
+    return some_active(model)[0]
+
+
+#: By the names Transformers has for them.
+METHODS: dict[str, Callable[..., Any]] = {
+    "save_pretrained": save_pretrained,
+    "load_state_dict": load_state_dict,
+    "load_adapter": _load_adapter,
+    "add_adapter": _add_adapter,
+    "delete_adapter": _delete_adapter,
+    "set_adapter": adapters.set_adapter,
+    "active_adapters": adapters.active_adapters,
+    "active_adapter": _active_adapter,
+    "enable_adapters": adapters.enable_adapters,
+    "disable_adapters": adapters.disable_adapters,
+    "get_adapter_state_dict": _get_adapter_state_dict,
+    "enable_peft_hotswap": _enable_peft_hotswap,
+}

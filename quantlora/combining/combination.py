@@ -1,0 +1,130 @@
+"""A new adapter from a weighted sum of others, by PEFT's names of the ways to do it.
+
+Exact are ``cat`` and, with rank enough, ``svd``: ``ΔW = Σ w · ΔWᵢ``. The ways of
+`task_arithmetic` combine A and B apart, as PEFT does: cheap, but ``(Σ aAᵢ)(Σ bBᵢ)`` is not the
+sum of the products. Their ``..._svd`` forms combine the ΔWᵢ themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from quantlora.adapters.state import check_free, known_adapter, lora_layers
+from quantlora.checkpoint.keys import file_key, plain_path
+from quantlora.checkpoint.load import put_on
+from quantlora.checkpoint.target_names import minimal_names
+from quantlora.combining.combine_layer import CAT, COMBINATION_TYPES, SVD, Recipe, combine_layer
+from quantlora.combining.task_arithmetic import MAJORITIES
+from quantlora.config.lora_config import LoraConfig
+from quantlora.errors import AdapterError, ConfigError
+from quantlora.names import check_name, unknown
+from quantlora.wrapping.patterns import as_pattern
+from quantlora.wrapping.targets import own_modules
+
+
+@torch.no_grad()
+def add_weighted_adapter(
+    model: nn.Module,
+    adapters: Sequence[str],
+    weights: Sequence[float],
+    adapter_name: str,
+    combination_type: str = SVD,
+    *,
+    svd_rank: int | None = None,
+    density: float | None = None,
+    majority_sign_method: str = "total",
+) -> None:
+    """Add ``adapter_name``, the weighted combination of ``adapters``, and make it the active one.
+
+    Args:
+        combination_type: one of `COMBINATION_TYPES`.
+        svd_rank: rank of the result of an ``svd`` type; default: the largest of the parts.
+        density: share of the elements that the pruning types keep, in (0, 1].
+        majority_sign_method: ``"total"`` or ``"frequency"``, for the ``ties`` types.
+
+    Raises:
+        AdapterError: an adapter is unknown, the name is taken, or the parts cannot be combined in
+            this way: different ranks or DoRA without an ``svd``, modules trained in full.
+        ConfigError: ``combination_type`` or a setting is unknown or out of range.
+    """
+    _check_numbers(adapters, weights, combination_type, density, majority_sign_method)
+    _check_adapters(model, adapters, adapter_name, combination_type)
+    configs = [known_adapter(model, name) for name in adapters]
+    recipe = Recipe(
+        weights=dict(zip(adapters, map(float, weights), strict=True)),
+        kind=combination_type,
+        svd_rank=svd_rank or max(max(one.r, *one.rank_pattern.values(), 0) for one in configs),
+        density=density or 1.0,
+        majority=majority_sign_method,
+        low_rank=all(config.variant == "lora" for config in configs),
+        lora_bias=any(config.lora_bias for config in configs),
+    )
+    combined = {path: combine_layer(layer, recipe) for path, layer in lora_layers(model)}
+    combined = {plain_path(path): tensors for path, tensors in combined.items() if tensors}
+    ranks = {path: len(next(iter(tensors.values()))) for path, tensors in combined.items()}
+    config = _config(model, configs[0], ranks, recipe.lora_bias)
+    files = {
+        file_key(path, name): tensor
+        for path, tensors in combined.items()
+        for name, tensor in tensors.items()
+    }
+    put_on(model, config, files, adapter_name, f"the combination {adapter_name!r}")
+
+
+def _check_numbers(
+    adapters: Sequence[str],
+    weights: Sequence[float],
+    kind: str,
+    density: float | None,
+    majority: str,
+) -> None:
+    if not adapters or len(adapters) != len(weights) or len(set(adapters)) != len(adapters):
+        raise ConfigError(
+            f"give one weight for each adapter, and each adapter once: got {list(adapters)} with "
+            f"{list(weights)}."
+        )
+    if kind not in COMBINATION_TYPES:
+        raise ConfigError(unknown("combination_type", kind, COMBINATION_TYPES))
+    if majority not in MAJORITIES:
+        raise ConfigError(unknown("majority_sign_method", majority, MAJORITIES))
+    if kind not in ("linear", CAT, SVD) and (density is None or not 0 < density <= 1):
+        raise ConfigError(f"combination_type {kind!r} needs a density in (0, 1], got {density!r}.")
+
+
+def _check_adapters(model: nn.Module, parts: Sequence[str], adapter: str, kind: str) -> None:
+    check_name(adapter)
+    configs = {name: known_adapter(model, name) for name in parts}
+    check_free(model, adapter)
+    for name, config in configs.items():
+        if config.modules_to_save or config.target_parameters or config.bias != "none":
+            raise AdapterError(
+                f"adapter {name!r} trains more than LoRA layers (modules_to_save, bias or "
+                f"target_parameters), and these cannot be combined."
+            )
+        if config.variant != "lora" and not kind.endswith(SVD):
+            raise AdapterError(
+                f"adapter {name!r} is of variant {config.variant!r}, whose update is not B·A "
+                f"alone: use combination_type='svd', which takes the update itself."
+            )
+
+
+def _config(
+    model: nn.Module, first: LoraConfig, ranks: dict[str, int], lora_bias: bool
+) -> LoraConfig:
+    """Scale 1 everywhere; a rank that is not the usual one is told by its layer's path."""
+    usual, others = as_pattern(ranks)
+    rest = (path for one, _ in own_modules(model) if (path := plain_path(one)) not in ranks)
+    return LoraConfig(
+        r=usual,
+        lora_alpha=usual,
+        rank_pattern=others,
+        alpha_pattern={path: float(rank) for path, rank in others.items()},
+        target_modules=minimal_names(ranks, rest),
+        lora_bias=lora_bias,
+        task_type=first.task_type,
+        base_model_name_or_path=first.base_model_name_or_path,
+        revision=first.revision,
+    )

@@ -1,0 +1,97 @@
+"""`LoraConfig`: PEFT's field names and meanings, so a PEFT user's config works as it stands."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from quantlora.config.config_checks import check_config
+from quantlora.errors import ConfigError
+from quantlora.names import unknown
+
+
+def _variant(default: bool = False) -> Any:
+    """A flag ``use_<name>`` that picks the layer variant ``<name>``."""
+    return field(default=default, metadata={"variant": True})
+
+
+@dataclass
+class LoraConfig:
+    """The settings of one adapter.
+
+    Args:
+        r: rank of the update.
+        lora_alpha: the update is scaled by ``lora_alpha / r`` (``/ sqrt(r)`` with ``use_rslora``).
+        lora_dropout: probability of dropping an element of the adapter's input.
+        target_modules: names (a path equals one or ends in ``.name``), a regular expression for
+            the whole path, or ``"all-linear"``.
+        exclude_modules: the same forms; wins over ``target_modules``.
+        init_lora_weights: True for LoRA's own (A Kaiming-uniform, B zero; Hu et al. 2021,
+            arXiv:2106.09685), False for both random, or the name of an `Initializer`.
+        rank_pattern, alpha_pattern: other ranks and alphas by a pattern for the end of the path.
+        use_variant: the layer variant by its name, for one that has no flag of its own here.
+        bias: ``"none"``, ``"all"`` or ``"lora_only"``: which of the model's biases are trained.
+        lora_bias: give B a bias of its own.
+        modules_to_save: modules trained in full and saved with the adapter.
+        layers_to_transform, layers_pattern: only these indices of the layer list.
+    """
+
+    r: int = 8
+    lora_alpha: float = 8
+    lora_dropout: float = 0.0
+    target_modules: list[str] | str | None = "all-linear"
+    exclude_modules: list[str] | str | None = None
+    init_lora_weights: bool | str = True
+    rank_pattern: dict[str, int] = field(default_factory=dict)
+    alpha_pattern: dict[str, float] = field(default_factory=dict)
+    use_rslora: bool = False
+    use_dora: bool = _variant()
+    use_qalora: bool = _variant()
+    use_variant: str | None = None
+    qalora_group_size: int | None = None
+    loftq_config: Any = None
+    bias: str = "none"
+    lora_bias: bool = False
+    fan_in_fan_out: bool = False
+    modules_to_save: list[str] | None = None
+    layers_to_transform: list[int] | int | None = None
+    layers_pattern: list[str] | str | None = None
+    target_parameters: list[str] | None = None
+    task_type: str | None = None
+    peft_type: str = "LORA"
+    base_model_name_or_path: str | None = None
+    revision: str | None = None
+    inference_mode: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("target_modules", "exclude_modules"):
+            if isinstance(getattr(self, name), (set, tuple)):
+                setattr(self, name, sorted(getattr(self, name)))
+        check_config(self)
+
+    @property
+    def variant(self) -> str:
+        """The layer variant: that of the one ``use_<name>`` that is set, or ``lora``."""
+        flags = [f.name for f in dataclasses.fields(self) if f.metadata.get("variant")]
+        chosen = {flag: flag.removeprefix("use_") for flag in flags if getattr(self, flag)}
+        if self.use_variant is not None:
+            chosen["use_variant"] = self.use_variant
+        if len(chosen) > 1:
+            raise ConfigError(f"{' and '.join(chosen)} cannot be combined: choose one.")
+        return next(iter(chosen.values()), "lora")
+
+    def scaling(self, r: int, lora_alpha: float) -> float:
+        """The factor of the update; with rsLoRA ``alpha / sqrt(r)`` (arXiv:2312.03732)."""
+        return lora_alpha / (math.sqrt(r) if self.use_rslora else r)
+
+    @classmethod
+    def from_fields(cls, fields: Mapping[str, Any]) -> LoraConfig:
+        """A config from keyword arguments; an unknown name is an error with near names."""
+        known = [f.name for f in dataclasses.fields(cls)]
+        for name in fields:
+            if name not in known:
+                raise ConfigError(unknown("LoraConfig field", name, known))
+        return cls(**fields)

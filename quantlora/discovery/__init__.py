@@ -1,0 +1,1 @@
+"""Plugins: found, kept apart, and chosen from."""

@@ -1,0 +1,151 @@
+"""The registry: every quantizer, variant and initializer by name, and the choice among them."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+from torch import nn
+
+from quantlora.config.lora_config import LoraConfig
+from quantlora.discovery.entry_points import PluginRecord, sentence
+from quantlora.discovery.offers import INITIALIZERS, QUANTIZERS, WRAPPERS, accepted_offers
+from quantlora.discovery.plugins import BUILTIN, Plugins, load_plugins
+from quantlora.errors import BackendError, ConfigError, LayerError
+from quantlora.formats.quantizer import Quantizer
+from quantlora.layers.layer import LoraLayer
+from quantlora.names import unknown
+from quantlora.wrapping.initializer import Initializer
+
+
+class Registry:
+    """What the plugins offer. Built once per process by `registry`."""
+
+    def __init__(self, plugins: Plugins) -> None:
+        self.plugins = plugins
+        self.offers = accepted_offers(plugins)
+        self._tabulate()
+
+    def _tabulate(self) -> None:
+        self.offers = [offer for offer in self.offers if not offer.record.error]
+        self.quantizers: dict[str, Quantizer] = self._table(QUANTIZERS)
+        self.initializers: dict[str, Initializer] = self._table(INITIALIZERS)
+        self.variants: dict[str, list[type[LoraLayer]]] = {}
+        for offer in self.offers:
+            if offer.hook == WRAPPERS:
+                self.variants.setdefault(offer.name, []).append(offer.item)
+
+    def _table(self, hook: str) -> dict[str, Any]:
+        return {offer.name: offer.item for offer in self.offers if offer.hook == hook}
+
+    def _owner(self, quantizer: Quantizer) -> PluginRecord:
+        return next(offer.record for offer in self.offers if offer.item is quantizer)
+
+    # -- quantizers
+
+    def match(self, path: str, layer: nn.Module) -> Quantizer:
+        """The one quantizer whose layer this is; none or two is a `LayerError`."""
+        found = self.candidates(layer)
+        if len(found) == 1:
+            return found[0]
+        if found:
+            raise LayerError(self._several(path, layer, found))
+        raise LayerError(self._nobody(path, layer))
+
+    def candidates(self, layer: nn.Module) -> list[Quantizer]:
+        """All quantizers that take ``layer``; only of libraries that are imported already."""
+        return [q for q in list(self.quantizers.values()) if self._takes(q, layer)]
+
+    def _takes(self, quantizer: Quantizer, layer: nn.Module) -> bool:
+        try:
+            return quantizer.imported and quantizer.matches(layer)
+        except Exception as error:
+            self._blame(quantizer, error)
+            return False
+
+    def _blame(self, quantizer: Quantizer, error: Exception) -> None:
+        """A plugin's fault, or its library's: out it goes, alone. Ours blames the layer."""
+        owner = self._owner(quantizer)
+        if owner.name == BUILTIN:
+            return
+        reason = f"{type(error).__name__}: {sentence(error)}"
+        owner.put_aside(f"{quantizer.name}.matches() failed: {reason}.")
+        self._tabulate()
+
+    def quantizer(self, backend: str) -> Quantizer:
+        """The quantizer of that name, with its library there."""
+        if backend not in self.quantizers:
+            raise BackendError(
+                unknown("backend", backend, ["auto", *self.quantizers]) + self._aside()
+            )
+        self.quantizers[backend].require()
+        return self.quantizers[backend]
+
+    def _several(self, path: str, layer: nn.Module, found: list[Quantizer]) -> str:
+        owners = {one.name: self._owner(one).name for one in found}
+        names = " and ".join(f"{name!r} (plugin {owner!r})" for name, owner in owners.items())
+        ways = [f"QUANTLORA_DISABLE={owner}" for owner in owners.values() if owner != BUILTIN]
+        return (
+            f"{path}: {_kind(layer)} is claimed by {names}. "
+            f"Exactly one must take it: set {' or '.join(dict.fromkeys(ways))}."
+        )
+
+    def _nobody(self, path: str, layer: nn.Module) -> str:
+        tried = [q.name for q in self.quantizers.values() if q.imported]
+        asleep = [q for q in self.quantizers.values() if not q.imported]
+        lines = [
+            f"{path}: no quantizer takes this layer, {_kind(layer)}.",
+            f"Tried: {', '.join(tried)}.",
+            *(
+                f"Not tried, {q.module} is not imported: {q.name}. {q.availability_error()}"
+                for q in asleep
+            ),
+            "If a plugin exists for this format, pip install it; else see docs/plugins.md,"
+            " or leave the layer out with exclude_modules.",
+        ]
+        return "\n".join(line.strip() for line in lines) + self._aside()
+
+    def _aside(self) -> str:
+        return "".join(f"\nPlugin {r.name!r} is put aside: {r.error}" for r in self.plugins.aside)
+
+    # -- variants and initializers
+
+    def wrapper(
+        self, variant: str, layer: nn.Module, quantizer: Quantizer, path: str
+    ) -> type[LoraLayer]:
+        """The class that puts ``variant`` on such a layer."""
+        if variant not in self.variants:
+            raise ConfigError(unknown("variant", variant, self.variants) + self._aside())
+        for wrapper in self.variants[variant]:
+            if wrapper.accepts(layer, quantizer):
+                return wrapper
+        raise LayerError(
+            f"{path}: variant {variant!r} cannot be put on {_kind(layer)} "
+            f"in format {quantizer.name!r}."
+        )
+
+    def initializer(self, config: LoraConfig) -> Initializer:
+        """The one that ``init_lora_weights`` names; True and False are LoRA's own."""
+        chosen = config.init_lora_weights
+        name = {True: "default", False: "uniform"}[chosen] if isinstance(chosen, bool) else chosen
+        if name not in self.initializers:
+            raise ConfigError(unknown("initializer", name, self.initializers) + self._aside())
+        return self.initializers[name]
+
+
+def _kind(layer: nn.Module) -> str:
+    weight = getattr(layer, "weight", None)
+    stored = f" with weight {type(weight).__name__} {weight.dtype}" if weight is not None else ""
+    return f"{type(layer).__module__}.{type(layer).__qualname__}{stored}"
+
+
+@lru_cache(maxsize=1)
+def registry() -> Registry:
+    """The registry of this environment; no hook is called again after the first time."""
+    return Registry(load_plugins())
+
+
+def forget() -> None:
+    """Load the plugins anew next time; for tests and for sessions that install while they run."""
+    registry.cache_clear()
+    load_plugins.cache_clear()

@@ -1,0 +1,1 @@
+"""The merged model as a plain checkpoint."""

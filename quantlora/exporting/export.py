@@ -1,0 +1,131 @@
+"""`export_merged`: the merged model on disk, for whoever loads plain models.
+
+Layer by layer: the model in memory stays as it is, and only one shard of the merged one is there
+beside it.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from quantlora.bridge.transformers_bridge import is_transformers_model
+from quantlora.checkpoint.flush import flush
+from quantlora.errors import MergeError
+from quantlora.exporting.export_check import Check, check_export
+from quantlora.exporting.export_config import check_mode, write_config
+from quantlora.exporting.export_shards import ShardWriter
+from quantlora.exporting.export_tensors import MergedTensors
+from quantlora.merging.merge import check_enabled, chosen_adapters, outer_dtype
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """Where the export is, its bytes of tensors, and what loading it again showed."""
+
+    folder: Path
+    size: int
+    check: Check | None
+
+
+@torch.no_grad()
+def export_merged(
+    model: nn.Module,
+    folder: str | os.PathLike[str],
+    dtype: torch.dtype | None = None,
+    *,
+    adapters: str | Sequence[str] | None = None,
+    mode: str = "dequantize",
+    tokenizer: Any = None,
+    max_shard_size: int = 2 * 10**9,
+    check: bool = True,
+    sample: Mapping[str, Tensor] | None = None,
+    progress: bool | None = None,
+) -> ExportReport:
+    """Write ``model`` with ``adapters`` folded in to ``folder``; the model itself stays as it is.
+
+    The folder appears when everything is written and checked; before, or after a kill, there is
+    only ``.<folder>.partial`` beside it.
+
+    Args:
+        folder: must not exist, or be empty.
+        dtype: of the float weights; default: that of the model around its LoRA layers.
+        adapters: default: the active ones.
+        mode: ``"dequantize"`` writes float weights and takes ``quantization_config`` out of
+            config.json; ``"requantize"`` packs in each layer's own format and keeps it.
+        tokenizer: anything with ``save_pretrained``, saved beside the model.
+        max_shard_size: bytes of a file, and of memory needed.
+        check: load the export again (so it must fit into memory beside the model) and compare
+            weights and logits. Plain modules, which have no config, are not loaded again.
+        sample: inputs for that, by name; default: random tokens.
+        progress: show a bar; default: on a terminal.
+
+    Raises:
+        MergeError: the folder is not empty, the mode cannot work, or the export does not hold what
+            it should. Nothing is left behind.
+        AdapterError: an adapter is unknown.
+    """
+    names = chosen_adapters(model, adapters)
+    check_enabled(model)
+    check_mode(model, mode)
+    target = _free(Path(folder))
+    fixed = is_transformers_model(model)
+    floating = dtype or outer_dtype(model) or torch.float32
+    source = MergedTensors(model, names, mode, floating, fixed)
+    with _staged(target) as staging:
+        writer = ShardWriter(staging, max_shard_size)
+        writer.write(_shown(source, progress))
+        found = None
+        if fixed:
+            write_config(staging, source, {name for one in writer.names for name in one})
+            found = check_export(staging, source, sample) if check else None
+        if tokenizer is not None:
+            tokenizer.save_pretrained(staging)
+    return ExportReport(target, writer.total, found)
+
+
+@contextmanager
+def _staged(target: Path) -> Iterator[Path]:
+    """A folder to write in that becomes ``target`` when the block is through."""
+    staging = target.with_name(f".{target.name}.partial")
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir(parents=True)
+    try:
+        yield staging
+        for place in (*staging.iterdir(), staging):
+            flush(place)
+        if target.exists():
+            target.rmdir()
+        staging.rename(target)
+        flush(target.parent)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _free(folder: Path) -> Path:
+    target = Path(os.path.abspath(folder))
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise MergeError(f"{target} exists and is not an empty folder: choose another one.")
+    return target
+
+
+def _shown(
+    tensors: Iterable[tuple[str, Tensor]], progress: bool | None
+) -> Iterator[tuple[str, Tensor]]:
+    """The same tensors, counted on the terminal."""
+    from rich.console import Console
+    from rich.progress import track
+
+    shown = sys.stderr.isatty() if progress is None else progress
+    yield from track(
+        tensors, "merging and writing", console=Console(stderr=True), disable=not shown
+    )

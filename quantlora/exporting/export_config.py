@@ -1,0 +1,62 @@
+"""The ``config.json`` of an export: what became of quantization and of tied weights."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from quantlora.adapters.state import lora_layers
+from quantlora.bridge.transformers_bridge import is_transformers_model
+from quantlora.errors import MergeError
+from quantlora.exporting.export_tensors import MergedTensors
+from quantlora.wrapping.plan import FLOAT
+from quantlora.wrapping.tied import untie
+
+MODES = ("dequantize", "requantize")
+
+
+def check_mode(model: nn.Module, mode: str) -> None:
+    """Raise `MergeError` for an unknown mode, or where config.json could not tell the format."""
+    if mode not in MODES:
+        raise MergeError(f"mode must be one of {', '.join(MODES)}, got {mode!r}.")
+    formats = {path: layer.plain_base[1].name for path, layer in lora_layers(model)}
+    packed = {path: name for path, name in formats.items() if name != FLOAT}
+    kept = getattr(getattr(model, "config", None), "quantization_config", None)
+    if mode == "requantize" and packed and is_transformers_model(model) and kept is None:
+        path, name = next(iter(packed.items()))
+        raise MergeError(
+            f"{path} is in format {name!r}, but the model's config has no quantization_config that "
+            f"could say so in config.json, and nobody could load the export. Use "
+            f'mode="dequantize".'
+        )
+
+
+def write_config(folder: Path, source: MergedTensors, written: set[str]) -> None:
+    """Write config.json, and generation_config.json where the model has one.
+
+    Args:
+        written: names of the tensors that are in the export.
+    """
+    model: Any = source.model
+    config = copy.deepcopy(model.config)
+    config.architectures = [type(model).__name__]
+    setattr(config, "dtype" if hasattr(config, "dtype") else "torch_dtype", source.dtype)
+    if source.mode == "dequantize" and hasattr(config, "quantization_config"):
+        del config.quantization_config
+        # Transformers 4 notes it as a torch.dtype, and only beside a quantization_config drops it.
+        vars(config).pop("_pre_quantization_dtype", None)
+    if _both_ends(model, written):
+        untie(config)
+    config.save_pretrained(folder)
+    if getattr(model, "generation_config", None) is not None:
+        model.generation_config.save_pretrained(folder)
+
+
+def _both_ends(model: Any, written: set[str]) -> bool:
+    """Whether the input and the output embeddings are each in the export."""
+    ends = (model.get_input_embeddings(), model.get_output_embeddings())
+    paths = [path for path, module in model.named_modules() if any(module is e for e in ends)]
+    return len(paths) == 2 and all(f"{path}.weight" in written for path in paths)

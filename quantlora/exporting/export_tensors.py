@@ -1,0 +1,107 @@
+"""The tensors of the merged model, one layer at a time, by their names in the plain model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from quantlora.adapters.saved_modules import SavedModule
+from quantlora.discovery.registration import registry
+from quantlora.errors import MergeError
+from quantlora.formats.quantizer import Quantizer
+from quantlora.layers.layer import LoraLayer
+from quantlora.merging.merge_layer import merge_layer
+from quantlora.wrapping.plan import FLOAT
+
+
+class MergedTensors:
+    """What is to be exported; iterate over it for ``(name, tensor)``.
+
+    Args:
+        names: the adapters to fold in.
+        mode: ``"dequantize"`` or ``"requantize"``, as in `merge`.
+        dtype: that of float weights.
+        fixed: the architecture is fixed, as Transformers' are: it decides which layers have a
+            bias, and weights with two names (tied) are written under the first.
+    """
+
+    def __init__(
+        self, model: nn.Module, names: tuple[str, ...], mode: str, dtype: torch.dtype, fixed: bool
+    ) -> None:
+        self.model, self.names, self.mode, self.dtype = model, names, mode, dtype
+        self.fixed = fixed
+        self._seen: set[int] = set()
+
+    def __iter__(self) -> Iterator[tuple[str, Tensor]]:
+        self._seen.clear()
+        return self._walk(self.model, "")
+
+    def merged(self, path: str, layer: LoraLayer) -> tuple[nn.Module, Quantizer]:
+        """What ``layer`` becomes."""
+        future = merge_layer(path, layer, self.names, self.mode, self.dtype)
+        base, quantizer = (future.base, future.quantizer) if future else layer.plain_base
+        had = layer.plain_base[1].bias(layer.plain_base[0])
+        if self.fixed and had is None and quantizer.bias(base) is not None:
+            raise MergeError(
+                f"{path}: the adapter has a bias (lora_bias) and the layer has none, so there is "
+                f"no place for it in this architecture's files. Keep the adapter apart."
+            )
+        return base, quantizer
+
+    def _walk(self, module: nn.Module, path: str) -> Iterator[tuple[str, Tensor]]:
+        packed = None if isinstance(module, LoraLayer) else _packed(module)
+        if isinstance(module, LoraLayer):
+            if self._first(module):
+                base, quantizer = self.merged(path, module)
+                yield from self._layer(base, quantizer, path, base is not module.plain_base[0])
+        elif packed is not None:
+            if self._first(module):
+                yield from self._layer(module, packed, path)
+        elif isinstance(module, SavedModule):
+            yield from self._walk(self._trained(module), path)
+        else:
+            yield from self._own(module, path)
+            for name, child in module.named_children():
+                yield from self._walk(child, f"{path}.{name}" if path else name)
+
+    def _trained(self, module: SavedModule) -> nn.Module:
+        """The copy that one of the adapters has trained in full, or the original."""
+        own = [name for name in self.names if name in module.adapters]
+        return module.modules_to_save[own[0]] if own else module.original_module
+
+    def _first(self, one: object) -> bool:
+        """Whether it has not been written under another name; the model keeps its id unique."""
+        new = not self.fixed or id(one) not in self._seen
+        self._seen.add(id(one))
+        return new
+
+    def _layer(
+        self, layer: nn.Module, quantizer: Quantizer, path: str, new: bool = False
+    ) -> Iterator[tuple[str, Tensor]]:
+        if quantizer.name == FLOAT:
+            yield from self._own(layer, path, new)
+        elif self.mode == "requantize":
+            for name, tensor in quantizer.stored(layer, self.model).items():
+                yield f"{path}.{name}", tensor
+        else:
+            yield f"{path}.weight", quantizer.dequantize_to(layer, self.dtype)
+            bias = quantizer.bias(layer)
+            if bias is not None:
+                yield f"{path}.bias", bias.detach().to(self.dtype)
+
+    def _own(self, module: nn.Module, path: str, new: bool = False) -> Iterator[tuple[str, Tensor]]:
+        """The module's own tensors, without its children's; those of a ``new`` one are not tied."""
+        passing = module._non_persistent_buffers_set
+        buffers = ((name, one) for name, one in module._buffers.items() if name not in passing)
+        for name, tensor in (*module._parameters.items(), *buffers):
+            if tensor is not None and (new or self._first(tensor)):
+                floating = tensor.is_floating_point()
+                stored = tensor.detach().to(self.dtype) if floating else tensor
+                yield f"{path}.{name}" if path else name, stored
+
+
+def _packed(module: nn.Module) -> Quantizer | None:
+    found = [one for one in registry().candidates(module) if one.name != FLOAT]
+    return found[0] if found else None

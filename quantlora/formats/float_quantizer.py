@@ -1,0 +1,112 @@
+"""The built-in format: plain float layers, `nn.Linear` and the kinds in ``layouts.py``."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear as NeverCalled
+
+from quantlora.formats.layouts import conv1d, is_linear_kind, layout_of, layout_types, with_weights
+from quantlora.formats.quantizer import Quantizer
+from quantlora.wrapping.bases import linear_from
+
+_PLAIN = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+class FloatQuantizer(Quantizer):
+    """Takes a layer only if its weight is a plain floating tensor of the layer's own shape.
+
+    Many packed formats subclass `nn.Linear`; such a layer must never be taken for float. A subclass
+    with a forward of its own is taken only if a trial shows that it is the plain product. The
+    output projection of `nn.MultiheadAttention` is not: that never calls it, so that LoRA on it
+    would do nothing.
+    """
+
+    name: ClassVar[str] = "float"
+    module: ClassVar[str] = "torch"
+
+    def layer_types(self) -> tuple[type[nn.Module], ...]:
+        return (nn.Linear, *layout_types())
+
+    def matches(self, layer: nn.Module) -> bool:
+        if not isinstance(layer, self.layer_types()) or isinstance(layer, NeverCalled):
+            return False
+        weight: Any = getattr(layer, "weight", None)  # packed subclasses may have none
+        return (
+            type(weight) in (nn.Parameter, Tensor)
+            and weight.dtype in _PLAIN
+            and tuple(weight.shape) == self._stored_shape(layer)
+            and (
+                not is_linear_kind(layer)
+                or _forward_is_known(layer)
+                or self._is_plain_product(layer)
+            )
+        )
+
+    @torch.no_grad()
+    def _is_plain_product(self, layer: nn.Module) -> bool:
+        """Whether ``layer`` gives ``x · Wᵀ + bias`` for one x."""
+        if _weight(layer).is_meta:
+            layer = _small_twin(layer)
+        weight, bias = self.dequantize(layer), self.bias(layer)
+        x = torch.linspace(-1, 1, weight.shape[1], dtype=weight.dtype, device=weight.device)[None]
+        try:
+            y = layer(x)
+        except Exception:  # whatever it is, it is not a linear layer
+            return False
+        wanted = F.linear(x, weight, bias)
+        return isinstance(y, Tensor) and y.shape == wanted.shape and _close(y, wanted)
+
+    def dequantize(self, layer: nn.Module) -> Tensor:
+        weight, layout = _weight(layer).detach(), layout_of(layer)
+        return weight if layout is None else layout.matrix(weight)
+
+    def quantize(
+        self, linear: nn.Linear, like: nn.Module | None = None, **options: Any
+    ) -> nn.Module:
+        """A layer of ``like``'s kind and dtype that holds ``linear``'s weight and bias."""
+        like = linear if like is None else like
+        layout, dtype = layout_of(like), _weight(like).dtype
+        matrix = linear.weight.detach()
+        stored = matrix if layout is None else layout.stored(matrix, like)
+        weight = stored.to(dtype, copy=True)
+        bias = None if linear.bias is None else linear.bias.detach().to(dtype, copy=True)
+        if layout is None:
+            return linear_from(weight, bias).train(like.training)
+        return with_weights(like, weight, bias)
+
+    def shape(self, layer: nn.Module) -> tuple[int, int]:
+        out_features, in_features = self.dequantize(layer).shape
+        return int(out_features), int(in_features)
+
+    def _stored_shape(self, layer: nn.Module) -> tuple[int, ...]:
+        layout = layout_of(layer)
+        if layout is not None:
+            return layout.own_shape(layer)
+        return cast("tuple[int, int]", (layer.out_features, layer.in_features))
+
+    def describe(self, layer: nn.Module) -> dict[str, Any]:
+        return {"dtype": str(_weight(layer).dtype).removeprefix("torch.")}
+
+
+def _small_twin(layer: nn.Module) -> nn.Module:
+    """A layer of the same class, with values: a model without weights can be planned too."""
+    bias = None if getattr(layer, "bias", None) is None else torch.linspace(1, 2, 2)
+    return with_weights(layer, torch.linspace(-1, 2, 6).view(2, 3), bias)
+
+
+def _weight(layer: nn.Module) -> Tensor:
+    return cast(Tensor, layer.weight)
+
+
+def _forward_is_known(layer: nn.Module) -> bool:
+    return type(layer).forward in (nn.Linear.forward, *(cls.forward for cls in conv1d()))
+
+
+def _close(y: Tensor, wanted: Tensor) -> bool:
+    """Equal but for the order of summation."""
+    error, scale = (y - wanted).abs().max(), wanted.abs().max()
+    return y.dtype == wanted.dtype and bool(error <= 8 * torch.finfo(y.dtype).eps * scale)

@@ -1,0 +1,191 @@
+"""`Quantizer`: all that a backend has to say about its weight format.
+
+The core owns the mathematics of LoRA. A backend says which layers are its own, how to get their
+weight back as a float matrix and, if it can, how to pack a float matrix again. Everything else
+(gradients, DoRA, merge, mixed batches, export) follows from these.
+"""
+
+from __future__ import annotations
+
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from quantlora.errors import BackendError
+from quantlora.formats.affine import AffineWeight
+from quantlora.requirements import AnyRequirement
+
+
+class Quantizer(ABC):
+    """One weight format. Subclass it, return an instance from ``quantlora_quantizers``.
+
+    Shapes follow ``nn.Linear``: a weight is ``(out_features, in_features)``.
+    """
+
+    #: Name users type as ``backend=``; Transformers' key where one exists.
+    name: ClassVar[str]
+    #: Import name of the library whose layers these are. Layers of a library that nobody has
+    #: imported cannot be in a model, so `matches` is called only once it is in ``sys.modules``.
+    module: ClassVar[str]
+    #: Further libraries that have layers of this same format.
+    other_modules: ClassVar[tuple[str, ...]] = ()
+    #: What must be installed; read from metadata only.
+    requires: ClassVar[tuple[AnyRequirement, ...]] = ()
+    #: Bit widths `quantize` offers; empty when the format can only be read.
+    bits: ClassVar[tuple[int, ...]] = ()
+    #: Where the user leaves the choice to us (``quantlora finetune``), the highest one is taken.
+    preference: ClassVar[int] = 0
+
+    @property
+    def imported(self) -> bool:
+        """Whether a library with layers of this format is imported."""
+        return any(name in sys.modules for name in (self.module, *self.other_modules))
+
+    @abstractmethod
+    def layer_types(self) -> tuple[type[nn.Module], ...]:
+        """Layer classes of this format. Import the library in here, not at the top."""
+
+    def matches(self, layer: nn.Module) -> bool:
+        """Whether ``layer`` is in this format. Override it where the format is in the tensor."""
+        return isinstance(layer, self.layer_types())
+
+    @abstractmethod
+    def dequantize(self, layer: nn.Module) -> Tensor:
+        """The weight as a float matrix ``(out_features, in_features)``, on the layer's device.
+
+        The dtype is the format's own and does not lose precision; the caller casts. Called in
+        every forward and again in every backward, so it must not change the layer.
+        """
+
+    def dequantize_to(self, layer: nn.Module, dtype: torch.dtype) -> Tensor:
+        """`dequantize` in ``dtype``: what products are taken with, forward and backward.
+
+        Override it where the format can be unpacked straight into a half-precision dtype: that
+        spares a float32 copy of the weight and most of the time.
+        """
+        return self.dequantize(layer).to(dtype)
+
+    def quantize(
+        self, linear: nn.Linear, like: nn.Module | None = None, **options: Any
+    ) -> nn.Module:
+        """Pack a float layer into this format; ``linear`` is left as it is.
+
+        Args:
+            linear: the float layer; its bias is carried over.
+            like: a layer of this format whose settings (bits, block size, dtypes) are to be used;
+                merging packs with the settings of the layer it merges into.
+            options: this format's own settings when ``like`` is not given.
+        """
+        raise BackendError(f"backend {self.name!r} cannot quantize: it only reads layers.")
+
+    def quantize_layers(
+        self, model: nn.Module, layers: Mapping[str, nn.Linear], **options: Any
+    ) -> dict[str, nn.Module]:
+        """Pack several layers; formats that calibrate over the whole model override it.
+
+        Returns new layers by path and leaves ``model`` as it is.
+        """
+        return {path: self.quantize(linear, **options) for path, linear in layers.items()}
+
+    def matmul(self, layer: nn.Module, x: Tensor) -> Tensor | None:
+        """``x @ dequantize(layer).T`` by a faster kernel, without bias, for inference only.
+
+        Called only while gradients are off. Return None to decline (wrong dtype, many tokens).
+        """
+        return None
+
+    def prepare(self, layer: nn.Module, path: str) -> None:
+        """Called once per layer by `wrap`, before anything else: make it trainable through.
+
+        Raise `BackendError` naming ``path`` and the remedy where that cannot be done. Changes
+        must be harmless if `wrap` fails later.
+        """
+
+    def check_model(self, model: nn.Module, layers: Mapping[str, nn.Module]) -> None:
+        """Called once by `wrap` with its targets in this format, before anything is changed.
+
+        Raise `BackendError` where ``model`` itself says that they cannot be right: a checkpoint
+        that the installed library is known to read wrong, say.
+        """
+
+    def shape(self, layer: nn.Module) -> tuple[int, int]:
+        """``(out_features, in_features)`` without dequantizing."""
+        return int(layer.out_features), int(layer.in_features)  # type: ignore[arg-type]
+
+    def bias(self, layer: nn.Module) -> Tensor | None:
+        """The bias ``(out_features,)``, if any."""
+        return getattr(layer, "bias", None)
+
+    def device(self, layer: nn.Module) -> torch.device:
+        """Where the layer's packed weight lives."""
+        tensors = [*layer.parameters(), *layer.buffers()]
+        return tensors[0].device
+
+    def compute_dtype(self, layer: nn.Module) -> torch.dtype | None:
+        """The dtype products are to be taken in; None: that of the input."""
+        return None
+
+    def group_size(self, layer: nn.Module) -> int | None:
+        """Inputs that share a scale along a row; None where the format has no such groups."""
+        return None
+
+    def group_index(self, layer: nn.Module) -> Tensor | None:
+        """The group of each input ``(in_features,)``; None when groups are neighbours."""
+        return None
+
+    def affine(self, layer: nn.Module) -> AffineWeight | None:
+        """The weight as codes, scales and zero-points, where the format is such a grid."""
+        return None
+
+    def from_affine(self, weight: AffineWeight, bias: Tensor | None) -> nn.Module:
+        """A layer with exactly these codes, scales and float zero-points; optional."""
+        raise BackendError(f"backend {self.name!r} cannot hold float zero-points.")
+
+    def checkpoint_config(
+        self, layers: Mapping[str, nn.Module], linears: Mapping[str, nn.Module]
+    ) -> dict[str, Any] | None:
+        """Transformers' ``quantization_config`` for a checkpoint that holds these layers' states.
+
+        Args:
+            layers: the packed layers by path.
+            linears: all linear layers of the float model by path, with or without weights.
+
+        Returns None where Transformers has no way to load the format. Raises `BackendError` where
+        it has one, but not for this model.
+        """
+        return None
+
+    def stored(self, layer: nn.Module, model: nn.Module) -> Mapping[str, Tensor]:
+        """The layer's tensors as the checkpoint files of ``model`` have them.
+
+        Override it where the library changes them on their way into memory.
+        """
+        return layer.state_dict()
+
+    def describe(self, layer: nn.Module) -> dict[str, Any]:
+        """Facts for `explain`, ``quantlora.json`` and model cards: bits, block size and so on."""
+        return {}
+
+    @property
+    def can_quantize(self) -> bool:
+        """Whether `quantize` is overridden."""
+        return type(self).quantize is not Quantizer.quantize
+
+    @property
+    def can_hold_affine(self) -> bool:
+        """Whether `from_affine` is overridden."""
+        return type(self).from_affine is not Quantizer.from_affine
+
+    def availability_error(self) -> str:
+        """Why this backend cannot be used here, with the fix; empty when it can."""
+        missing = [found for found in (need.check() for need in self.requires) if not found]
+        return "\n".join(f"{one.reason}\n{one.fix}" for one in missing)
+
+    def require(self) -> None:
+        """Raise `MissingLibraryError` unless everything in ``requires`` is installed."""
+        for need in self.requires:
+            need.check().require()

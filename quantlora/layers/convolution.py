@@ -1,0 +1,88 @@
+"""`LoraConv`: LoRA on a convolution in one, two or three dimensions.
+
+    y = conv(x; W) + Σ s · conv₁(conv(x; A); B)     A (r, in, k...), B (out, r, 1...)
+
+A has the layer's kernel, stride, padding and dilation; B is a convolution of kernel 1. The update
+of W is ``s · B · A`` over the flattened kernels. With groups, A sees all channels, as in PEFT, so
+there is no update of W that would do the same, and no merge.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar, cast
+
+import torch
+from torch import Tensor, nn
+
+from quantlora.errors import ConfigError, MergeError
+from quantlora.formats.layouts import CONVOLUTIONS
+from quantlora.layers.autograd import working_dtype
+from quantlora.layers.layer import LoraLayer
+from quantlora.layers.mixed_batch import add_rows, pick_rows
+
+if TYPE_CHECKING:
+    from quantlora.config.lora_config import LoraConfig
+    from quantlora.formats.quantizer import Quantizer
+
+Conv = nn.Conv1d | nn.Conv2d | nn.Conv3d
+
+
+class LoraConv(LoraLayer):
+    """LoRA on `nn.Conv1d`, `nn.Conv2d` and `nn.Conv3d`."""
+
+    variant: ClassVar[str] = "lora"
+
+    @classmethod
+    def accepts(cls, base_layer: nn.Module, quantizer: Quantizer) -> bool:
+        return isinstance(base_layer, CONVOLUTIONS)
+
+    @property
+    def conv(self) -> Conv:
+        return cast(Conv, self.base_layer)
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        y: Tensor = self.conv(x, *args, **kwargs)
+        for name, rows in self.shares(x):
+            A, B = cast(Conv, self.lora_A[name]), cast(Conv, self.lora_B[name])
+            part = self.lora_dropout[name](pick_rows(x, rows))
+            delta = B(A(part.to(working_dtype(part, A.weight.dtype))))
+            y = add_rows(y, rows, self.scaling[name] * delta)
+        return y
+
+    def delta_weight(self, name: str, weight: Tensor) -> Tensor:
+        if self.conv.groups > 1:
+            raise MergeError(
+                f"{self.path}: the adapter of a convolution with groups={self.conv.groups} sees "
+                f"all channels, the layer's own weight does not, so it cannot hold the update. "
+                f"Keep the adapter unmerged, or leave this layer out."
+            )
+        A, B = cast(Conv, self.lora_A[name]), cast(Conv, self.lora_B[name])
+        return self.scaling[name] * (B.weight.flatten(1) @ A.weight.flatten(1))
+
+    def delta_bias(self, name: str, weight: Tensor) -> Tensor | None:
+        bias = cast(Conv, self.lora_B[name]).bias
+        return None if bias is None else self.scaling[name] * bias
+
+    def new_factors(
+        self, config: LoraConfig, r: int, dtype: torch.dtype
+    ) -> tuple[nn.Module, nn.Module]:
+        self.check_rank(r)
+        conv = self.conv
+        if r % conv.groups:
+            raise ConfigError(
+                f"{self.path}: rank {r} is no multiple of the convolution's groups "
+                f"({conv.groups}); give this layer another rank by rank_pattern."
+            )
+        kind = next(one for one in CONVOLUTIONS if isinstance(conv, one))
+        place: dict[str, Any] = {"device": self.quantizer.device(conv), "dtype": dtype}
+        same: dict[str, Any] = {
+            "stride": conv.stride,
+            "padding": conv.padding,
+            "dilation": conv.dilation,
+            "padding_mode": conv.padding_mode,
+        }
+        A = kind(conv.in_channels, r, cast(Any, conv.kernel_size), bias=False, **same, **place)
+        B = kind(r, conv.out_channels, 1, groups=conv.groups, bias=config.lora_bias, **place)
+        for parameter in (*A.parameters(), *B.parameters()):
+            nn.init.zeros_(parameter)
+        return A, B

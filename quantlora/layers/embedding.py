@@ -1,0 +1,76 @@
+"""`LoraEmbedding`: LoRA on an embedding, a linear layer over one-hot tokens.
+
+    y = E[x] + Σ s · B(A[x])        A (r, num_embeddings), B (embedding_dim, r)
+
+PEFT's names: ``lora_embedding_A`` and ``lora_embedding_B``, parameters and not modules. Only rows
+of A are read, so the cost is that of rank r per token, whatever the vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from quantlora.errors import ConfigError
+from quantlora.formats.layouts import EMBEDDINGS
+from quantlora.layers.layer import LoraLayer
+from quantlora.layers.mixed_batch import add_rows, pick_rows
+
+if TYPE_CHECKING:
+    from quantlora.config.lora_config import LoraConfig
+    from quantlora.formats.quantizer import Quantizer
+
+
+class LoraEmbedding(LoraLayer):
+    """Dropout has no effect here, as in PEFT: tokens are not activations."""
+
+    variant: ClassVar[str] = "lora"
+    factor_names: ClassVar[tuple[str, str]] = ("lora_embedding_A", "lora_embedding_B")
+
+    def __init__(self, base_layer: nn.Module, quantizer: Quantizer, path: str) -> None:
+        super().__init__(base_layer, quantizer, path)
+        self.lora_embedding_A = nn.ParameterDict()
+        self.lora_embedding_B = nn.ParameterDict()
+
+    @classmethod
+    def accepts(cls, base_layer: nn.Module, quantizer: Quantizer) -> bool:
+        return isinstance(base_layer, EMBEDDINGS)
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        y: Tensor = self.base_layer(x, *args, **kwargs)
+        for name, rows in self.shares(x):
+            y = add_rows(y, rows, self._delta(name, pick_rows(x, rows)))
+        return y
+
+    def _delta(self, name: str, x: Tensor) -> Tensor:
+        A, B = self.lora_embedding_A[name], self.lora_embedding_B[name]
+        padding = cast("int | None", self.base_layer.padding_idx)
+        y: Tensor = self.scaling[name] * (F.embedding(x, A.t(), padding) @ B.t())
+        # Gemma's embeddings are scaled in the layer itself, behind the weight.
+        scale = getattr(self.base_layer, "embed_scale", None)
+        return y if scale is None else y * torch.as_tensor(scale).to(y)
+
+    def delta_weight(self, name: str, weight: Tensor) -> Tensor:
+        update: Tensor = self.lora_embedding_B[name] @ self.lora_embedding_A[name]
+        return self.scaling[name] * update
+
+    # -- the books: parameters where other layers have modules
+
+    def tables(self) -> tuple[Any, ...]:
+        return (*super().tables(), self.lora_embedding_A, self.lora_embedding_B)
+
+    def add_factors(self, name: str, config: LoraConfig, r: int, dtype: torch.dtype) -> None:
+        if config.lora_bias:
+            raise ConfigError(f"{self.path}: an embedding has no bias, so lora_bias cannot be.")
+        self.check_rank(r)
+        place: dict[str, Any] = {"device": self.quantizer.device(self.base_layer), "dtype": dtype}
+        self.lora_embedding_A[name] = nn.Parameter(torch.zeros(r, self.in_features, **place))
+        self.lora_embedding_B[name] = nn.Parameter(torch.zeros(self.out_features, r, **place))
+
+    def adapter_tensors(self, name: str) -> dict[str, nn.Parameter]:
+        self._known(name)
+        tables = (self.lora_embedding_A, self.lora_embedding_B)
+        return {key: table[name] for key, table in zip(self.factor_names, tables, strict=True)}

@@ -1,0 +1,257 @@
+"""`LoraLayer`: a frozen layer and its adapters. The books; the mathematics is in `linear.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from quantlora.errors import AdapterError, ConfigError, MergeError
+from quantlora.layers.mixed_batch import rows_by_adapter
+from quantlora.names import unknown
+
+if TYPE_CHECKING:
+    from quantlora.config.lora_config import LoraConfig
+    from quantlora.formats.quantizer import Quantizer
+
+
+def check_rank(path: str, shape: tuple[int, int], r: int) -> None:
+    """Raise `ConfigError` where rank ``r`` exceeds what ``shape`` can hold."""
+    limit = min(shape)
+    if r > limit:
+        raise ConfigError(
+            f"{path}: rank {r} is larger than the layer ({shape[0]} x {shape[1]}); use "
+            f"r <= {limit}, or give this layer its own rank by rank_pattern."
+        )
+
+
+class LoraLayer(nn.Module):
+    """Holds ``base_layer`` and, by adapter name, ``lora_A``, ``lora_B`` and their settings.
+
+    Which adapters count is in ``active``; which are folded into the base is in ``merged``.
+    """
+
+    variant: ClassVar[str]
+    #: A and B by their names in an adapter file.
+    factor_names: ClassVar[tuple[str, str]] = ("lora_A.weight", "lora_B.weight")
+
+    def __init__(self, base_layer: nn.Module, quantizer: Quantizer, path: str) -> None:
+        super().__init__()
+        self.base_layer = base_layer
+        self.quantizer = quantizer
+        self.path = path
+        self.lora_A = nn.ModuleDict()
+        self.lora_B = nn.ModuleDict()
+        self.lora_dropout = nn.ModuleDict()
+        self.r: dict[str, int] = {}
+        self.lora_alpha: dict[str, float] = {}
+        self.scaling: dict[str, float] = {}
+        self.active: tuple[str, ...] = ()
+        self.enabled = True
+        self.merged: tuple[str, ...] = ()
+        self.sample_adapters: tuple[str, ...] | None = None  # set by `mixed_batch`
+        # The base from before a merge. In a list, so it is neither a submodule nor in state_dict.
+        self.unmerged: list[tuple[nn.Module, Quantizer]] = []
+        self.train(base_layer.training)
+
+    @classmethod
+    def adopt(cls, layer: LoraLayer) -> LoraLayer:
+        """``layer``, or a layer of this class around the same base with the same adapters.
+
+        Every variant also holds plain LoRA adapters, so one of them may join a plain layer.
+        """
+        if isinstance(layer, cls):
+            return layer
+        if not issubclass(cls, type(layer)):
+            raise AdapterError(
+                f"{layer.path}: an adapter of variant {cls.variant!r} cannot join adapters of "
+                f"variant {layer.variant!r} on one layer; put it on a model of its own."
+            )
+        new = cls(layer.base_layer, layer.quantizer, layer.path)
+        for mine, theirs in zip(new.tables(), layer.tables(), strict=False):
+            mine.update(theirs)
+        new.active, new.enabled = layer.active, layer.enabled
+        return new
+
+    @classmethod
+    def accepts(cls, base_layer: nn.Module, quantizer: Quantizer) -> bool:
+        """Whether this class can wrap such a layer."""
+        raise NotImplementedError
+
+    # -- shape and place, from the base
+
+    @property
+    def out_features(self) -> int:
+        return self.quantizer.shape(self.base_layer)[0]
+
+    @property
+    def in_features(self) -> int:
+        return self.quantizer.shape(self.base_layer)[1]
+
+    @property
+    def weight(self) -> Any:
+        """The base's own weight, as stored; Transformers asks some layers for its dtype."""
+        return getattr(self.base_layer, "weight", None)
+
+    @property
+    def bias(self) -> Tensor | None:
+        return self.quantizer.bias(self.base_layer)
+
+    @property
+    def plain_base(self) -> tuple[nn.Module, Quantizer]:
+        """The base from before any merge, and its format."""
+        return self.unmerged[-1] if self.unmerged else (self.base_layer, self.quantizer)
+
+    def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
+        """The base's weight ``(out_features, in_features)``; by default in its own dtype."""
+        if dtype is None:
+            return self.quantizer.dequantize(self.base_layer)
+        return self.quantizer.dequantize_to(self.base_layer, dtype)
+
+    # -- adapters
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        return tuple(self.r)
+
+    def tables(self) -> tuple[Any, ...]:
+        """Everything that is kept by adapter name; variants append their own."""
+        modules = (self.lora_A, self.lora_B, self.lora_dropout)
+        return (*modules, self.r, self.lora_alpha, self.scaling)
+
+    def finish_adapter(self, name: str, config: LoraConfig) -> None:
+        """Called once A and B have their first values, for what depends on them."""
+
+    def add_adapter(
+        self, name: str, config: LoraConfig, r: int, lora_alpha: float, dtype: torch.dtype
+    ) -> None:
+        """Add zero-valued A and B of rank ``r``; an `Initializer` fills them."""
+        if name in self.adapters:
+            raise AdapterError(
+                f"{self.path}: adapter {name!r} exists already; choose another name."
+            )
+        self.add_factors(name, config, r, dtype)
+        self.lora_dropout[name] = _dropout(config.lora_dropout)
+        self.r[name], self.lora_alpha[name] = r, lora_alpha
+        self.scaling[name] = config.scaling(r, lora_alpha)
+
+    def add_factors(self, name: str, config: LoraConfig, r: int, dtype: torch.dtype) -> None:
+        """Put zero-valued A and B in their tables."""
+        self.lora_A[name], self.lora_B[name] = self.new_factors(config, r, dtype)
+
+    def new_factors(
+        self, config: LoraConfig, r: int, dtype: torch.dtype
+    ) -> tuple[nn.Module, nn.Module]:
+        """A and B for one adapter, on the base's device."""
+        raise NotImplementedError
+
+    def check_rank(self, r: int) -> None:
+        """Raise `ConfigError` where rank ``r`` exceeds what the layer's shape can hold."""
+        check_rank(self.path, (self.out_features, self.in_features), r)
+
+    def merged_parameters(
+        self, names: Sequence[str], weight: Tensor, bias: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Weight and bias with the adapters ``names`` folded in, in float32 or better."""
+        merged = weight
+        for name in names:
+            delta = self.delta_weight(name, weight)
+            merged = merged.to(torch.promote_types(merged.dtype, delta.dtype)) + delta
+        return merged, self.merged_bias(names, weight, bias)
+
+    def merged_bias(
+        self, names: Sequence[str], weight: Tensor, bias: Tensor | None
+    ) -> Tensor | None:
+        """The base's ``bias`` with those of the adapters ``names`` added."""
+        for name in names:
+            delta = self.delta_bias(name, weight)
+            if delta is not None:
+                bias = delta if bias is None else bias + delta.to(bias.dtype)
+        return bias
+
+    def exact_base(
+        self, names: Sequence[str], base: nn.Module, quantizer: Quantizer
+    ) -> tuple[nn.Module, Quantizer]:
+        """A base at the same bits with ``names`` folded in without loss, where a variant can."""
+        raise MergeError(
+            f"{self.path}: variant {self.variant!r} has no exact merge at the same bits; use "
+            f'mode="requantize" (with its loss measured) or mode="dequantize".'
+        )
+
+    def delta_weight(self, name: str, weight: Tensor) -> Tensor:
+        """The update as a matrix ``(out_features, in_features)`` over the base ``weight``."""
+        raise NotImplementedError
+
+    def delta_bias(self, name: str, weight: Tensor) -> Tensor | None:
+        """The update of the bias (``lora_bias``), ``(out_features,)``."""
+        return None
+
+    def remove_adapter(self, name: str) -> None:
+        self._known(name)
+        for table in self.tables():
+            if name in table:
+                del table[name]
+        self.active = tuple(one for one in self.active if one != name)
+
+    def rename_adapter(self, old: str, new: str) -> None:
+        self._known(old)
+        for table in self.tables():
+            if old in table:
+                table[new] = table[old]
+                del table[old]
+        self.active = tuple(new if one == old else one for one in self.active)
+        self.merged = tuple(new if one == old else one for one in self.merged)
+
+    def drops(self, name: str) -> bool:
+        """Whether the adapter's dropout is at work now."""
+        return self.training and isinstance(self.lora_dropout[name], nn.Dropout)
+
+    @property
+    def contributing(self) -> tuple[str, ...]:
+        """Adapters that add to the output: the active ones that are not folded in already."""
+        if not self.enabled:
+            return ()
+        return tuple(name for name in self.active if name not in self.merged)
+
+    def shares(self, x: Tensor) -> list[tuple[str, Tensor | None]]:
+        """Which adapters add to which samples of ``x`` (None: all of them)."""
+        if self.sample_adapters is None or not self.enabled:
+            return [(name, None) for name in self.contributing]
+        return list(rows_by_adapter(self.sample_adapters, self.adapters, x, self.path))
+
+    def activate(self, names: Iterable[str]) -> None:
+        """Make those of ``names`` that this layer has the active ones."""
+        self.active = tuple(name for name in names if name in self.adapters)
+
+    def alpha_factor(self, name: str) -> float:
+        """An adapter file's ``lora_alpha`` is this layer's times so much (PEFT's convention)."""
+        return 1.0
+
+    def file_fields(self, name: str) -> dict[str, Any]:
+        """Fields of the adapter's config file that this layer settles."""
+        return {}
+
+    def adapter_tensors(self, name: str) -> dict[str, nn.Parameter]:
+        """The adapter's parameters by their name in an adapter file, e.g. ``lora_A.weight``."""
+        self._known(name)
+        factors = {"lora_A": self.lora_A[name], "lora_B": self.lora_B[name]}
+        return {
+            f"{side}.{key}": parameter
+            for side, module in factors.items()
+            for key, parameter in module.named_parameters()
+        }
+
+    def _known(self, name: str) -> None:
+        if name not in self.adapters:
+            raise AdapterError(f"{self.path}: {unknown('adapter', name, self.adapters)}")
+
+    def extra_repr(self) -> str:
+        books = ", ".join(f"{n}: r={self.r[n]}, s={self.scaling[n]:g}" for n in self.adapters)
+        return f"{self.quantizer.name}, {books}"
+
+
+def _dropout(p: float) -> nn.Module:
+    """No module at all for p = 0, so that the input is not copied."""
+    return nn.Dropout(p) if p else nn.Identity()

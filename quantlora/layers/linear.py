@@ -1,0 +1,109 @@
+"""`LoraLinear`: the LoRA layer over any weight format, and the file to read first.
+
+    y = x · dequantize(Q)ᵀ + bias + Σ s · B(A(dropout(x)))      over the active adapters
+
+LoRA: Hu et al. 2021, arXiv:2106.09685, eq. 3.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar, cast
+
+import torch
+from torch import Tensor, nn
+
+from quantlora.errors import LayerError
+from quantlora.formats.layouts import is_linear_kind
+from quantlora.layers.autograd import Weight, frozen_linear, low_rank, working_dtype
+from quantlora.layers.layer import LoraLayer
+from quantlora.layers.mixed_batch import add_rows, pick_rows
+
+if TYPE_CHECKING:
+    from quantlora.config.lora_config import LoraConfig
+    from quantlora.formats.quantizer import Quantizer
+
+
+class LoraLinear(LoraLayer):
+    """LoRA on a linear layer. Variants override `delta`, `delta_weight` and `delta_bias`."""
+
+    variant: ClassVar[str] = "lora"
+
+    @classmethod
+    def accepts(cls, base_layer: nn.Module, quantizer: Quantizer) -> bool:
+        return is_linear_kind(base_layer)
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if not x.is_floating_point():  # else integer weights would be multiplied, without a word
+            raise LayerError(f"{self.path}: the input is {x.dtype}, a linear layer takes floats.")
+        weight = self.forward_weight()
+        product = self.base_product(x, weight)
+        y = self._with_bias(product, x)
+        for name, rows in self.shares(x):
+            dropped = self.lora_dropout[name](pick_rows(x, rows))
+            delta = self.delta(name, dropped, pick_rows(product, rows), weight)
+            y = add_rows(y, rows, delta)
+        return y
+
+    # -- the base
+
+    def base_product(self, x: Tensor, weight: Tensor | None) -> Tensor:
+        """``x · dequantize(Q)ᵀ`` in the layer's compute dtype; ``weight`` if it is at hand."""
+        x = x.to(working_dtype(x, self.quantizer.compute_dtype(self.base_layer) or x.dtype))
+        if weight is None and not torch.is_grad_enabled():
+            fast = self.quantizer.matmul(self.base_layer, x)
+            if fast is not None:
+                return fast
+        return frozen_linear(x, self.frozen_weight(), weight)
+
+    def frozen_weight(self) -> Weight:
+        """Gives the weight of the base as it is now, also once a merge has put another in place."""
+        return partial(self.quantizer.dequantize_to, self.base_layer)
+
+    def forward_weight(self) -> Tensor | None:
+        """The dequantized base, for variants that need more of it than its product."""
+        return None
+
+    def _with_bias(self, product: Tensor, x: Tensor) -> Tensor:
+        bias = self.quantizer.bias(self.base_layer)
+        y = product if bias is None else product + bias.to(product.dtype)
+        return y.to(working_dtype(x, x.dtype))
+
+    # -- the adapters
+
+    def factors(self, name: str) -> tuple[nn.Linear, nn.Linear]:
+        """A ``(r, in_features)`` and B ``(out_features, r)`` as linear layers."""
+        return cast(nn.Linear, self.lora_A[name]), cast(nn.Linear, self.lora_B[name])
+
+    def delta(self, name: str, x: Tensor, product: Tensor, weight: Tensor | None) -> Tensor:
+        """What adapter ``name`` adds to the output: ``s · B(A(x))``.
+
+        Args:
+            x: the layer's input ``(..., in_features)``, after the adapter's dropout.
+            product: input · dequantize(Q)ᵀ, before dropout and without bias.
+            weight: what `forward_weight` gave.
+        """
+        A, B = self.factors(name)
+        y = low_rank(x, A.weight, B.weight, self.scaling[name])
+        return y if B.bias is None else y + self.scaling[name] * B.bias.to(y.dtype)
+
+    def delta_weight(self, name: str, weight: Tensor) -> Tensor:
+        """The update as a matrix ``(out_features, in_features)`` over the base ``weight``."""
+        A, B = self.factors(name)
+        return self.scaling[name] * (B.weight @ A.weight)
+
+    def delta_bias(self, name: str, weight: Tensor) -> Tensor | None:
+        """The update of the bias (``lora_bias``), ``(out_features,)``."""
+        bias = self.factors(name)[1].bias
+        return None if bias is None else self.scaling[name] * bias
+
+    def new_factors(
+        self, config: LoraConfig, r: int, dtype: torch.dtype
+    ) -> tuple[nn.Module, nn.Module]:
+        self.check_rank(r)
+        place: dict[str, Any] = {"device": self.quantizer.device(self.base_layer), "dtype": dtype}
+        A = nn.Linear(self.in_features, r, bias=False, **place)
+        B = nn.Linear(r, self.out_features, bias=config.lora_bias, **place)
+        for parameter in (*A.parameters(), *B.parameters()):
+            nn.init.zeros_(parameter)
+        return A, B

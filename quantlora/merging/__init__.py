@@ -1,0 +1,1 @@
+"""Folding adapters into the base and out again."""

@@ -1,0 +1,128 @@
+"""Folding adapters into the base and out again, by policy and never silently at a loss.
+
+    W' = dequantize(Q) + Σ s · B · A        over the adapters that are merged
+
+However many adapters are merged, W' is packed once. What packing it loses of the update is
+measured for every layer: ``loss = ‖requantize(W') - W'‖ / ‖W' - dequantize(Q)‖``. The layer from
+before the merge is kept as it is, so `unmerge` is bit-exact.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import TypeVar
+
+import torch
+from torch import nn
+
+from quantlora.adapters.state import adapter_state, known_adapter, lora_layers, saved_modules
+from quantlora.adapters.switch import check_together, set_adapter, unload
+from quantlora.errors import MergeError
+from quantlora.merging.merge_layer import MODES, merge_layer
+from quantlora.merging.merge_report import MergeReport
+from quantlora.wrapping.tied import untie_merged
+
+M = TypeVar("M", bound=nn.Module)
+
+
+@torch.no_grad()
+def merge(
+    model: nn.Module, adapters: str | Sequence[str] | None = None, *, mode: str = "requantize"
+) -> MergeReport:
+    """Fold ``adapters`` (default: the active ones) into the base; `unmerge` takes them out.
+
+    An adapter that is folded in counts, so those of ``adapters`` that were not active become so.
+
+    Args:
+        mode: ``"requantize"`` packs the merged weight in the layer's own format; ``"dequantize"``
+            leaves a float layer, without loss and 16 bits or more per weight; ``"keep"`` merges
+            float layers only and leaves the adapters of packed layers as they are; ``"exact"``
+            keeps the bits without loss, for variants made for it (QA-LoRA).
+
+    Returns:
+        What became of each layer, with the relative loss of its update.
+
+    Raises:
+        MergeError: a format cannot pack and ``mode`` asks for it, ``mode`` is unknown, or the
+            adapters are disabled. The model is as it was.
+    """
+    if mode not in MODES:
+        raise MergeError(f"mode must be one of {', '.join(MODES)}, got {mode!r}.")
+    names = chosen_adapters(model, adapters)
+    check_enabled(model)
+    check_together(model, (*adapter_state(model).active, *names))
+    floating = outer_dtype(model)
+    merged = [
+        one
+        for path, layer in lora_layers(model)
+        if (one := merge_layer(path, layer, names, mode, floating)) is not None
+    ]
+    for one in merged:
+        one.commit()
+    for _, saved in saved_modules(model):
+        saved.merged = tuple(name for name in saved.adapters if name in (*saved.merged, *names))
+    set_adapter(model, (*adapter_state(model).active, *names))
+    report = MergeReport([one.report for one in merged])
+    if loss := report.warning():
+        warnings.warn(loss, UserWarning, stacklevel=2)
+    return report
+
+
+def unmerge(model: nn.Module) -> None:
+    """Put every merged layer's original base back, bit for bit."""
+    adapter_state(model)
+    for _, layer in lora_layers(model):
+        if layer.unmerged:
+            layer.base_layer, layer.quantizer = layer.unmerged.pop()
+            layer.merged = ()
+    for _, saved in saved_modules(model):
+        saved.merged = ()
+
+
+def merge_and_unload(
+    model: M, adapters: str | Sequence[str] | None = None, *, mode: str = "requantize"
+) -> M:
+    """Merge, then leave the plain model without any LoRA layer; the same object.
+
+    Raises:
+        MergeError: as `merge`; also when an active adapter would be dropped unmerged.
+    """
+    names = chosen_adapters(model, adapters)
+    left = [name for name in adapter_state(model).active if name not in names]
+    if left:
+        raise MergeError(
+            f"adapters {', '.join(left)} are active but not to be merged, and would be lost: merge "
+            f"them too, or quantlora.set_adapter(model, {list(names)!r}) first."
+        )
+    if mode == "keep":
+        raise MergeError(
+            'mode="keep" leaves adapters on packed layers: there is nothing to unload.'
+        )
+    merge(model, names, mode=mode)
+    unload(model)
+    untie_merged(model)
+    return model
+
+
+def chosen_adapters(model: nn.Module, adapters: str | Sequence[str] | None) -> tuple[str, ...]:
+    chosen = adapter_state(model).active if adapters is None else adapters
+    names = (chosen,) if isinstance(chosen, str) else tuple(dict.fromkeys(chosen))
+    for name in names:
+        known_adapter(model, name)
+    return names
+
+
+def check_enabled(model: nn.Module) -> None:
+    if not adapter_state(model).enabled:
+        raise MergeError(
+            "the adapters are disabled, and a merged one would count all the same: call "
+            "quantlora.enable_adapters(model) before you merge."
+        )
+
+
+def outer_dtype(model: nn.Module) -> torch.dtype | None:
+    """The dtype of the float parameters around the LoRA layers: that of the activations."""
+    inside = {id(p) for _, layer in lora_layers(model) for p in layer.parameters()}
+    outside = (p.dtype for p in model.parameters() if id(p) not in inside)
+    return next((dtype for dtype in outside if dtype.is_floating_point), None)

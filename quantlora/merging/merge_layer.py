@@ -1,0 +1,106 @@
+"""What merging makes of one layer, by mode. Nothing is changed before `MergedBase.commit`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from quantlora.discovery.registration import registry
+from quantlora.errors import MergeError
+from quantlora.formats.quantizer import Quantizer
+from quantlora.layers.layer import LoraLayer
+from quantlora.merging.merge_report import LayerMerge
+from quantlora.wrapping.bases import linear_from
+from quantlora.wrapping.plan import FLOAT
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One layer with the base it had before any merge, and the merged weight in float."""
+
+    path: str
+    layer: LoraLayer
+    names: tuple[str, ...]
+    base: nn.Module
+    quantizer: Quantizer
+    weight: Tensor
+    bias: Tensor | None
+    floating: torch.dtype
+
+    def linear(self) -> nn.Linear:
+        return linear_from(self.weight, self.bias).train(self.base.training)
+
+
+@dataclass(frozen=True)
+class MergedBase:
+    """A layer's future base, and what it lost."""
+
+    layer: LoraLayer
+    names: tuple[str, ...]
+    base: nn.Module
+    quantizer: Quantizer
+    report: LayerMerge
+
+    def commit(self) -> None:
+        """Put the merged base in place; the one from before the first merge is kept."""
+        layer = self.layer
+        if not layer.unmerged:
+            layer.unmerged.append((layer.base_layer, layer.quantizer))
+        layer.base_layer, layer.quantizer = self.base, self.quantizer
+        layer.merged = self.names
+
+
+def merge_layer(
+    path: str, layer: LoraLayer, adapters: tuple[str, ...], mode: str, floating: torch.dtype | None
+) -> MergedBase | None:
+    """The future of ``layer`` with ``adapters`` folded in; None where it stays as it is.
+
+    Args:
+        floating: the dtype of a layer that becomes float; None: that of the dequantized weight.
+    """
+    wanted = (name for name in (*layer.merged, *adapters) if name in layer.adapters)
+    names = tuple(dict.fromkeys(wanted))
+    base, quantizer = layer.plain_base
+    if not names or (mode == "keep" and quantizer.name != FLOAT):
+        return None
+    before = quantizer.dequantize(base)
+    parameters = layer.merged_parameters(names, before, quantizer.bias(base))
+    job = _Job(path, layer, names, base, quantizer, *parameters, floating or before.dtype)
+    packed, target = _BY_MODE[mode](job)
+    report = LayerMerge.measure(path, target, before, job.weight, target.dequantize(packed))
+    return MergedBase(layer, names, packed, target, report)
+
+
+def _requantize(job: _Job) -> tuple[nn.Module, Quantizer]:
+    if not job.quantizer.can_quantize:
+        raise MergeError(
+            f"{job.path}: format {job.quantizer.name!r} can be read but not packed again here, so "
+            f'a merge cannot keep it. Use mode="dequantize" for a float layer, or keep the adapter '
+            f"apart."
+        )
+    return job.quantizer.quantize(job.linear(), like=job.base), job.quantizer
+
+
+def _dequantize(job: _Job) -> tuple[nn.Module, Quantizer]:
+    if job.quantizer.name == FLOAT:  # stays as it is stored: transposed, convolution, dtype
+        return _requantize(job)
+    quantizer = registry().quantizers[FLOAT]
+    return quantizer.quantize(job.linear().to(job.floating)), quantizer
+
+
+def _exact(job: _Job) -> tuple[nn.Module, Quantizer]:
+    return job.layer.exact_base(job.names, job.base, job.quantizer)
+
+
+_BY_MODE: dict[str, Callable[[_Job], tuple[nn.Module, Quantizer]]] = {
+    "requantize": _requantize,
+    "dequantize": _dequantize,
+    "keep": _requantize,
+    "exact": _exact,
+}
+
+#: What `merge` offers.
+MODES = tuple(_BY_MODE)

@@ -1,0 +1,65 @@
+"""What a merge did to each layer, and what it lost."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from quantlora.formats.quantizer import Quantizer
+
+#: Above this relative loss most of an update did not survive packing.
+MOST = 0.5
+
+
+@dataclass(frozen=True)
+class LayerMerge:
+    """One merged layer.
+
+    Args:
+        path: its place.
+        format: the format it is in now.
+        delta_norm: Frobenius norm of the update.
+        loss: ``‖stored - wanted‖ / ‖update‖``; 0 is exact, 1 is as large as the update itself.
+    """
+
+    path: str
+    format: str
+    delta_norm: float
+    loss: float
+
+    @classmethod
+    def measure(
+        cls, path: str, target: Quantizer, before: Tensor, wanted: Tensor, stored: Tensor
+    ) -> LayerMerge:
+        delta = float((wanted.float() - before.float()).norm())
+        error = float((stored.float() - wanted.float()).norm())
+        return cls(path, target.name, delta, error / delta if delta else 0.0)
+
+
+@dataclass(frozen=True)
+class MergeReport:
+    """All merged layers, in the model's order."""
+
+    layers: list[LayerMerge]
+
+    @property
+    def worst(self) -> LayerMerge | None:
+        return max(self.layers, key=lambda one: one.loss, default=None)
+
+    def warning(self) -> str:
+        """What to say when most of an update was lost; empty when all is well."""
+        lossy = [layer for layer in self.layers if layer.loss > MOST]
+        worst = self.worst
+        if not lossy or worst is None:
+            return ""
+        return (
+            f"merging lost most of the update in {len(lossy)} of {len(self.layers)} layers: the "
+            f"rounding of {worst.format!r} is {worst.loss:.2f} times the update at {worst.path}. "
+            f'Use mode="dequantize" for a float layer, or keep the adapter unmerged '
+            f"(quantlora.unmerge(model) takes it out, bit for bit)."
+        )
+
+    def __str__(self) -> str:
+        rows = [f"{one.loss:10.4f}  {one.format:20}  {one.path}" for one in self.layers]
+        return "\n".join([f"{'loss':>10}  {'format':20}  layer", *rows])

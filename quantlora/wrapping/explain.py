@@ -1,0 +1,132 @@
+"""`explain`: what `wrap` would do to each layer, or why it would not. Changes nothing."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from torch import nn
+
+from quantlora.config.lora_config import LoraConfig
+from quantlora.discovery.registration import Registry, registry
+from quantlora.errors import QuantloraError, TargetError
+from quantlora.layers.layer import LoraLayer
+from quantlora.names import check_name
+from quantlora.wrapping.explanation import Explanation, LayerRow
+from quantlora.wrapping.plan import AUTO, PlannedLayer, check_model, plan_layer
+from quantlora.wrapping.targets import (
+    Target,
+    find_targets,
+    is_all_linear,
+    looks_linear,
+    output_heads,
+    own_modules,
+    targeted,
+)
+from quantlora.wrapping.wrap import given_config
+
+#: Fields of the config that take a layer out again, and how to say so.
+_REASONS = {
+    ("modules_to_save",): "in modules_to_save: trained in full",
+    ("exclude_modules",): "left out by exclude_modules",
+    ("layers_to_transform", "layers_pattern"): "not in layers_to_transform",
+}
+
+
+def explain(
+    model: nn.Module,
+    config: LoraConfig | None = None,
+    backend: str = AUTO,
+    *,
+    adapter_name: str = "default",
+    **fields: Any,
+) -> Explanation:
+    """Show what ``wrap`` with the same arguments would do; ``print`` it for a table.
+
+    Errors that `wrap` would raise are shown in the row or under ``problems``, not raised.
+    """
+    problems: list[str] = []
+    try:
+        config = given_config(config, fields)
+        check_name(adapter_name)
+        registry().initializer(config).check(config)
+        if backend != AUTO:
+            registry().quantizer(backend)
+    except (QuantloraError, TypeError) as error:
+        problems.append(str(error))
+    if config is None:
+        return Explanation((), tuple(problems))
+    return _explain(model, config, backend, adapter_name, problems)
+
+
+def _explain(
+    model: nn.Module, config: LoraConfig, backend: str, adapter: str, problems: list[str]
+) -> Explanation:
+    known = registry()
+    targets: dict[str, Target] = {}
+    try:
+        targets = {target.path: target for target in find_targets(model, config, known)}
+    except TargetError as error:
+        problems.append(str(error))
+    plan: list[PlannedLayer] = []
+    rows: list[LayerRow] = []
+    for path, layer in own_modules(model):
+        if path in targets:
+            found = _try_plan(targets[path], config, AUTO if problems else backend, adapter, known)
+            rows.append(_targeted_row(targets[path], found, known))
+            plan += [found] if isinstance(found, PlannedLayer) else []
+        elif path and looks_linear(layer, known):
+            rows.append(_row(path, layer, known, reason=_why_not(path, layer, model, config)))
+    return Explanation(tuple(rows), (*problems, *_problems_of_model(model, plan)))
+
+
+def _try_plan(
+    target: Target, config: LoraConfig, backend: str, adapter: str, known: Registry
+) -> PlannedLayer | QuantloraError:
+    try:
+        return plan_layer(target, config, backend, adapter, known)
+    except QuantloraError as error:
+        return error
+
+
+def _problems_of_model(model: nn.Module, plan: list[PlannedLayer]) -> list[str]:
+    try:
+        check_model(model, plan)
+    except QuantloraError as error:
+        return [str(error)]
+    return []
+
+
+def _targeted_row(
+    target: Target, found: PlannedLayer | QuantloraError, known: Registry
+) -> LayerRow:
+    if isinstance(found, QuantloraError):
+        return _row(target.path, target.layer, known, reason=str(found), fails=True)
+    row = _row(target.path, target.layer, known)
+    return replace(
+        row,
+        format=f"{row.format} -> {found.quantizer.name}" if found.quantize else row.format,
+        wrapper=found.wrapper.__name__,
+        r=target.r,
+        lora_alpha=target.lora_alpha,
+    )
+
+
+def _row(path: str, layer: nn.Module, known: Registry, **facts: Any) -> LayerRow:
+    base = layer.base_layer if isinstance(layer, LoraLayer) else layer
+    takers = [layer.quantizer] if isinstance(layer, LoraLayer) else known.candidates(layer)
+    if len(takers) != 1:
+        return LayerRow(path, type(base).__name__, None, "unknown", **facts)
+    own = takers[0]
+    details = ", ".join(f"{key} {value}" for key, value in own.describe(base).items())
+    return LayerRow(path, type(base).__name__, own.shape(base), own.name, details, **facts)
+
+
+def _why_not(path: str, layer: nn.Module, model: nn.Module, config: LoraConfig) -> str:
+    if is_all_linear(config) and layer in output_heads(model, config):
+        return 'the output layer: "all-linear" leaves it out'
+    for fields, reason in _REASONS.items():
+        without: dict[str, Any] = dict.fromkeys(fields)
+        if not targeted(path, config) and targeted(path, replace(config, **without)):
+            return reason
+    return "not in target_modules"

@@ -1,0 +1,112 @@
+"""What `wrap` is going to do, decided before anything is touched; `explain` shows the same plan."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from quantlora.adapters.state import check_free, taken
+from quantlora.config.config_checks import check_supported
+from quantlora.config.lora_config import LoraConfig
+from quantlora.discovery.registration import Registry
+from quantlora.errors import AdapterError, BackendError
+from quantlora.formats.layouts import is_linear_kind
+from quantlora.formats.quantizer import Quantizer
+from quantlora.layers.layer import LoraLayer, check_rank
+from quantlora.wrapping.targets import Target, find_targets
+
+AUTO = "auto"
+FLOAT = "float"
+
+
+@dataclass(frozen=True)
+class PlannedLayer:
+    """One layer's future: its format, whether it is quantized first, its LoRA class."""
+
+    target: Target
+    quantizer: Quantizer
+    quantize: bool
+    wrapper: type[LoraLayer]
+
+    @property
+    def path(self) -> str:
+        return self.target.path
+
+    @property
+    def layer(self) -> nn.Module:
+        return self.target.layer
+
+
+def make_plan(
+    model: nn.Module, config: LoraConfig, backend: str, adapter: str, registry: Registry
+) -> list[PlannedLayer]:
+    """One `PlannedLayer` for each target, or the error that `wrap` would raise."""
+    check_supported(config)
+    check_free(model, adapter)
+    if backend != AUTO:
+        registry.quantizer(backend)  # unknown, or its library missing: say so before the model
+    targets = find_targets(model, config, registry)
+    return [plan_layer(target, config, backend, adapter, registry) for target in targets]
+
+
+def plan_layer(
+    target: Target, config: LoraConfig, backend: str, adapter: str, registry: Registry
+) -> PlannedLayer:
+    """The plan for one target, or the error that `wrap` would raise for it."""
+    path, layer = target.path, target.layer
+    if isinstance(layer, LoraLayer):
+        _check_addable(path, layer, adapter)
+        own, base = layer.quantizer, layer.base_layer
+    else:
+        own, base = registry.match(path, layer), layer
+    check_rank(path, own.shape(base), target.r)
+    quantizer = _format(path, layer, own, backend, registry)
+    wrapper = registry.wrapper(config.variant, base, quantizer, path)
+    return PlannedLayer(target, quantizer, quantizer is not own, wrapper)
+
+
+def check_model(model: nn.Module, plan: list[PlannedLayer]) -> None:
+    """Let each format look at the model as a whole; raises what `wrap` would raise."""
+    as_they_are = [p for p in plan if not (p.quantize or isinstance(p.layer, LoraLayer))]
+    for quantizer in dict.fromkeys(planned.quantizer for planned in as_they_are):
+        layers = {p.path: p.layer for p in as_they_are if p.quantizer is quantizer}
+        quantizer.check_model(model, layers)
+
+
+def _check_addable(path: str, layer: LoraLayer, adapter: str) -> None:
+    if adapter in layer.adapters:
+        raise AdapterError(f"{path}: {taken(adapter)}")
+    if layer.merged:
+        raise AdapterError(
+            f"{path}: {', '.join(layer.merged)} is merged into the base; call "
+            f"quantlora.unmerge(model) before another adapter is added."
+        )
+
+
+def _format(
+    path: str, layer: nn.Module, own: Quantizer, backend: str, registry: Registry
+) -> Quantizer:
+    """The layer's future format: its own, or ``backend`` if it is float and that can quantize."""
+    if backend in (AUTO, own.name):
+        return own
+    wanted = registry.quantizer(backend)
+    why = _why_not_packed(layer, own, wanted)
+    if why is None:
+        return wanted
+    raise BackendError(
+        f'{path}: backend={backend!r} was asked for, but {why}. Use backend="auto" to take each '
+        f"layer as it is, or load the model in the format you want."
+    )
+
+
+def _why_not_packed(layer: nn.Module, own: Quantizer, wanted: Quantizer) -> str | None:
+    if own.name != FLOAT:
+        return f"it is in format {own.name!r} already"
+    if not wanted.can_quantize:
+        return f"{wanted.name!r} only reads layers, it cannot quantize"
+    if not is_linear_kind(layer):
+        return f"{type(layer).__name__} is no linear layer, and only those can be packed"
+    if isinstance(layer, LoraLayer):
+        return "it has an adapter already, which refers to the float weight"
+    return None

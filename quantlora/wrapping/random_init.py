@@ -1,0 +1,47 @@
+"""LoRA's own first values: A random, B zero, so that training starts at the base model."""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar
+
+from torch import nn
+
+from quantlora.layers.layer import LoraLayer
+from quantlora.wrapping.initializer import InitContext, Initializer
+
+
+class Default(Initializer):
+    """A Kaiming-uniform, B zero (``init_lora_weights=True``; Hu et al. 2021, section 4.1)."""
+
+    name: ClassVar[str] = "default"
+
+    def initialize(self, layer: LoraLayer, context: InitContext) -> None:
+        parameters = layer.adapter_tensors(context.adapter)
+        if "lora_A.weight" in parameters:
+            nn.init.kaiming_uniform_(parameters["lora_A.weight"], a=math.sqrt(5))
+        else:  # an embedding: rows of A are read one by one, so it is A that starts at zero
+            nn.init.normal_(parameters["lora_embedding_B"])
+
+
+class Uniform(Initializer):
+    """A and B Kaiming-uniform: not the base model at first (``init_lora_weights=False``)."""
+
+    name: ClassVar[str] = "uniform"
+
+    def initialize(self, layer: LoraLayer, context: InitContext) -> None:
+        for name, parameter in layer.adapter_tensors(context.adapter).items():
+            if name in layer.factor_names:
+                nn.init.kaiming_uniform_(parameter, a=math.sqrt(5))
+
+
+class Gaussian(Initializer):
+    """A normal with deviation 1/r, B zero."""
+
+    name: ClassVar[str] = "gaussian"
+
+    def initialize(self, layer: LoraLayer, context: InitContext) -> None:
+        parameters = layer.adapter_tensors(context.adapter)
+        A, B = layer.factor_names
+        random = A if A == "lora_A.weight" else B
+        nn.init.normal_(parameters[random], std=1 / layer.r[context.adapter])

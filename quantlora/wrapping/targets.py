@@ -1,0 +1,169 @@
+"""Which layers get an adapter: ``target_modules`` and its companions, matched as in PEFT."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear as NeverCalled
+
+from quantlora.adapters.saved_modules import SavedModule
+from quantlora.config.lora_config import LoraConfig
+from quantlora.discovery.registration import Registry
+from quantlora.errors import TargetError
+from quantlora.formats.layouts import is_linear_kind
+from quantlora.layers.layer import LoraLayer
+from quantlora.names import near
+
+ALL_LINEAR = "all-linear"
+
+
+@dataclass(frozen=True)
+class Target:
+    """One layer to wrap: its ``path``, the ``layer``, and its own rank and alpha."""
+
+    path: str
+    layer: nn.Module
+    r: int
+    lora_alpha: float
+
+
+def find_targets(model: nn.Module, config: LoraConfig, registry: Registry) -> list[Target]:
+    """The layers that ``config`` targets, in the model's order.
+
+    Raises `TargetError` when the targets, or a rank or alpha pattern, match nothing.
+    """
+    modules = dict(own_modules(model))
+    paths = [path for path in modules if path and targeted(path, config)]
+    if is_all_linear(config):
+        heads = output_heads(model, config)
+        paths = [
+            path
+            for path in paths
+            if modules[path] not in heads and looks_linear(modules[path], registry)
+        ]
+    if not paths:
+        raise TargetError(_nothing(config, modules, registry))
+    for name in ("rank_pattern", "alpha_pattern"):
+        _check_patterns(name, getattr(config, name), paths)
+    return [_target(path, modules[path], config) for path in paths]
+
+
+def own_modules(model: nn.Module) -> Iterable[tuple[str, nn.Module]]:
+    """All modules by path, also under a second path; what is inside ours is left out."""
+    inside = None
+    for path, module in model.named_modules(remove_duplicate=False):
+        if inside is not None and path.startswith(inside):
+            continue
+        inside = f"{path}." if isinstance(module, (LoraLayer, SavedModule)) else None
+        yield path, module
+
+
+def is_all_linear(config: LoraConfig) -> bool:
+    targets = config.target_modules
+    return isinstance(targets, str) and targets.lower() == ALL_LINEAR
+
+
+def targeted(path: str, config: LoraConfig) -> bool:
+    """Whether the names in ``config`` pick ``path``; "all-linear" picks every path here."""
+    if any(re.match(rf"(^|.*\.){name}($|\..*)", path) for name in config.modules_to_save or ()):
+        return False
+    if config.exclude_modules and _named(path, config.exclude_modules):
+        return False
+    if is_all_linear(config):
+        return True
+    targets = config.target_modules
+    if not targets or not _named(path, targets):
+        return False
+    return isinstance(targets, str) or path in targets or _index_wanted(path, config)
+
+
+def _named(path: str, names: list[str] | str) -> bool:
+    if isinstance(names, str):
+        return re.fullmatch(names, path) is not None
+    return any(path == name or path.endswith(f".{name}") for name in names)
+
+
+def _index_wanted(path: str, config: LoraConfig) -> bool:
+    """PEFT's ``layers_to_transform``: the first numbered segment of the path is the index."""
+    wanted = config.layers_to_transform
+    if wanted is None or wanted == []:
+        return True
+    given = config.layers_pattern or []
+    patterns = [given] if isinstance(given, str) else given
+    forms = [rf"(?:^|.*?\.){p}\.(\d+)\." for p in patterns] or [r".*?\.[^.]*\.(\d+)\."]
+    found = next((match for form in forms if (match := re.match(form, path))), None)
+    indices = [wanted] if isinstance(wanted, int) else wanted
+    return found is not None and int(found.group(1)) in indices
+
+
+def looks_linear(module: nn.Module, registry: Registry) -> bool:
+    """Linear by class, by a quantizer's word, or a leaf that has the attributes of one.
+
+    The last makes a packed layer that nobody knows an error in `wrap`, not silently left out.
+    """
+    if isinstance(module, NeverCalled) or not is_linear_kind(module):
+        return False
+    if isinstance(module, LoraLayer):
+        return is_linear_kind(module.base_layer)
+    if isinstance(module, nn.Linear):
+        return True
+    if registry.candidates(module):
+        return True
+    leaf = not any(True for _ in module.children())
+    return leaf and hasattr(module, "out_features") and hasattr(module, "in_features")
+
+
+def output_heads(model: nn.Module, config: LoraConfig) -> set[nn.Module]:
+    """The output embeddings, or a classifier's head: what "all-linear" leaves out."""
+    output = getattr(model, "get_output_embeddings", lambda: None)()
+    if output is not None:
+        return {output}
+    classifier = type(model).__name__.endswith("ForSequenceClassification")
+    names = ("score", "classifier") if classifier or config.task_type == "SEQ_CLS" else ()
+    return {head for name in names if (head := getattr(model, name, None)) is not None}
+
+
+def _target(path: str, layer: nn.Module, config: LoraConfig) -> Target:
+    r = by_pattern(path, config.rank_pattern, config.r)
+    return Target(path, layer, r, by_pattern(path, config.alpha_pattern, config.lora_alpha))
+
+
+def by_pattern(path: str, patterns: Mapping[str, Any], default: Any) -> Any:
+    """The value for ``path`` in a ``rank_pattern`` or ``alpha_pattern``: the first that matches."""
+    return next((value for key, value in patterns.items() if _ends_in(path, key)), default)
+
+
+def _ends_in(path: str, pattern: str) -> bool:
+    return re.match(rf"(.*\.)?({pattern})$", path) is not None
+
+
+def _check_patterns(name: str, patterns: Mapping[str, Any], paths: list[str]) -> None:
+    for pattern in patterns:
+        if not any(_ends_in(path, pattern) for path in paths):
+            close = near(pattern, paths)
+            hint = f" Near names: {', '.join(close)}." if close else f" Targets: {_some(paths)}."
+            raise TargetError(f"{name} {pattern!r} matches none of the targeted layers.{hint}")
+
+
+def _nothing(config: LoraConfig, modules: Mapping[str, nn.Module], registry: Registry) -> str:
+    linear = [path for path, module in modules.items() if path and looks_linear(module, registry)]
+    targets = config.target_modules
+    asked = [targets] if isinstance(targets, str) else targets or []
+    close = dict.fromkeys(name for one in asked for name in near(one, linear))
+    hint = f" Near names: {', '.join(close)}." if close else ""
+    return (
+        f"target_modules={targets!r} (exclude_modules={config.exclude_modules!r}) matches no layer "
+        f"of this model.{hint} Its linear layers are named: "
+        f"{_some(dict.fromkeys(path.rsplit('.', 1)[-1] for path in linear))}. "
+        f'Use target_modules="all-linear" for all of them.'
+    )
+
+
+def _some(names: Iterable[str], limit: int = 12) -> str:
+    names = list(names)
+    more = f", and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more or "none"

@@ -1,0 +1,183 @@
+"""`wrap`: LoRA on any quantized model, in six stops.
+
+    find_targets -> registry.match -> quantize / initialize -> the variant's class -> set_module
+
+All of it is decided in `plan.py` before anything is touched, and done in a `Transaction`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from quantlora.adapters.modules_to_save import add_saved, find_saved, with_heads
+from quantlora.adapters.saved_modules import SavedModule
+from quantlora.adapters.state import AdapterState, adapter_state, has_adapters, set_state
+from quantlora.adapters.switch import enable_adapters, set_adapter
+from quantlora.bridge import transformers_bridge
+from quantlora.config.lora_config import LoraConfig
+from quantlora.discovery.registration import registry
+from quantlora.errors import ConfigError
+from quantlora.formats.quantizer import Quantizer
+from quantlora.formats.reference import Reference, open_reference
+from quantlora.layers.layer import LoraLayer
+from quantlora.names import check_name
+from quantlora.wrapping.bases import as_linear, frozen_bases
+from quantlora.wrapping.initializer import InitContext, Initializer
+from quantlora.wrapping.plan import AUTO, PlannedLayer, make_plan
+from quantlora.wrapping.transaction import Transaction
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def wrap(
+    model: M,
+    config: LoraConfig | None = None,
+    *,
+    backend: str = AUTO,
+    adapter_name: str = "default",
+    quantize_options: Mapping[str, Any] | None = None,
+    reference: Reference | str | os.PathLike[str] | None = None,
+    **fields: Any,
+) -> M:
+    """Put LoRA adapters on ``model``, in place, and freeze the rest.
+
+    Args:
+        model: any `nn.Module`; its layers may be float or in any format a plugin knows, mixed.
+        config: the adapter's settings; or give its fields as keywords: ``r=16``.
+        backend: ``"auto"`` takes each layer as it is. A quantizer's name asks for that format:
+            float layers are quantized to it first.
+        adapter_name: a second call with another name adds a second adapter.
+        quantize_options: settings for ``backend`` where it quantizes (block size and so on).
+        reference: the original float weights, for initializers that want them on a model that is
+            quantized already: a folder of safetensors, a hub id, or a function of the path.
+
+    Returns:
+        The same object. If anything fails, the model is as it was before the call.
+
+    Raises:
+        ConfigError, TargetError, BackendError, LayerError, AdapterError, MissingLibraryError.
+    """
+    settings = with_heads(model, given_config(config, fields))
+    check_name(adapter_name)
+    initializer = registry().initializer(settings)
+    initializer.check(settings)
+    options = _options(initializer, settings, backend, quantize_options)
+    weights = None if reference is None else open_reference(reference)
+    plan = make_plan(model, settings, backend, adapter_name, registry())
+
+    def start(planned: PlannedLayer, layer: LoraLayer) -> None:
+        initializer.initialize(layer, _context(planned, settings, adapter_name, weights))
+        layer.finish_adapter(adapter_name, settings)
+
+    apply_plan(model, plan, settings, adapter_name, start, options)
+    return model
+
+
+def _options(
+    initializer: Initializer, config: LoraConfig, backend: str, given: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """What to quantize with: the initializer's wishes, then the user's."""
+    if backend == AUTO:
+        return dict(given or {})
+    return {**initializer.quantize_options(config, registry().quantizer(backend)), **(given or {})}
+
+
+def apply_plan(
+    model: nn.Module,
+    plan: list[PlannedLayer],
+    config: LoraConfig,
+    adapter_name: str,
+    start: Callable[[PlannedLayer, LoraLayer], None],
+    quantize_options: Mapping[str, Any] | None = None,
+    start_saved: Callable[[str, SavedModule], None] = lambda path, module: None,
+) -> None:
+    """Carry out ``plan`` as one transaction.
+
+    A layer that the model has at several paths is one LoRA layer at all of them.
+
+    Args:
+        start: gives each new adapter its values.
+        start_saved: the same for copies of modules trained in full, which begin as the original.
+    """
+    saved = find_saved(model, config)
+    once = list({id(planned.layer): planned for planned in reversed(plan)}.values())[::-1]
+    with Transaction(model):
+        bases = frozen_bases(model, once, quantize_options or {})
+        layers: dict[int, LoraLayer] = {}
+        for planned in once:
+            layer = _lora_layer(planned, bases[planned.path])
+            _add_adapter(layer, planned, config, adapter_name)
+            start(planned, layer)
+            layers[id(planned.layer)] = layer
+        for planned in plan:
+            model.set_submodule(planned.path, layers[id(planned.layer)])
+        for path, module in saved.items():
+            start_saved(path, add_saved(model, path, module, adapter_name))
+        _finish(model, config, adapter_name)
+
+
+def given_config(config: LoraConfig | None, fields: Mapping[str, Any]) -> LoraConfig:
+    """The one config, or the one that ``fields`` make."""
+    if config is None:
+        return LoraConfig.from_fields(fields)
+    if fields:
+        raise ConfigError(f"give either a config or its fields, not both: {', '.join(fields)}.")
+    if not isinstance(config, LoraConfig):
+        kind = f"{type(config).__module__}.{type(config).__qualname__}"
+        raise ConfigError(
+            f"config is {kind}, not quantlora.LoraConfig, whose fields have PEFT's names: "
+            f"quantlora.LoraConfig(r=16, target_modules=[...])."
+        )
+    return config
+
+
+def _lora_layer(planned: PlannedLayer, base: nn.Module) -> LoraLayer:
+    if isinstance(base, LoraLayer):
+        return planned.wrapper.adopt(base)
+    return planned.wrapper(base, planned.quantizer, planned.path)
+
+
+def _add_adapter(layer: LoraLayer, planned: PlannedLayer, config: LoraConfig, adapter: str) -> None:
+    target = planned.target
+    dtype = _adapter_dtype(layer.base_layer, planned.quantizer)
+    layer.add_adapter(adapter, config, target.r, target.lora_alpha, dtype)
+
+
+def _adapter_dtype(base: nn.Module, quantizer: Quantizer) -> torch.dtype:
+    """float64 over a float64 base, else float32, as PEFT's ``autocast_adapter_dtype`` has it."""
+    stored = {tensor.dtype for tensor in (*base.parameters(), *base.buffers())}
+    double = torch.float64 in (*stored, quantizer.compute_dtype(base))
+    return torch.float64 if double else torch.float32
+
+
+def _context(
+    planned: PlannedLayer, config: LoraConfig, adapter: str, reference: Reference | None
+) -> InitContext:
+    path, layer = planned.path, planned.layer
+    if planned.quantize:
+        return InitContext(path, adapter, config, lambda: as_linear(layer).weight.data, fresh=True)
+    return InitContext(path, adapter, config, (lambda: reference(path)) if reference else None)
+
+
+def _finish(model: nn.Module, config: LoraConfig, adapter: str) -> None:
+    """Freeze the base, note the adapter, make it the active one, show the model to Transformers."""
+    old = adapter_state(model) if has_adapters(model) else AdapterState()
+    if not old.configs:
+        model.requires_grad_(False)
+    set_state(model, AdapterState({**old.configs, adapter: config}, old.active, old.enabled))
+    set_adapter(model, adapter)
+    enable_adapters(model)  # also after disable_adapters: the new one is to count
+    _leave_fast_paths(model)
+    transformers_bridge.attach(model)
+
+
+def _leave_fast_paths(model: nn.Module) -> None:
+    """Make torch's own encoder call its layers: its fused kernel reads their weights past LoRA."""
+    for module in model.modules():
+        if isinstance(module, nn.TransformerEncoderLayer):
+            module.activation_relu_or_gelu = 0
