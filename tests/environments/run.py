@@ -30,9 +30,16 @@ SUITES = {
 }
 
 #: In first, because what follows is built without isolation, against this torch.
-BUILD = ["torch==2.13.0", "setuptools", "wheel", "packaging", "ninja", "numpy", "hatchling"]
-#: The light dependencies of quantlora itself, and what an editable install needs.
-LIGHT = ["pluggy>=1.5", "lazy-loader>=0.4", "typer>=0.15", "rich>=13", "safetensors>=0.4.3"]
+BUILD = [
+    "torch==2.13.0",
+    "setuptools",
+    "wheel",
+    "packaging",
+    "ninja",
+    "numpy",
+    "hatchling",
+    "editables",
+]
 
 ENVIRONMENT = {
     "BUILD_CUDA_EXT": "0",
@@ -63,18 +70,18 @@ def make(name: str) -> Path:
         print(f"making {place}", flush=True)
         shutil.rmtree(place, ignore_errors=True)
         run(sys.executable, "-m", "venv", str(place))
-        pip(python, *BUILD, "editables")
-        pip(python, "--no-build-isolation", "-r", str(HERE / f"{name}.txt"), *LIGHT)
-        (place / "complete").touch()
-    # Always: the entry points of the working tree may have changed since.
-    pip(python, "--no-build-isolation", "--no-deps", "-e", str(ROOT))
+        pip(python, *BUILD)
+    # Always: what the working tree needs and announces may have changed since.
+    pins = str(HERE / f"{name}.txt")
+    pip(python, "--no-build-isolation", "-r", pins, "-e", str(ROOT))
+    (place / "complete").touch()
     return python
 
 
 def folder(name: str) -> Path:
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     root = Path(os.environ.get("QUANTLORA_ENVIRONMENTS") or cache / "quantlora" / "environments")
-    content = (HERE / f"{name}.txt").read_text() + repr((BUILD, LIGHT, sys.version_info[:2]))
+    content = (HERE / f"{name}.txt").read_text() + repr((BUILD, sys.version_info[:2]))
     return root / f"{name}-{hashlib.sha256(content.encode()).hexdigest()[:12]}"
 
 
