@@ -156,7 +156,10 @@ class Life(RuleBasedStateMachine):
         assert {*quantlora.active_adapters(self.model)} == self.active
 
 
-@pytest.mark.parametrize("backend", ["auto", "normalfloat", "bitsandbytes_4bit"])
+@pytest.mark.parametrize(
+    "backend",
+    ["auto", "bitsandbytes_4bit", pytest.param("normalfloat", marks=pytest.mark.slow)],
+)
 def test_the_output_depends_only_on_the_active_adapters(backend: str) -> None:
     run(20 if backend == "auto" else 8, backend=backend)
 
