@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow  # three trainings in a process of its own
+
 
 @pytest.fixture(scope="module")
 def run(run_python, tmp_path_factory):
