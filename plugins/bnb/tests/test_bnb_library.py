@@ -17,7 +17,7 @@ from torch import nn
 import quantlora
 from quantlora import LayerError, MissingLibraryError, Quantizer
 from quantlora.checks import Status
-from quantlora.registration import forget
+from quantlora.discovery.registration import forget
 
 
 @pytest.fixture
