@@ -42,6 +42,7 @@ from .formats.reference import (
     folder_or_download as folder_or_download,
     open_reference as open_reference,
 )
+from .formats.tensor_file import TENSOR_TYPES as TENSOR_TYPES, TensorFile as TensorFile
 from .hookspecs import hookimpl as hookimpl
 from .layers.layer import LoraLayer as LoraLayer
 from .layers.linear import LoraLinear as LoraLinear

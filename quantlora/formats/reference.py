@@ -1,7 +1,7 @@
 """The float weights a quantized model was made from, read one at a time from their files.
 
-Never a second model in memory: safetensors files are mapped, each opened once, and a tensor is
-read when it is asked for.
+Never a second model in memory: each safetensors file is opened once, and a tensor is read when it
+is asked for.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
 from quantlora.errors import ConfigError
+from quantlora.formats.tensor_file import TensorFile
 from quantlora.names import unknown
 
 #: Gives the float weight ``(out_features, in_features)`` of the layer at a path.
@@ -53,7 +53,7 @@ class WeightFiles:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._opened: dict[str, Any] = {}
+        self._opened: dict[str, TensorFile] = {}
         self.file_of = self._index()
 
     def __call__(self, path: str) -> Tensor:
@@ -71,11 +71,10 @@ class WeightFiles:
 
     def tensor(self, key: str) -> Tensor:
         """The tensor of that key, as stored."""
-        tensor: Tensor = self.opened(key).get_tensor(key)
-        return tensor
+        return self.opened(key).tensor(key)
 
-    def opened(self, key: str) -> Any:
-        """The opened file that holds ``key``."""
+    def opened(self, key: str) -> TensorFile:
+        """The file that holds ``key``."""
         return self._open(self.file_of[key])
 
     def _index(self) -> dict[str, str]:
@@ -87,11 +86,9 @@ class WeightFiles:
                 f"{self.folder}: there is neither {_SINGLE} nor {_INDEX}. Save the float model "
                 f"there with model.save_pretrained(folder)."
             )
-        return dict.fromkeys(self._open(_SINGLE).keys(), _SINGLE)
+        return dict.fromkeys(self._open(_SINGLE).keys, _SINGLE)
 
-    def _open(self, name: str) -> Any:
+    def _open(self, name: str) -> TensorFile:
         if name not in self._opened:
-            from safetensors import safe_open
-
-            self._opened[name] = safe_open(self.folder / name, framework="pt", device="cpu")
+            self._opened[name] = TensorFile(self.folder / name)
         return self._opened[name]

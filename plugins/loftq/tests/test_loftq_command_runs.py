@@ -192,24 +192,17 @@ def wide_model(folder):
 
 
 MEASURE = """
-import resource, sys, threading, time, torch, transformers
-import quantlora_loftq.command.run, quantlora
-quantlora.registry()
-def anonymous():
-    lines = dict(line.split(":", 1) for line in open("/proc/self/status"))
-    return int(lines["RssAnon"].split()[0]) * 1024
-before, peak = anonymous(), 0
-def watch():
-    global peak
-    while True:
-        peak = max(peak, anonymous())
-        time.sleep(0.002)
-threading.Thread(target=watch, daemon=True).start()
+import resource, sys
 from pathlib import Path
+import quantlora, transformers
 from quantlora_loftq.command.recipe import Recipe
-quantlora_loftq.command.run.run(
-    Recipe(sys.argv[1], bits=4, iterations=2, rank=16, threads=2), Path(sys.argv[2]), "1GB")
-print(peak - before)
+from quantlora_loftq.command.run import run
+quantlora.registry()
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+before = peak()
+run(Recipe(sys.argv[1], bits=4, iterations=2, rank=16), Path(sys.argv[2]), "1GB")
+print(peak() - before)
 """
 
 

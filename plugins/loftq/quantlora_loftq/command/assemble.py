@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from quantlora import ConfigError, Quantizer, save_adapter
+from quantlora import ConfigError, Quantizer, TensorFile, save_adapter
 from quantlora_loftq.command.layer_work import BASE, FACTS, LayerFacts, quantize
 from quantlora_loftq.command.parts import Parts
 from quantlora_loftq.command.report import write_report
@@ -44,15 +44,13 @@ def _backbone(source: Source, parts: Parts) -> Iterator[Entry]:
 
 def _packed(parts: Parts, plan: LayerPlan) -> Iterator[Entry]:
     opened = parts.open(plan.path)
-    for name in sorted(opened.keys()):
+    for name in sorted(opened.keys):
         if name.startswith(BASE):
             yield _entry(plan.key.removesuffix("weight") + name.removeprefix(BASE), opened, name)
 
 
-def _entry(key: str, opened: Any, name: str) -> Entry:
-    """Of a tensor in an opened file; mapped here, so nothing is read yet."""
-    tensor: Tensor = opened.get_tensor(name)
-    return Entry(key, tuple(tensor.shape), tensor.dtype, lambda: opened.get_tensor(name))
+def _entry(key: str, opened: TensorFile, name: str) -> Entry:
+    return Entry(key, opened.shape(name), opened.dtype(name), lambda: opened.tensor(name))
 
 
 def _save_adapter(source: Source, parts: Parts, out: Path) -> None:
@@ -60,13 +58,13 @@ def _save_adapter(source: Source, parts: Parts, out: Path) -> None:
     for plan in source.layers:
         opened = parts.open(plan.path)
         for side in ("lora_A", "lora_B"):
-            values[f"{plan.path}.{side}.default.weight"] = opened.get_tensor(side)
+            values[f"{plan.path}.{side}.default.weight"] = opened.tensor(side)
     vars(source.model)["name_or_path"] = str(out.resolve())
     save_adapter(source.model, out / ADAPTER, state_dict=values)
 
 
 def _facts(parts: Parts, plan: LayerPlan) -> LayerFacts:
-    return LayerFacts(**json.loads(parts.open(plan.path).metadata()[FACTS]))
+    return LayerFacts(**json.loads(parts.open(plan.path).metadata[FACTS]))
 
 
 def checkpoint_config(source: Source, quantizer: Quantizer) -> dict[str, Any]:

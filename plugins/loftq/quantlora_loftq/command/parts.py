@@ -8,11 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from quantlora import ConfigError
+from quantlora import ConfigError, TensorFile
 
 _RECIPE = "recipe.json"
 
@@ -46,8 +45,8 @@ class Parts:
         plain = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
         self._replace(self.file(path), lambda new: save_file(plain, new, dict(facts)))
 
-    def open(self, path: str) -> Any:
-        return safe_open(self.file(path), framework="pt", device="cpu")
+    def open(self, path: str) -> TensorFile:
+        return TensorFile(self.file(path))
 
     def remove(self) -> None:
         shutil.rmtree(self.folder)

@@ -12,11 +12,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-_TYPES = {
-    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
-    torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8",
-    torch.uint8: "U8", torch.bool: "BOOL",
-}  # fmt: skip
+from quantlora import TENSOR_TYPES
+
+_NAMES = {dtype: name for name, dtype in TENSOR_TYPES.items()}
 
 
 @dataclass(frozen=True)
@@ -69,7 +67,7 @@ def _write(file: Path, entries: list[Entry]) -> None:
     for entry in entries:
         begin, end = end, end + entry.bytes
         header[entry.key] = {
-            "dtype": _TYPES[entry.dtype],
+            "dtype": _NAMES[entry.dtype],
             "shape": list(entry.shape),
             "data_offsets": [begin, end],
         }

@@ -1,0 +1,75 @@
+"""Safetensors files read tensor by tensor, with plain reads.
+
+Not mapped: the pages of a mapped file count as the process's memory until the system wants them
+back, so that a walk over a model would seem to hold, and under a memory limit may hold, all of it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from quantlora.errors import ConfigError
+
+#: The format's names of dtypes.
+TENSOR_TYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8,
+    "U8": torch.uint8, "BOOL": torch.bool,
+}  # fmt: skip
+
+
+class TensorFile:
+    """One safetensors file, opened once. A tensor is read when it is asked for."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self._stream = file.open("rb", buffering=0)
+        self._header, self._begin = self._read_header()
+        self.metadata: dict[str, str] = self._header.pop("__metadata__", {})
+
+    @property
+    def keys(self) -> list[str]:
+        return list(self._header)
+
+    def shape(self, key: str) -> tuple[int, ...]:
+        return tuple(self._header[key]["shape"])
+
+    def dtype(self, key: str) -> torch.dtype:
+        name = self._header[key]["dtype"]
+        if name not in TENSOR_TYPES:
+            raise ConfigError(f"{self.file}: {key} has type {name}, which quantlora does not read.")
+        return TENSOR_TYPES[name]
+
+    def tensor(self, key: str) -> Tensor:
+        """The tensor as stored, in memory of its own."""
+        begin, end = self._header[key]["data_offsets"]
+        tensor = torch.empty(self.shape(key), dtype=self.dtype(key))
+        data = memoryview(tensor.view(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
+        if len(data) != end - begin:
+            raise self._damaged(f"{key} has {end - begin} bytes, not {len(data)}")
+        done = 0
+        while done < len(data):  # one read gives 2 GiB at most
+            count = os.preadv(self._stream.fileno(), [data[done:]], self._begin + begin + done)
+            if not count:
+                raise self._damaged(f"it ends within {key}")
+            done += count
+        return tensor
+
+    def _read_header(self) -> tuple[dict[str, Any], int]:
+        try:
+            (length,) = struct.unpack("<Q", self._stream.read(8))
+            if length > os.path.getsize(self.file):
+                raise ValueError("its header is longer than the file")
+            return dict(json.loads(self._stream.read(length))), 8 + length
+        except (struct.error, ValueError, TypeError) as error:
+            raise self._damaged(str(error)) from error
+
+    def _damaged(self, why: str) -> ConfigError:
+        return ConfigError(f"{self.file} is damaged or incomplete: {why}. Copy or save it again.")
