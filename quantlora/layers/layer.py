@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from quantlora.errors import AdapterError, ConfigError, MergeError
+from quantlora.errors import AdapterError
+from quantlora.layers.base_facts import BaseFacts, check_rank
 from quantlora.layers.mixed_batch import rows_by_adapter
+from quantlora.layers.weight_update import WeightUpdate
 from quantlora.names import unknown
 
 if TYPE_CHECKING:
@@ -17,23 +19,12 @@ if TYPE_CHECKING:
     from quantlora.formats.quantizer import Quantizer
 
 
-def check_rank(path: str, shape: tuple[int, int], r: int) -> None:
-    """Raise `ConfigError` where rank ``r`` exceeds what ``shape`` can hold."""
-    limit = min(shape)
-    if r > limit:
-        raise ConfigError(
-            f"{path}: rank {r} is larger than the layer ({shape[0]} x {shape[1]}); use "
-            f"r <= {limit}, or give this layer its own rank by rank_pattern."
-        )
-
-
-class LoraLayer(nn.Module):
+class LoraLayer(BaseFacts, WeightUpdate, nn.Module):
     """Holds ``base_layer`` and, by adapter name, ``lora_A``, ``lora_B`` and their settings.
 
     Which adapters count is in ``active``; which are folded into the base is in ``merged``.
     """
 
-    variant: ClassVar[str]
     #: A and B by their names in an adapter file.
     factor_names: ClassVar[tuple[str, str]] = ("lora_A.weight", "lora_B.weight")
 
@@ -79,30 +70,6 @@ class LoraLayer(nn.Module):
     def accepts(cls, base_layer: nn.Module, quantizer: Quantizer) -> bool:
         """Whether this class can wrap such a layer."""
         raise NotImplementedError
-
-    # -- shape and place, from the base
-
-    @property
-    def out_features(self) -> int:
-        return self.quantizer.shape(self.base_layer)[0]
-
-    @property
-    def in_features(self) -> int:
-        return self.quantizer.shape(self.base_layer)[1]
-
-    @property
-    def weight(self) -> Any:
-        """The base's own weight, as stored; Transformers asks some layers for its dtype."""
-        return getattr(self.base_layer, "weight", None)
-
-    @property
-    def bias(self) -> Tensor | None:
-        return self.quantizer.bias(self.base_layer)
-
-    @property
-    def plain_base(self) -> tuple[nn.Module, Quantizer]:
-        """The base from before any merge, and its format."""
-        return self.unmerged[-1] if self.unmerged else (self.base_layer, self.quantizer)
 
     def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
         """The base's weight ``(out_features, in_features)``; by default in its own dtype."""
@@ -150,43 +117,6 @@ class LoraLayer(nn.Module):
     def check_rank(self, r: int) -> None:
         """Raise `ConfigError` where rank ``r`` exceeds what the layer's shape can hold."""
         check_rank(self.path, (self.out_features, self.in_features), r)
-
-    def merged_parameters(
-        self, names: Sequence[str], weight: Tensor, bias: Tensor | None
-    ) -> tuple[Tensor, Tensor | None]:
-        """Weight and bias with the adapters ``names`` folded in, in float32 or better."""
-        merged = weight
-        for name in names:
-            delta = self.delta_weight(name, weight)
-            merged = merged.to(torch.promote_types(merged.dtype, delta.dtype)) + delta
-        return merged, self.merged_bias(names, weight, bias)
-
-    def merged_bias(
-        self, names: Sequence[str], weight: Tensor, bias: Tensor | None
-    ) -> Tensor | None:
-        """The base's ``bias`` with those of the adapters ``names`` added."""
-        for name in names:
-            delta = self.delta_bias(name, weight)
-            if delta is not None:
-                bias = delta if bias is None else bias + delta.to(bias.dtype)
-        return bias
-
-    def exact_base(
-        self, names: Sequence[str], base: nn.Module, quantizer: Quantizer
-    ) -> tuple[nn.Module, Quantizer]:
-        """A base at the same bits with ``names`` folded in without loss, where a variant can."""
-        raise MergeError(
-            f"{self.path}: variant {self.variant!r} has no exact merge at the same bits; use "
-            f'mode="requantize" (with its loss measured) or mode="dequantize".'
-        )
-
-    def delta_weight(self, name: str, weight: Tensor) -> Tensor:
-        """The update as a matrix ``(out_features, in_features)`` over the base ``weight``."""
-        raise NotImplementedError
-
-    def delta_bias(self, name: str, weight: Tensor) -> Tensor | None:
-        """The update of the bias (``lora_bias``), ``(out_features,)``."""
-        return None
 
     def remove_adapter(self, name: str) -> None:
         self._known(name)

@@ -13,7 +13,8 @@ from quantlora.discovery.registration import Registry
 from quantlora.errors import AdapterError, BackendError
 from quantlora.formats.layouts import is_linear_kind
 from quantlora.formats.quantizer import Quantizer
-from quantlora.layers.layer import LoraLayer, check_rank
+from quantlora.layers.base_facts import check_rank
+from quantlora.layers.layer import LoraLayer
 from quantlora.wrapping.targets import Target, find_targets
 
 AUTO = "auto"

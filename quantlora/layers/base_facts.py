@@ -1,0 +1,52 @@
+"""What a LoRA layer says of the frozen layer inside it: shape, weight, bias."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from quantlora.errors import ConfigError
+
+if TYPE_CHECKING:
+    from quantlora.formats.quantizer import Quantizer
+
+
+def check_rank(path: str, shape: tuple[int, int], r: int) -> None:
+    """Raise `ConfigError` where rank ``r`` exceeds what ``shape`` can hold."""
+    limit = min(shape)
+    if r > limit:
+        raise ConfigError(
+            f"{path}: rank {r} is larger than the layer ({shape[0]} x {shape[1]}); use "
+            f"r <= {limit}, or give this layer its own rank by rank_pattern."
+        )
+
+
+class BaseFacts:
+    """Asked of ``base_layer`` through its format."""
+
+    base_layer: nn.Module
+    quantizer: Quantizer
+    unmerged: list[tuple[nn.Module, Quantizer]]
+
+    @property
+    def out_features(self) -> int:
+        return self.quantizer.shape(self.base_layer)[0]
+
+    @property
+    def in_features(self) -> int:
+        return self.quantizer.shape(self.base_layer)[1]
+
+    @property
+    def weight(self) -> Any:
+        """The base's own weight, as stored; Transformers asks some layers for its dtype."""
+        return getattr(self.base_layer, "weight", None)
+
+    @property
+    def bias(self) -> Tensor | None:
+        return self.quantizer.bias(self.base_layer)
+
+    @property
+    def plain_base(self) -> tuple[nn.Module, Quantizer]:
+        """The base from before any merge, and its format."""
+        return self.unmerged[-1] if self.unmerged else (self.base_layer, self.quantizer)
