@@ -158,7 +158,10 @@ class Life(RuleBasedStateMachine):
 
 @pytest.mark.parametrize(
     "backend",
-    ["auto", "bitsandbytes_4bit", pytest.param("normalfloat", marks=pytest.mark.slow)],
+    [
+        "auto",
+        *(pytest.param(b, marks=pytest.mark.slow) for b in ("bitsandbytes_4bit", "normalfloat")),
+    ],
 )
 def test_the_output_depends_only_on_the_active_adapters(backend: str) -> None:
     run(20 if backend == "auto" else 8, backend=backend)
