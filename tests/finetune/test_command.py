@@ -126,7 +126,7 @@ def test_the_folder_is_not_claimed_before_everything_is_checked(run, arguments, 
 
 @pytest.mark.slow
 def test_two_processes_train_the_adapter_that_one_does(run, arguments, tmp_path):
-    launch = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--no-python", "quantlora"]
+    launch = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "quantlora"]
     two = [*arguments, "--output", str(tmp_path / "two")]
     subprocess.run([sys.executable, *launch, *two], check=True, timeout=300)
     run(*arguments, "--batch-size", "4", "--output", tmp_path / "one")

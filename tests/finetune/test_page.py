@@ -27,7 +27,7 @@ def test_its_python_example_runs(tmp_path, monkeypatch, capsys):
 def test_its_options_exist():
     known = {option_name(name) for name in option_infos(FinetuneOptions)}
     used = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", PAGE))
-    assert used - known <= {"--help", "--no-python", "--nproc-per-node"}
+    assert used - known <= {"--help", "--nproc-per-node"}
 
 
 @pytest.mark.parametrize("link", re.findall(r"\]\((?!http)([^)#]+)\)", PAGE))
