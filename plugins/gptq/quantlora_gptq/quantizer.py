@@ -27,6 +27,8 @@ class GptqQuantizer(Quantizer):
     other_modules: ClassVar[tuple[str, ...]] = ("auto_gptq",)
     requires = (REQUIRES,)
     bits: ClassVar[tuple[int, ...]] = BITS
+    # Needs texts to calibrate on: never the choice where the user leaves it to us.
+    preference: ClassVar[int] = -10
 
     def layer_types(self) -> tuple[type[nn.Module], ...]:
         """None to name: a layer is known by its buffers and method, see `matches`."""
