@@ -108,7 +108,7 @@ class IgnoresDtype(Sound):
 @found_by("test_the_weight_stays_close", **DEFAULT)
 class Coarse(Sound):
     def dequantize(self, layer: nn.Module) -> Tensor:
-        return super().dequantize(layer).mul(8).round() / 8
+        return super().dequantize(layer).mul(2).round() / 2
 
 
 @found_by("test_the_float_layer_is_left_as_it_is")
