@@ -68,7 +68,9 @@ class Environment:
 
     def ask(self, backend: str, deep: bool = False) -> dict[str, Any]:
         """The verdict on a backend there, and what `wrap` says."""
-        editable = [path for path in sys.path if Path(path).is_relative_to(ROOT)]
+        # The working tree, but not an environment inside it: its packages are what is taken away.
+        tree = [path for path in sys.path if Path(path).is_relative_to(ROOT)]
+        editable = [path for path in tree if not Path(path).is_relative_to(sys.prefix)]
         done = subprocess.run(
             [sys.executable, "-S", "-c", SCRIPT, backend, "deep" if deep else "quick"],
             env={**os.environ, "PYTHONPATH": os.pathsep.join([str(self.folder), *editable])},
