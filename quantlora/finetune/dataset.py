@@ -12,21 +12,25 @@ from torch import Tensor
 
 from quantlora.errors import FinetuneError
 from quantlora.finetune import demo_text
-from quantlora.finetune.examples import IGNORED, Example, Tokens, examples_of
+from quantlora.finetune.examples import IGNORED, Example, Tokens, sequences_of
 from quantlora.finetune.options import FinetuneOptions
-from quantlora.finetune.records import read_records
+from quantlora.finetune.sources import read_records
 
 Collate = Callable[[Sequence[Example]], dict[str, Tensor]]
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """``train`` is trained on, ``held_out`` measured on; no example is in both."""
+    """``train`` is trained on, ``held_out`` measured on; no example is in both.
+
+    ``left_out`` counts those whose prompt alone is longer than what is read at once.
+    """
 
     name: str
     train: list[Example]
     held_out: list[Example]
     fingerprint: str
+    left_out: int = 0
 
     def facts(self) -> dict[str, Any]:
         """For the report."""
@@ -34,6 +38,8 @@ class Dataset:
             "name": self.name,
             "train_examples": len(self.train),
             "train_tokens": sum(len(one.input_ids) for one in self.train),
+            "cut_examples": sum(one.is_cut for one in self.train),
+            "left_out_examples": self.left_out,
             "measured_examples": len(self.held_out),
             "measured_tokens": sum(one.learned for one in self.held_out),
         }
@@ -46,15 +52,21 @@ def load_dataset(options: FinetuneOptions, tokens: Tokens) -> Dataset:
         FinetuneError: see `read_records`; or there is too little for one example of each part.
     """
     name = options.data or demo_text.NAME
-    examples = examples_of(read_records(options.data, options.split), tokens, options.length)
+    sequences = sequences_of(read_records(options.data, options.split), tokens, options.length)
+    examples = [one for one in sequences if one.learned > 0]
     if len(examples) < 2:
         raise FinetuneError(
             f"{name} gives {len(examples)} examples of {options.length} tokens; at least 2 are "
             f"needed, one to train on and one to measure on. Use more text, or another --length."
         )
     count = max(1, round(len(examples) * options.held_out))
-    held_out = _spread(examples[-count:], options.eval_examples)
-    return Dataset(name, examples[:-count], held_out, _fingerprint(examples))
+    return Dataset(
+        name,
+        train=examples[:-count],
+        held_out=_spread(examples[-count:], options.eval_examples),
+        fingerprint=_fingerprint(examples),
+        left_out=len(sequences) - len(examples),
+    )
 
 
 def _spread(examples: Sequence[Example], count: int) -> list[Example]:

@@ -50,15 +50,24 @@ def perplexity(
 
 
 @torch.no_grad()
-def continuation(model: PreTrainedModel, tokens: Tokens, prompt: str) -> str:
-    """The most likely next tokens, one after the other."""
-    ids = torch.tensor([tokens.starting(prompt)], device=model.device)
+def continuation(
+    model: PreTrainedModel, tokens: Tokens, prompt: str, longest: int | None = None
+) -> str:
+    """The most likely next tokens, one after the other.
+
+    Args:
+        longest: positions that the model has; of a prompt too long for them the end is read.
+    """
+    count = CONTINUATION if longest is None else min(CONTINUATION, longest // 2)
+    start = tokens.starting(prompt)
+    start = start if longest is None else tokens.ending(start, longest - count)
+    ids = torch.tensor([start], device=model.device)
     generate: Any = model.generate
     with evaluating(model):
         whole = generate(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
-            max_new_tokens=CONTINUATION,
+            max_new_tokens=count,
             do_sample=False,
             pad_token_id=(tokens.eos or tokens.bos or [0])[0],
         )

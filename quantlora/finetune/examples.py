@@ -21,10 +21,12 @@ IGNORED = -100
 
 @dataclass(frozen=True)
 class Example:
-    """Token ids, and how many of them, at the start, are given and not learned."""
+    """Token ids; how many of them, at the start, are given and not learned; whether more followed.
+    """
 
     input_ids: list[int]
     given: int
+    is_cut: bool = False
 
     @property
     def labels(self) -> list[int]:
@@ -53,9 +55,19 @@ class Tokens:
         ids = self.encode(text)
         return ids if ids[: len(self.bos)] == self.bos else [*self.bos, *ids]
 
+    def ending(self, ids: list[int], room: int) -> list[int]:
+        """``ids``, or BOS and the last of them where there is no room for all."""
+        start = self.bos if ids[: len(self.bos)] == self.bos else []
+        return ids if len(ids) <= room else [*start, *ids[len(ids) - room + len(start) :]]
+
 
 def examples_of(records: Sequence[Record], tokens: Tokens, length: int) -> list[Example]:
-    """Windows over all texts, and one sequence for each answer; what learns nothing is left out."""
+    """The sequences that there is something to learn in."""
+    return [one for one in sequences_of(records, tokens, length) if one.learned > 0]
+
+
+def sequences_of(records: Sequence[Record], tokens: Tokens, length: int) -> list[Example]:
+    """Windows over all texts, and one sequence for each answer, none longer than ``length``."""
     return [*_windows(records, tokens, length), *_answers(records, tokens, length)]
 
 
@@ -74,10 +86,8 @@ def _answers(records: Sequence[Record], tokens: Tokens, length: int) -> Iterator
     for record in records:
         for prompt, completion, end in _exchanges(record, tokens):
             given = tokens.starting(prompt) or tokens.bos
-            whole = [*given, *tokens.encode(completion), *end][:length]
-            given_count = max(1, len(given))
-            if len(whole) > given_count:
-                yield Example(whole, given_count)
+            whole = [*given, *tokens.encode(completion), *end]
+            yield Example(whole[:length], max(1, len(given)), len(whole) > length)
 
 
 def _exchanges(record: Record, tokens: Tokens) -> Iterator[tuple[str, str, list[int]]]:

@@ -21,10 +21,11 @@ from quantlora.finetune.dataset import Dataset, collate_with, load_dataset
 from quantlora.finetune.evaluation import Measurement, continuation, perplexity, prompt_of
 from quantlora.finetune.examples import Tokens
 from quantlora.finetune.limits import explained, require_disk, require_libraries
+from quantlora.finetune.open_run import open_run
 from quantlora.finetune.options import FinetuneOptions
 from quantlora.finetune.plot import plot_losses
 from quantlora.finetune.report import make_report, model_facts
-from quantlora.finetune.run_folder import REPORT, RunFolder, open_run, write_json
+from quantlora.finetune.run_folder import REPORT, RunFolder, write_json
 from quantlora.finetune.show import Show
 from quantlora.finetune.trainer import Training, train
 
@@ -82,7 +83,7 @@ class Job:
     def measure(self) -> Measurement:
         middle = self.data.held_out[len(self.data.held_out) // 2]
         prompt = self.options.prompt or prompt_of(middle, self.tokens)
-        answer = continuation(self.model, self.tokens, prompt)
+        answer = continuation(self.model, self.tokens, prompt, self.base.longest)
         size = self.options.batch_size
         held_out = perplexity(self.model, self.data.held_out, self.collate, size)
         return Measurement(held_out, prompt, answer)

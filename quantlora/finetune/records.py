@@ -1,21 +1,13 @@
-"""From ``--data`` to records: a file or a data set on the hub, read and checked.
-
-A record is a text, or an example with a prompt and the answer to be learned.
-"""
+"""Records: the rows of ``--data``, each a text, a prompt with its answer, or a conversation."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from quantlora.errors import FinetuneError
-from quantlora.finetune import demo_text
-from quantlora.requirements import Requirement
 
-_DATASETS = Requirement("datasets>=3", fix="pip install datasets")
 _FORMS = '"text", "prompt" and "completion", or "messages"'
 
 
@@ -45,70 +37,6 @@ class Chat:
 Record = Text | Exchange | Chat
 
 
-def read_records(data: str | None, split: str) -> list[Record]:
-    """The records that ``--data`` names, at least one.
-
-    Raises:
-        FinetuneError: there is no such file or data set, it is empty, or its form is not known.
-    """
-    records = list(_read(data, split))
-    if not any(_has_content(record) for record in records):
-        raise FinetuneError(f"{data}: there is nothing in it to train on.")
-    return records
-
-
-def _read(data: str | None, split: str) -> Iterable[Record]:
-    if data is None:
-        return [Text(demo_text.demo_text())]
-    path = Path(data).expanduser()
-    if path.is_dir():
-        return _through_datasets(data, str(path), None, split)
-    if path.is_file():
-        return _from_jsonl(path) if path.suffix in (".jsonl", ".json") else [Text(_text(path))]
-    if path.suffix in (".txt", ".jsonl", ".json", ".md") or not _may_be_id(data):
-        raise FinetuneError(f"there is no file {path} (looked in {Path.cwd()}).")
-    name, _, config = data.partition(":")
-    return _through_datasets(data, name, config or None, split)
-
-
-def _may_be_id(data: str) -> bool:
-    return data.count("/") <= 1 and not data.startswith((".", "/", "~"))
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text("utf-8")
-    except (UnicodeDecodeError, OSError) as error:
-        raise FinetuneError(f"{path} cannot be read as UTF-8 text: {error}") from error
-
-
-def _from_jsonl(path: Path) -> Iterator[Record]:
-    for number, line in enumerate(_text(path).split("\n"), start=1):
-        if line.strip():
-            place = f"{path}, line {number}"
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise FinetuneError(f"{place}: not a JSON object: {error}") from error
-            yield record_of(row, place)
-
-
-def _through_datasets(data: str, name: str, config: str | None, split: str) -> Iterator[Record]:
-    """The rows of a folder of data files, or of a data set on the hub."""
-    _DATASETS.check().require()
-    from datasets import load_dataset
-
-    try:
-        rows = load_dataset(name, config, split=split)
-    except Exception as error:  # whatever the hub, the network or a file come up with
-        raise FinetuneError(
-            f"{data}: there is no such file, and as a data set it cannot be loaded (split "
-            f"{split!r}): {type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
-        ) from error
-    for number, row in enumerate(rows):
-        yield record_of(row, f"{data}, row {number}")
-
-
 def record_of(row: Any, place: str) -> Record:
     """One row as a record; an error names its ``place`` and what it holds instead."""
     if isinstance(row, Mapping):
@@ -132,7 +60,8 @@ def _turns(messages: list[Any], place: str) -> tuple[Mapping[str, Any], ...]:
     return tuple(messages)
 
 
-def _has_content(record: Record) -> bool:
+def has_content(record: Record) -> bool:
+    """Whether there is anything in it to learn."""
     match record:
         case Text(text):
             return bool(text.strip())

@@ -35,6 +35,12 @@ class Show:
             f"Data: {data['name']}: {data['train_examples']} examples to train on, "
             f"{data['measured_examples']} others to measure on."
         )
+        if data["cut_examples"] or data["left_out_examples"]:
+            self._say(
+                f"Longer than --length: {data['cut_examples']} examples are cut off at their end, "
+                f"{data['left_out_examples']} whose prompt alone fills it are left out.",
+                "yellow",
+            )
         self._say(f"Loading {name}.")
 
     def model(self, facts: dict[str, Any]) -> None:

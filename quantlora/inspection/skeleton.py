@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,6 +10,7 @@ import transformers
 from torch import nn
 from transformers import AutoConfig, AutoModel, PretrainedConfig
 
+from quantlora.bridge.pretrained import model_place, pretrained
 from quantlora.errors import ConfigError
 
 
@@ -20,17 +20,11 @@ def load_config(model: str) -> PretrainedConfig:
     Raises:
         ConfigError: there is none, or Transformers cannot read it.
     """
-    folder = Path(model).expanduser()
-    place = str(folder) if folder.is_dir() else model
-    try:
-        config: PretrainedConfig = AutoConfig.from_pretrained(place, trust_remote_code=False)
-        return config
-    except Exception as error:
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise ConfigError(
-            f"{model}: no model config can be read: {reason.rstrip('.')}. Give a folder that has a "
-            f"config.json, or a hub id."
-        ) from error
+    place = model_place(model)
+    config: PretrainedConfig = pretrained(
+        place, lambda: AutoConfig.from_pretrained(place, trust_remote_code=False)
+    )
+    return config
 
 
 def build_skeleton(config: PretrainedConfig) -> nn.Module:

@@ -109,11 +109,18 @@ def test_a_rank_that_does_not_fit_is_said_and_exits_with_1(folder):
     assert "use r <= 32" in run(folder(), "--rank", "33", code=1)
 
 
-@pytest.mark.parametrize("place", ["", "./no-such-folder"])
-def test_no_config_is_an_error_that_says_what_to_give(tmp_path, place):
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        ("", "there is no config.json; is it a model's folder?"),
+        ("./no-such-folder", "there is no folder no-such-folder (looked in"),
+        ("no-such-org/model", "or give a folder."),
+    ],
+)
+def test_no_config_is_an_error_that_says_what_to_give(tmp_path, place, message):
     done = CliRunner().invoke(app, ["inspect", place or str(tmp_path)])
     assert done.exit_code == 1
-    assert "Give a folder that has a config.json, or a hub id." in done.stderr
+    assert message in done.stderr
 
 
 def test_memory_in_a_format_is_that_of_the_packed_model(folder):

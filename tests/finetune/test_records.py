@@ -8,7 +8,8 @@ import pytest
 
 from quantlora.errors import FinetuneError
 from quantlora.finetune.demo_text import demo_text
-from quantlora.finetune.records import Chat, Exchange, Text, read_records
+from quantlora.finetune.records import Chat, Exchange, Text
+from quantlora.finetune.sources import read_records
 
 MESSAGES = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
 

@@ -1,0 +1,53 @@
+"""A model's folder or hub id: found, and read through Transformers, with errors that help."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from quantlora.errors import ConfigError
+
+T = TypeVar("T")
+
+#: What ``from_pretrained`` raises for a name, a file or a model that will not do.
+_REFUSALS = (OSError, ValueError, KeyError, ImportError, RuntimeError)
+
+
+def model_place(model: str) -> str:
+    """The absolute folder that ``model`` names, or the hub id that it is.
+
+    Raises:
+        ConfigError: it is a file, a folder without a model, or a path to nothing.
+    """
+    path = Path(model).expanduser()
+    if path.is_file():
+        raise ConfigError(f"{path} is a file: give the model's folder.")
+    if path.is_dir() and not (path / "config.json").is_file():
+        raise ConfigError(f"{path}: there is no config.json; is it a model's folder?")
+    if not path.is_dir() and (model.startswith((".", "/", "~")) or model.count("/") > 1):
+        raise ConfigError(f"there is no folder {path} (looked in {Path.cwd()}).")
+    return str(path.resolve()) if path.is_dir() else model
+
+
+def pretrained(place: str, load: Callable[[], T]) -> T:
+    """What ``load`` gives, which reads the model at ``place`` (see `model_place`).
+
+    Raises:
+        ConfigError: Transformers or the hub refuse; their reason is in it, in one sentence.
+    """
+    try:
+        return load()
+    except _REFUSALS as error:
+        if Path(place).is_dir():
+            raise ConfigError(f"{place} cannot be loaded: {_first_line(error)}") from error
+        raise ConfigError(
+            f"{place}: there is no such folder here, and it cannot be fetched from the Hugging "
+            f"Face hub: {_first_line(error)} Check the name and the network, log in with "
+            f"`hf auth login` if the model is gated, or give a folder."
+        ) from error
+
+
+def _first_line(error: BaseException) -> str:
+    line = next(iter(str(error).strip().splitlines()), "")
+    return f"{type(error).__name__}: {line.rstrip('.')}."
