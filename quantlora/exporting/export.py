@@ -61,7 +61,8 @@ def export_merged(
         dtype: of the float weights; default: that of the model around its LoRA layers.
         adapters: default: the active ones.
         mode: ``"dequantize"`` writes float weights and takes ``quantization_config`` out of
-            config.json; ``"requantize"`` packs in each layer's own format and keeps it.
+            config.json; ``"requantize"`` packs in each layer's own format and keeps it;
+            ``"exact"`` keeps bits and values (QA-LoRA), in the format that can hold them.
         tokenizer: anything with ``save_pretrained``, saved beside the model.
         max_shard_size: bytes of a file, and of memory needed.
         check: load the export again (so it must fit into memory beside the model) and compare
@@ -76,7 +77,7 @@ def export_merged(
     """
     names = chosen_adapters(model, adapters)
     check_enabled(model)
-    check_mode(model, mode)
+    check_mode(model, names, mode)
     target = _free(Path(folder))
     fixed = is_transformers_model(model)
     floating = dtype or outer_dtype(model) or torch.float32

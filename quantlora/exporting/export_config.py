@@ -11,19 +11,22 @@ from torch import nn
 from quantlora.adapters.state import lora_layers
 from quantlora.bridge.transformers_bridge import is_transformers_model
 from quantlora.errors import MergeError
-from quantlora.exporting.export_tensors import MergedTensors
+from quantlora.exporting.export_tensors import MergedTensors, packed_by
+from quantlora.layers.layer import LoraLayer
 from quantlora.wrapping.plan import FLOAT
 from quantlora.wrapping.tied import untie
 
-MODES = ("dequantize", "requantize")
+MODES = ("dequantize", "requantize", "exact")
 
 
-def check_mode(model: nn.Module, mode: str) -> None:
+def check_mode(model: nn.Module, names: tuple[str, ...], mode: str) -> None:
     """Raise `MergeError` for an unknown mode, or where config.json could not tell the format."""
     if mode not in MODES:
         raise MergeError(f"mode must be one of {', '.join(MODES)}, got {mode!r}.")
     formats = {path: layer.plain_base[1].name for path, layer in lora_layers(model)}
     packed = {path: name for path, name in formats.items() if name != FLOAT}
+    if mode == "exact" and is_transformers_model(model):
+        _check_all_adapted(model, names)
     kept = getattr(getattr(model, "config", None), "quantization_config", None)
     if mode == "requantize" and packed and is_transformers_model(model) and kept is None:
         path, name = next(iter(packed.items()))
@@ -32,6 +35,19 @@ def check_mode(model: nn.Module, mode: str) -> None:
             f"could say so in config.json, and nobody could load the export. Use "
             f'mode="dequantize".'
         )
+
+
+def _check_all_adapted(model: nn.Module, names: tuple[str, ...]) -> None:
+    """An exact merge changes the format, and config.json can name one format only."""
+    layers = (layer for _, layer in lora_layers(model) if {*names} & {*layer.adapters})
+    adapted = {id(layer.plain_base[0]) for layer in layers}
+    for path, module in model.named_modules():
+        if id(module) not in adapted and not isinstance(module, LoraLayer) and packed_by(module):
+            raise MergeError(
+                f"{path} is packed and none of these adapters is on it, so an exact merge would "
+                f"leave two formats, and config.json can name one: train with "
+                f'target_modules="all-linear".'
+            )
 
 
 def write_config(folder: Path, source: MergedTensors, written: set[str]) -> None:
@@ -48,11 +64,32 @@ def write_config(folder: Path, source: MergedTensors, written: set[str]) -> None
         del config.quantization_config
         # Transformers 4 notes it as a torch.dtype, and only beside a quantization_config drops it.
         vars(config).pop("_pre_quantization_dtype", None)
+    if source.mode == "exact":
+        config.quantization_config = _quantization(source)
     if _both_ends(model, written):
         untie(config)
     config.save_pretrained(folder)
     if getattr(model, "generation_config", None) is not None:
         model.generation_config.save_pretrained(folder)
+
+
+def _quantization(source: MergedTensors) -> dict[str, Any]:
+    """What config.json says of the layers that were packed anew."""
+    layers = {path: layer for path, (layer, _) in source.repacked.items()}
+    path, (_, quantizer) = next(iter(source.repacked.items()))
+    found = quantizer.checkpoint_config(layers, {**_float_linears(source.model), **layers})
+    if found is None:
+        raise MergeError(
+            f"{path}: Transformers cannot load format {quantizer.name!r}, so nobody could load the "
+            f'export. Use mode="dequantize".'
+        )
+    return found
+
+
+def _float_linears(model: nn.Module) -> dict[str, nn.Module]:
+    inside = {id(one) for _, layer in lora_layers(model) for one in layer.modules()}
+    found = model.named_modules()
+    return {p: one for p, one in found if isinstance(one, nn.Linear) and id(one) not in inside}
 
 
 def _both_ends(model: Any, written: set[str]) -> bool:

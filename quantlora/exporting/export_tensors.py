@@ -21,7 +21,7 @@ class MergedTensors:
 
     Args:
         names: the adapters to fold in.
-        mode: ``"dequantize"`` or ``"requantize"``, as in `merge`.
+        mode: ``"dequantize"``, ``"requantize"`` or ``"exact"``, as in `merge`.
         dtype: that of float weights.
         fixed: the architecture is fixed, as Transformers' are: it decides which layers have a
             bias, and weights with two names (tied) are written under the first.
@@ -33,9 +33,12 @@ class MergedTensors:
         self.model, self.names, self.mode, self.dtype = model, names, mode, dtype
         self.fixed = fixed
         self._seen: set[int] = set()
+        #: What an exact merge has put in another format: the layers without their values.
+        self.repacked: dict[str, tuple[nn.Module, Quantizer]] = {}
 
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
         self._seen.clear()
+        self.repacked.clear()
         return self._walk(self.model, "")
 
     def merged(self, path: str, layer: LoraLayer) -> tuple[nn.Module, Quantizer]:
@@ -51,11 +54,14 @@ class MergedTensors:
         return base, quantizer
 
     def _walk(self, module: nn.Module, path: str) -> Iterator[tuple[str, Tensor]]:
-        packed = None if isinstance(module, LoraLayer) else _packed(module)
+        packed = None if isinstance(module, LoraLayer) else packed_by(module)
         if isinstance(module, LoraLayer):
             if self._first(module):
                 base, quantizer = self.merged(path, module)
-                yield from self._layer(base, quantizer, path, base is not module.plain_base[0])
+                new = base is not module.plain_base[0]
+                yield from self._layer(base, quantizer, path, new)
+                if new and self.mode == "exact":
+                    self.repacked[path] = base.to("meta"), quantizer
         elif packed is not None:
             if self._first(module):
                 yield from self._layer(module, packed, path)
@@ -82,7 +88,7 @@ class MergedTensors:
     ) -> Iterator[tuple[str, Tensor]]:
         if quantizer.name == FLOAT:
             yield from self._own(layer, path, new)
-        elif self.mode == "requantize":
+        elif self.mode != "dequantize":
             for name, tensor in quantizer.stored(layer, self.model).items():
                 yield f"{path}.{name}", tensor
         else:
@@ -102,6 +108,7 @@ class MergedTensors:
                 yield f"{path}.{name}" if path else name, stored
 
 
-def _packed(module: nn.Module) -> Quantizer | None:
+def packed_by(module: nn.Module) -> Quantizer | None:
+    """The format of a module that is a packed layer."""
     found = [one for one in registry().candidates(module) if one.name != FLOAT]
     return found[0] if found else None

@@ -20,6 +20,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from quantlora_loftq import LoftQConfig, input_mean_squares
+from rich.console import Console
+from rich.progress import track
 from torch import Tensor, nn
 
 import quantlora
@@ -65,7 +67,7 @@ def train(model: nn.Module, data: Tensor, steps: int, lr: float) -> None:
     optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=0.0)
     model.train()
     order = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))
-    for step in range(steps):
+    for step in track(range(steps), "training", console=Console(stderr=True)):
         chosen = order[(step * BATCH + torch.arange(BATCH)) % len(order)]
         losses(model, data[chosen]).backward()
         optimizer.step()

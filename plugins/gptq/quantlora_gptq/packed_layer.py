@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from quantlora import BackendError
-from quantlora_gptq.dequantize import zeros
+from quantlora_gptq.dequantize import codes, zeros
 from quantlora_gptq.layout import Layout, layout, tensor
 from quantlora_gptq.libraries import GPTQMODEL
 from quantlora_gptq.packing import BITS, pack, unpack
-from quantlora_gptq.rounding import Grid, fit
+from quantlora_gptq.rounding import Grid, best, fit
 
 #: Group sizes that every kernel has; -1 is one group for all inputs.
 GROUP_SIZES = (128, 64, 32, 16)
@@ -23,14 +23,22 @@ GROUP_SIZES = (128, 64, 32, 16)
 def round_like(linear: nn.Linear, like: nn.Module) -> nn.Module:
     """``linear`` in ``like``'s class, bits, groups and dtypes.
 
-    Each group keeps ``like``'s scale and zero-point, or gets new ones where that errs less.
+    Each group keeps ``like``'s scale, its zero-point moved by whole steps (which holds QA-LoRA's
+    updates, rounded), or gets a new grid where that errs less.
     """
     own, scales = layout(like), tensor(like, "scales")
     weight, index = linear.weight.detach().float(), _index(own, scales.device)
     old = Grid(scales.t(), zeros(tensor(like, "qzeros"), own).float(), own.bits)
     sym = bool((old.zeros == 2 ** (own.bits - 1)).all())
-    new = fit(weight, index, own.groups, own.bits, sym, scales.dtype)
-    grid = old.where(old.errors(weight, index) <= new.errors(weight, index), new)
+    grid = best(
+        [
+            old,
+            old.moved(weight, codes(tensor(like, "qweight"), own), index),
+            fit(weight, index, own.groups, own.bits, sym, scales.dtype),
+        ],
+        weight,
+        index,
+    )
     layer = copy.deepcopy(like)
     _fill(layer, grid.codes(weight, index), grid, own.zero_offset)
     return _with_bias(layer, linear)

@@ -5,7 +5,8 @@ For each group of inputs a scale and an integer zero-point; code = round(w / sca
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -32,10 +33,25 @@ class Grid:
         wrong = (self.values(self.codes(weight, index), index) - weight).square()
         return torch.zeros_like(self.scales, dtype=wrong.dtype).index_add_(1, index, wrong)
 
+    def moved(self, weight: Tensor, codes: Tensor, index: Tensor) -> Grid:
+        """The zero-points that leave ``codes`` as near to ``weight`` as whole steps can."""
+        steps = codes.float() - weight / _nonzero(self.scales.float())[:, index]
+        sums = torch.zeros_like(self.zeros).index_add_(1, index, steps)
+        sizes = torch.bincount(index, minlength=sums.shape[1]).clamp(min=1)
+        return replace(self, zeros=(sums / sizes).round().clamp(1, 2**self.bits - 1))
+
     def where(self, better: Tensor, other: Grid) -> Grid:
         """This grid where ``better``, else ``other``."""
         scales = torch.where(better, self.scales, other.scales)
         return Grid(scales, torch.where(better, self.zeros, other.zeros), self.bits)
+
+
+def best(grids: Sequence[Grid], weight: Tensor, index: Tensor) -> Grid:
+    """For each group the grid that errs least; the first one of several."""
+    found, *others = grids
+    for grid in others:
+        found = found.where(found.errors(weight, index) <= grid.errors(weight, index), grid)
+    return found
 
 
 def fit(

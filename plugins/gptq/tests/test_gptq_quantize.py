@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -105,3 +106,16 @@ def test_packing_what_the_grid_holds_loses_nothing(bits: int) -> None:
     exact.weight.data = quantizer.dequantize(layer)
     again = quantizer.quantize(exact, like=layer)
     assert torch.equal(quantizer.dequantize(again), exact.weight)
+
+
+@needs_library
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+def test_an_update_of_whole_steps_moves_into_the_zero_points(bits: int) -> None:
+    """Rounding codes again would clip those at the ends of the range."""
+    quantizer = registry().quantizer("gptq")
+    layer = quantizer.quantize(nn.Linear(128, 64), bits=bits, group_size=32)
+    grid, wanted = quantizer.affine(layer), nn.Linear(128, 64)
+    steps = torch.randint(-1, 2, grid.zeros.shape)
+    wanted.weight.data = replace(grid, zeros=grid.zeros + steps).dequantize()
+    merged = quantizer.quantize(wanted, like=layer)
+    assert torch.equal(quantizer.dequantize(merged), wanted.weight)

@@ -97,8 +97,9 @@ class NormalFloatQuantizer(Quantizer):
     def checkpoint_config(
         self, layers: Mapping[str, nn.Module], linears: Mapping[str, nn.Module]
     ) -> dict[str, Any]:
-        from quantlora_normalfloat.transformers_format import NormalFloatConfig
+        from quantlora_normalfloat.transformers_format import NormalFloatConfig, register
 
+        register()  # whoever writes such a checkpoint can read it
         return NormalFloatConfig.of(layers).to_dict()
 
     def describe(self, layer: nn.Module) -> dict[str, Any]:

@@ -70,6 +70,28 @@ def test_gradients_agree_with_float64(model: nn.Sequential) -> None:
     assert max(relative(a.grad, b.grad) for a, b in zip(mine, (x64, A, B), strict=True)) < 1e-5
 
 
+@pytest.mark.parametrize("shape", [(WIDTH,), (3, WIDTH), (2, 3, WIDTH), (2, 1, 3, WIDTH)])
+def test_any_layout_of_the_input_gives_the_same(shape: tuple[int, ...]) -> None:
+    model, x = wrapped(base()), torch.randn(shape)
+    flat = torch.stack([model(row) for row in x.reshape(-1, WIDTH)]).view(*shape[:-1], OUT)
+    scattered = torch.randn(*shape, 2)[..., 0].copy_(x)  # not contiguous
+    assert relative(model(x), flat) < 1e-6
+    assert relative(model(scattered), flat) < 1e-6
+
+
+def test_nothing_of_a_weights_size_is_kept_for_backward(model: nn.Sequential) -> None:
+    kept: list[int] = []
+    x = torch.randn(3, WIDTH, requires_grad=True)
+    hooks = torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, _same)
+    with hooks:
+        model(x).sum().backward()
+    assert sum(kept) < WIDTH * OUT / 2
+
+
+def _same(tensor: Tensor) -> Tensor:
+    return tensor
+
+
 def test_the_exact_merge_leaves_the_output_as_it_was(model: nn.Sequential) -> None:
     x = torch.randn(4, WIDTH)
     before = model(x)
