@@ -19,6 +19,11 @@ from .checks import Check as Check, Status as Status, Verdict as Verdict
 from .combining.combination import add_weighted_adapter as add_weighted_adapter
 from .config.lora_config import LoraConfig as LoraConfig
 from .discovery.registration import registry as registry
+from .distributed.check import check_distributed as check_distributed
+from .distributed.findings import (
+    DistributedReport as DistributedReport,
+    Finding as Finding,
+)
 from .env.machine import cpu_flags as cpu_flags
 from .errors import (
     AdapterError as AdapterError,
@@ -30,6 +35,7 @@ from .errors import (
     LayerError as LayerError,
     MergeError as MergeError,
     MissingLibraryError as MissingLibraryError,
+    NonFiniteError as NonFiniteError,
     PluginWarning as PluginWarning,
     QuantloraError as QuantloraError,
     TargetError as TargetError,
@@ -42,8 +48,14 @@ from .formats.reference import (
     folder_or_download as folder_or_download,
     open_reference as open_reference,
 )
-from .formats.tensor_file import TENSOR_TYPES as TENSOR_TYPES, TensorFile as TensorFile
+from .formats.tensor_file import (
+    TENSOR_TYPES as TENSOR_TYPES,
+    TensorFile as TensorFile,
+    write_tensors as write_tensors,
+)
 from .hookspecs import hookimpl as hookimpl
+from .inspection.memory import MemoryUse as MemoryUse
+from .inspection.memory_estimate import memory_estimate as memory_estimate
 from .layers.layer import LoraLayer as LoraLayer
 from .layers.linear import LoraLinear as LoraLinear
 from .layers.mixed_batch import mixed_batch as mixed_batch
@@ -54,6 +66,7 @@ from .requirements import (
     Availability as Availability,
     Requirement as Requirement,
 )
+from .training.stop_on_nan import StopOnNaN as StopOnNaN
 from .wrapping.bases import as_linear as as_linear, linear_from as linear_from
 from .wrapping.explain import explain as explain
 from .wrapping.explanation import Explanation as Explanation, LayerRow as LayerRow

@@ -47,6 +47,10 @@ class FinetuneError(QuantloraError):
     """A run of ``quantlora finetune`` cannot start or go on: its model, data or output folder."""
 
 
+class NonFiniteError(QuantloraError, FloatingPointError):
+    """A gradient became NaN or infinite in training."""
+
+
 class AdapterWarning(UserWarning):
     """An adapter was loaded or saved, and something about it should be known."""
 

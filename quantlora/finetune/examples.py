@@ -21,8 +21,7 @@ IGNORED = -100
 
 @dataclass(frozen=True)
 class Example:
-    """Token ids; how many of them, at the start, are given and not learned; whether more followed.
-    """
+    """Token ids, of which the first ``given`` are not learned; whether the end was cut off."""
 
     input_ids: list[int]
     given: int

@@ -25,9 +25,12 @@ from quantlora.finetune.open_run import open_run
 from quantlora.finetune.options import FinetuneOptions
 from quantlora.finetune.plot import plot_losses
 from quantlora.finetune.report import make_report, model_facts
-from quantlora.finetune.run_folder import REPORT, RunFolder, write_json
+from quantlora.finetune.report_page import write_page
+from quantlora.finetune.run_folder import PAGE, REPORT, RunFolder, write_json
 from quantlora.finetune.show import Show
 from quantlora.finetune.trainer import Training, train
+from quantlora.inspection.memory import MemoryUse
+from quantlora.inspection.memory_estimate import memory_estimate
 
 
 def finetune(
@@ -47,7 +50,7 @@ def finetune(
         QuantloraError: the options, the model, the data or the folder will not do; the message
             says what to change.
     """
-    require_libraries()
+    require_libraries(options)
     show = Show(console if console and processes.is_first() else Console(quiet=True))
     run, options = open_run(options, given)
     processes.wait_for_all()  # to look at the folder before one begins to write
@@ -61,6 +64,7 @@ def finetune(
         training = train(job.model, job.data, job.collate, options, run, show.console)
         after = job.measure()
         show.measurement("after", after)
+        show.memory(job.memory, training.memory)
         report = job.leave(training, before, after)
     show.result(run.path, report)
     return report
@@ -76,6 +80,7 @@ class Job:
     tokens: Tokens
     data: Dataset
     model: PreTrainedModel
+    memory: MemoryUse
 
     def __post_init__(self) -> None:
         self.collate = collate_with(self.base.padding)
@@ -109,11 +114,12 @@ class Job:
         """Write everything into the folder; the report last, for it says that all is there."""
         folder = self.run.path
         measured = (training, before, after)
-        report = make_report(self.base, self.model, self.data, self.options, *measured)
+        report = make_report(self.base, self.model, self.data, self.options, *measured, self.memory)
         if not processes.is_first():
             return report
         save_adapter(self.model, folder)
         plot_losses(folder / "loss.png", f"{self.base.name}, {self.data.name}", *measured)
+        write_page(folder / PAGE, report)
         write_card(folder / "README.md", report, self.base)
         write_json(folder / REPORT, report)
         return report
@@ -135,4 +141,9 @@ def prepare(options: FinetuneOptions, run: RunFolder, show: Show) -> Job:
     facts = model_facts(model)
     require_disk(run.path, facts["trained_parameters"])
     show.model(facts)
-    return Job(options, run, base, tokens, data, model)
+    if options.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[no-untyped-call]
+    length = max(len(one.input_ids) for one in data.train)
+    memory = memory_estimate(model, batch_size=options.batch_size, length=length)
+    show.memory(memory)
+    return Job(options, run, base, tokens, data, model, memory)

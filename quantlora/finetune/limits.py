@@ -11,9 +11,11 @@ import torch
 
 from quantlora.errors import FinetuneError
 from quantlora.finetune.cache import require_space
+from quantlora.finetune.option_fields import ReportTo
 from quantlora.finetune.options import FinetuneOptions
 from quantlora.requirements import Requirement
 
+_TENSORBOARD = Requirement("tensorboard>=2.10", fix="pip install tensorboard")
 _LIBRARIES = tuple(
     Requirement(spec, fix='pip install "quantlora[demo]"')
     for spec in ("accelerate>=1.1", "matplotlib>=3.7")
@@ -24,8 +26,10 @@ _COPIES = 3 * 4 + 1
 _OTHER_FILES = 50_000_000
 
 
-def require_libraries() -> None:
-    for library in _LIBRARIES:
+def require_libraries(options: FinetuneOptions) -> None:
+    """Raise `MissingLibraryError`, with the line that brings it, where one is not here."""
+    wanted = [_TENSORBOARD] if options.report_to is ReportTo.TENSORBOARD else []
+    for library in (*_LIBRARIES, *wanted):
         library.check().require()
 
 

@@ -30,6 +30,13 @@ class Schedule(str, Enum):
     CONSTANT = "constant"
 
 
+class ReportTo(str, Enum):
+    """Who may look on while it trains; the report at the end comes in any case."""
+
+    NONE = "none"
+    TENSORBOARD = "tensorboard"
+
+
 def option(panel: str, help_text: str, *names: str, **limits: Any) -> Any:
     """For ``Annotated``: an option in the group ``panel``; ``min`` and ``max`` are its limits."""
     if "min" in limits:

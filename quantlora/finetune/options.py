@@ -13,7 +13,14 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from quantlora.errors import ConfigError
-from quantlora.finetune.option_fields import Dtype, Schedule, check_limits, option, plain
+from quantlora.finetune.option_fields import (
+    Dtype,
+    ReportTo,
+    Schedule,
+    check_limits,
+    option,
+    plain,
+)
 
 _MODEL, _DATA, _ADAPTER, _TRAINING, _RUN = (
     "Model", "Data", "Adapter", "Training", "Output and resuming",
@@ -144,6 +151,15 @@ class FinetuneOptions:
     output: Annotated[
         Path, option(_RUN, "Folder for the adapter and the report.", "--output", "-o")
     ] = Path("quantlora-output")
+    report_to: Annotated[
+        ReportTo,
+        option(
+            _RUN,
+            "`tensorboard` writes each step's figures to OUTPUT/tensorboard while it trains; "
+            "`none`: report.html at the end shows them all the same.",
+            metavar="NAME",
+        ),
+    ] = ReportTo.NONE
     resume: Annotated[
         bool,
         option(_RUN, "Go on with the run in --output from its last checkpoint.", "--resume"),
@@ -173,5 +189,5 @@ class FinetuneOptions:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> FinetuneOptions:
-        return cls(**{**values, "output": Path(values["output"]), "dtype": Dtype(values["dtype"]),
-                      "schedule": Schedule(values["schedule"])})  # fmt: skip
+        kinds = {"output": Path, "dtype": Dtype, "schedule": Schedule, "report_to": ReportTo}
+        return cls(**{k: kinds[k](v) if k in kinds else v for k, v in values.items()})

@@ -17,9 +17,10 @@ from quantlora.finetune.dataset import Dataset
 from quantlora.finetune.evaluation import Measurement
 from quantlora.finetune.options import FinetuneOptions
 from quantlora.finetune.trainer import Training
+from quantlora.inspection.memory import MemoryUse
 
 #: Changes when a field changes its meaning.
-FORMAT = 1
+FORMAT = 2
 
 
 def make_report(
@@ -30,6 +31,7 @@ def make_report(
     training: Training,
     before: Measurement,
     after: Measurement,
+    predicted: MemoryUse,
 ) -> dict[str, Any]:
     """All figures are plain JSON; seconds, bytes and counts are in the fields' names."""
     return {
@@ -47,6 +49,10 @@ def make_report(
             "after": after.continuation,
         },
         "training": training.as_json(),
+        "memory": {
+            "predicted": predicted.as_json(),
+            "measured": training.memory.as_json() if training.memory else None,
+        },
         "options": options.as_json(),
         "machine": _machine(),
         "versions": _versions(),

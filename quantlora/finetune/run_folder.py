@@ -2,7 +2,8 @@
 
 run.json      the options and the first measurement, from the moment the training begins
 checkpoints/  see `checkpoints`
-report.json   at the end, with the adapter, loss.png and README.md
+tensorboard/  what --report-to tensorboard reads
+report.json   at the end, with the adapter, report.html, loss.png and README.md
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from typing import Any
 from quantlora.errors import FinetuneError
 from quantlora.finetune.checkpoints import last_checkpoint, step_of
 
-RUN, REPORT, CHECKPOINTS = "run.json", "report.json", "checkpoints"
+RUN, REPORT, PAGE = "run.json", "report.json", "report.html"
+CHECKPOINTS, TENSORBOARD = "checkpoints", "tensorboard"
 
 
 @dataclass

@@ -7,11 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.table import Table
 from rich.text import Text
 
 from quantlora.finetune import demo_model
 from quantlora.finetune.evaluation import Measurement
 from quantlora.finetune.options import FinetuneOptions
+from quantlora.inspection.memory import MemoryUse
+from quantlora.inspection.units import size
 
 _INDENT = "    "
 
@@ -57,6 +60,20 @@ class Show:
         )
         self.console.print(text, soft_wrap=True)
 
+    def memory(self, predicted: MemoryUse, measured: MemoryUse | None = None) -> None:
+        """One line before the training; afterwards a table of both."""
+        if measured is None:
+            parts = ", ".join(f"{name} {size(count)}" for name, count in predicted.rows()[:-1])
+            self._say(f"Memory, predicted: {size(predicted.total)}: {parts}.")
+            return
+        table = Table(title="Memory", title_justify="left", title_style="")
+        table.add_column("component")
+        table.add_column("predicted", justify="right")
+        table.add_column("measured", justify="right")
+        for (name, first), (_, then) in zip(predicted.rows(), measured.rows(), strict=True):
+            table.add_row(name, size(first), size(then), style="bold" if name == "total" else "")
+        self.console.print(table)
+
     def result(self, folder: Path, report: dict[str, Any]) -> None:
         perplexity, training = report["perplexity"], report["training"]
         self._say(
@@ -65,7 +82,7 @@ class Show:
             f"{training['tokens_per_second']:.0f} tokens/s.",
             "bold green" if perplexity["fall_percent"] > 0 else "bold yellow",
         )
-        self._say(f"In {folder}: the adapter, report.json, loss.png and README.md.")
+        self._say(f"In {folder}: the adapter, report.html, report.json, loss.png and README.md.")
 
     def finished_already(self, folder: Path, steps: int) -> None:
         self._say(f"{folder}: this run has its {steps} steps. Train on with --resume --steps N.")

@@ -1,8 +1,8 @@
-"""Training: Transformers' Trainer on the wrapped model, with checkpoints to resume from."""
+"""Training: a trainer on the wrapped model, with checkpoints to resume from."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from transformers import (
     PreTrainedModel,
     PrinterCallback,
-    Trainer,
+    TrainerCallback,
     TrainerState,
     TrainingArguments,
 )
@@ -19,27 +19,48 @@ from transformers import (
 from quantlora.finetune import processes
 from quantlora.finetune.checkpoints import MarkComplete, remove_incomplete
 from quantlora.finetune.dataset import Collate, Dataset
-from quantlora.finetune.option_fields import Schedule
+from quantlora.finetune.measured_trainer import MeasuredTrainer
+from quantlora.finetune.option_fields import ReportTo, Schedule
 from quantlora.finetune.options import FinetuneOptions
 from quantlora.finetune.progress import ShowProgress
-from quantlora.finetune.run_folder import RunFolder
+from quantlora.finetune.run_folder import TENSORBOARD, RunFolder
+from quantlora.finetune.speed import Speed
+from quantlora.inspection.memory import MemoryUse
+from quantlora.training.stop_on_nan import StopOnNaN
+
+_REMEDY = (
+    "Start anew, in another --output, with a lower --lr, a longer --warmup or --dtype float32; "
+    "where the loss was not finite at step 1, look at the data and the model."
+)
+
+
+@dataclass(frozen=True)
+class Step:
+    """What Trainer logs after a step; those of an earlier process are read from its checkpoint."""
+
+    step: int
+    loss: float
+    learning_rate: float
+    gradient_norm: float
+    tokens_per_second: float
 
 
 @dataclass(frozen=True)
 class Training:
-    """What the training was: the loss after each step, and the speed of this process's share."""
+    """What the training was: each step, the speed of all processes, and the memory of one."""
 
-    losses: list[tuple[int, float]]
+    steps: list[Step]
     resumed_at: int
     seconds: float
     tokens_per_second: float
+    memory: MemoryUse | None = None
 
     def as_json(self) -> dict[str, Any]:
         return {
             "resumed_at_step": self.resumed_at,
             "seconds": round(self.seconds, 2),
             "tokens_per_second": round(self.tokens_per_second, 1),
-            "losses": [{"step": step, "loss": loss} for step, loss in self.losses],
+            "steps": [asdict(one) for one in self.steps],
         }
 
 
@@ -51,21 +72,25 @@ def train(
     run: RunFolder,
     console: Console,
 ) -> Training:
-    """Train to ``options.steps``, from the run's last complete checkpoint where it has one."""
+    """Train to ``options.steps``, from the run's last complete checkpoint where it has one.
+
+    Raises:
+        NonFiniteError: a gradient became NaN or infinite; see `StopOnNaN`.
+    """
     if processes.is_first():
         remove_incomplete(run.checkpoints)
     processes.wait_for_all()
     checkpoint, done = run.checkpoint, run.steps_done
-    if options.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[no-untyped-call]
-    progress = ShowProgress(console, _tokens_per_step(data, options))
-    trainer = Trainer(
+    speed = Speed(processes.count())
+    progress = ShowProgress(console, speed)
+    trainer = MeasuredTrainer(
         model,
         _arguments(options, run.checkpoints),
         data_collator=collate,
         train_dataset=data.train,
-        callbacks=[MarkComplete(), progress],
+        callbacks=[StopOnNaN(_REMEDY), MarkComplete(), speed, progress, *_reports(options, run)],
     )
+    trainer.speed = speed
     trainer.remove_callback(PrinterCallback)
     try:
         if checkpoint is not None and done >= options.steps:
@@ -74,8 +99,32 @@ def train(
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     finally:
         progress.stop()
-    losses = [(int(log["step"]), log["loss"]) for log in trainer.state.log_history if "loss" in log]
-    return Training(losses, done, progress.seconds, progress.tokens_per_second)
+    return Training(_steps(trainer.state), done, speed.seconds, speed.of_all, trainer.memory())
+
+
+def _steps(state: TrainerState) -> list[Step]:
+    return [
+        Step(
+            int(log["step"]),
+            log["loss"],
+            log["learning_rate"],
+            float(log.get("grad_norm", "nan")),
+            log["tokens_per_second"],
+        )
+        for log in state.log_history
+        if "loss" in log
+    ]
+
+
+def _reports(options: FinetuneOptions, run: RunFolder) -> list[TrainerCallback]:
+    """For whoever looks on from outside: only the first process's callback writes."""
+    if options.report_to is not ReportTo.TENSORBOARD:
+        return []
+    from torch.utils.tensorboard import SummaryWriter
+    from transformers.integrations import TensorBoardCallback
+
+    writer = SummaryWriter(str(run.path / TENSORBOARD)) if processes.is_first() else None
+    return [TensorBoardCallback(writer)]
 
 
 def _state_at(checkpoint: Path, model: PreTrainedModel) -> TrainerState:
@@ -83,11 +132,6 @@ def _state_at(checkpoint: Path, model: PreTrainedModel) -> TrainerState:
     model.load_state_dict(load_file(checkpoint / "model.safetensors"), strict=False)
     state: TrainerState = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
     return state
-
-
-def _tokens_per_step(data: Dataset, options: FinetuneOptions) -> int:
-    mean = sum(len(one.input_ids) for one in data.train) / len(data.train)
-    return round(mean * options.batch_size * options.accumulate * processes.count())
 
 
 def _arguments(options: FinetuneOptions, folder: Path) -> TrainingArguments:

@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from quantlora.inspection.report import Inspection, Kind
+from quantlora.inspection.units import size
 
 #: Adapters are kept and saved in float32.
 _ADAPTER_BYTES = 4
@@ -22,15 +23,6 @@ def show(found: Inspection, console: Console) -> None:
     for problem in (found.problem, *found.problems):
         if problem:
             console.print(Text.assemble(("wrap would stop: ", "bold red"), problem), soft_wrap=True)
-
-
-def size(count: float) -> str:
-    """Bytes in the unit that leaves one to three digits before the point."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if count < 1024 or unit == "GiB":
-            return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1024
-    raise AssertionError
 
 
 def _head(found: Inspection) -> Iterator[str]:

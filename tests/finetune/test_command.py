@@ -51,7 +51,7 @@ def test_it_says_what_it_used_and_what_it_brought(run, arguments, tmp_path):
 def test_the_loss_of_each_step_is_reported_and_falls(run, arguments, tmp_path):
     run(*arguments)
     report = report_in(tmp_path / "run")
-    losses = [one["loss"] for one in report["training"]["losses"]]
+    losses = [one["loss"] for one in report["training"]["steps"]]
     assert len(losses) == 12
     assert losses[-1] < losses[0] - 0.3
     assert report["perplexity"]["fall_percent"] > 20

@@ -47,7 +47,7 @@ def _weights(folder: Path) -> bytes:
 
 
 def _losses(folder: Path) -> list[float]:
-    return [one["loss"] for one in report_in(folder)["training"]["losses"]]
+    return [one["loss"] for one in report_in(folder)["training"]["steps"]]
 
 
 @pytest.fixture
@@ -143,7 +143,7 @@ def test_a_run_killed_after_its_last_step_only_writes_its_report(run, arguments,
     assert _weights(tmp_path / "run") == weights
     after = report_in(tmp_path / "run")
     assert after["perplexity"] == before["perplexity"]
-    assert after["training"]["losses"] == before["training"]["losses"]
+    assert after["training"]["steps"] == before["training"]["steps"]
 
 
 def test_a_finished_run_is_left_alone(run, arguments, tmp_path):

@@ -1,0 +1,107 @@
+"""The memory that training takes, by what it is for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from torch import Tensor, nn
+
+from quantlora.adapters.state import adapter_holders
+from quantlora.discovery.registration import registry
+from quantlora.inspection.units import size
+from quantlora.wrapping.plan import FLOAT
+
+
+@dataclass(frozen=True)
+class MemoryUse:
+    """Bytes by component.
+
+    Args:
+        base_packed: the frozen layers in a packed format, scales and the like included.
+        base_float: everything else that is frozen: embeddings, norms, float layers, buffers.
+        adapters: adapters, and modules that are trained in full.
+        gradients: of what is trained.
+        optimizer: what the optimizer keeps for each trained parameter.
+        activations: the most that one forward and backward have alive at one moment, besides the
+            gradients of what is trained: kept activations, logits, dequantized weights.
+    """
+
+    base_packed: int
+    base_float: int
+    adapters: int
+    gradients: int = 0
+    optimizer: int = 0
+    activations: int = 0
+
+    @property
+    def total(self) -> int:
+        return sum(self.as_json().values())
+
+    def as_json(self) -> dict[str, int]:
+        return asdict(self)
+
+    def rows(self) -> list[tuple[str, int]]:
+        """``("base packed", bytes)`` and so on, the total last."""
+        parts = [(one.name.replace("_", " "), getattr(self, one.name)) for one in fields(self)]
+        return [*parts, ("total", self.total)]
+
+    def __str__(self) -> str:
+        return "\n".join(f"{name:<12} {size(count):>10}" for name, count in self.rows())
+
+
+def weights_of(model: nn.Module) -> MemoryUse:
+    """What ``model`` takes as it stands, before a step."""
+    adapters = {id(one): one for one in adapter_tensors(model)}
+    packed = {id(one): one for one in _packed_layers(model)}
+    inside = {id(one) for layer in packed.values() for one in _own_tensors(layer)}
+    others = {id(one): one for one in _own_tensors(model)}
+    base_float = [one for key, one in others.items() if key not in adapters and key not in inside]
+    return MemoryUse(
+        base_packed=sum(_bytes(_stored(layer)) for layer in packed.values()),
+        base_float=_bytes(base_float),
+        adapters=_bytes(adapters.values()),
+    )
+
+
+def adapter_tensors(model: nn.Module) -> Iterator[Tensor]:
+    """What adapters bring along, and whatever else is trained."""
+    for _, holder in adapter_holders(model):
+        for name in holder.adapters:
+            yield from holder.adapter_tensors(name).values()
+    yield from (parameter for parameter in model.parameters() if parameter.requires_grad)
+
+
+def trained_bytes(model: nn.Module) -> int:
+    return _bytes(parameter for parameter in model.parameters() if parameter.requires_grad)
+
+
+def gradient_bytes(model: nn.Module) -> int:
+    return _bytes(one.grad for one in model.parameters() if one.grad is not None)
+
+
+def optimizer_bytes(optimizer: Any) -> int:
+    """Of a ``torch.optim.Optimizer``, or of one that accelerate has wrapped."""
+    states = optimizer.state.values()
+    return _bytes(one for state in states for one in state.values() if isinstance(one, Tensor))
+
+
+def _packed_layers(model: nn.Module) -> Iterator[nn.Module]:
+    known = registry()
+    for module in model.modules():
+        if any(quantizer.name != FLOAT for quantizer in known.candidates(module)):
+            yield module
+
+
+def _own_tensors(module: nn.Module) -> list[Tensor]:
+    return [*module.parameters(), *module.buffers()]
+
+
+def _stored(layer: nn.Module) -> list[Tensor]:
+    """As in a checkpoint: some libraries keep scales in attributes that are no buffers."""
+    return [one for one in layer.state_dict().values() if isinstance(one, Tensor)]
+
+
+def _bytes(tensors: Iterable[Tensor]) -> int:
+    return sum(one.numel() * one.element_size() for one in tensors)

@@ -1,0 +1,1 @@
+"""Beside a training loop: what watches it, and what stops it."""
