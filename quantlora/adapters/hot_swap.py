@@ -41,6 +41,7 @@ def prepare_hot_swap(model: nn.Module, r: int, adapter_name: str = "default") ->
         AdapterError: there is no such adapter, or it is merged.
     """
     config = known_adapter(model, adapter_name)
+    _check_factors_only(config, "the slot")
     slots = _slots(model, adapter_name)
     for layer in slots.values():
         _pad(layer, adapter_name, config, r)
@@ -114,8 +115,7 @@ def _pad(layer: LoraLayer, name: str, config: LoraConfig, r: int) -> None:
 def _check(
     slot: LoraConfig, new: LoraConfig, slots: Mapping[str, LoraLayer], given: ByPath
 ) -> None:
-    if new.modules_to_save or new.bias != "none":
-        raise AdapterError("an adapter with modules_to_save or bias cannot be swapped in: load it.")
+    _check_factors_only(new, "the adapter")
     if slot.variant != new.variant:
         raise AdapterError(f"the slot is of variant {slot.variant!r}, not {new.variant!r}.")
     strange = [path for path in given if path not in slots]
@@ -125,6 +125,15 @@ def _check(
             f"the layers of the adapter are not those of the slot, {(strange + missing)[0]} first: "
             f"load it as an adapter of its own."
         )
+
+
+def _check_factors_only(config: LoraConfig, which: str) -> None:
+    for name in ("modules_to_save", "target_parameters", "bias"):
+        if getattr(config, name) not in (None, [], "none"):
+            raise AdapterError(
+                f"{which} has {name}, and a hot swap is of LoRA layers only: load it as an adapter "
+                f"of its own."
+            )
 
 
 def _fitted(

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from torch import nn
 
 from quantlora.adapters.saved_modules import SavedModule
+from quantlora.adapters.trained_bias import TrainedBias
 from quantlora.config.lora_config import LoraConfig
 from quantlora.errors import AdapterError
 from quantlora.layers.layer import LoraLayer
@@ -23,6 +24,7 @@ class AdapterState:
     configs: dict[str, LoraConfig] = field(default_factory=dict)
     active: tuple[str, ...] = ()
     enabled: bool = True
+    biases: dict[str, list[TrainedBias]] = field(default_factory=dict)
 
 
 def has_adapters(model: nn.Module) -> bool:

@@ -8,6 +8,12 @@ from typing import TypeVar
 
 from torch import nn
 
+from quantlora.adapters.biases import (
+    check_biases_stay,
+    check_biases_together,
+    leave_biases,
+    place_biases,
+)
 from quantlora.adapters.saved_modules import SavedModule
 from quantlora.adapters.state import (
     adapter_holders,
@@ -37,6 +43,7 @@ def set_adapter(model: nn.Module, names: str | Sequence[str]) -> None:
         known_adapter(model, name)
     _check_merged(model, chosen)
     check_together(model, chosen)
+    check_biases_stay(model, chosen)
     state = adapter_state(model)
     state.active = chosen
     trained = [name for name in chosen if not state.configs[name].inference_mode]
@@ -47,6 +54,10 @@ def set_adapter(model: nn.Module, names: str | Sequence[str]) -> None:
             for tensor in layer.adapter_tensors(name).values():
                 if isinstance(tensor, nn.Parameter):
                     tensor.requires_grad_(name in trained)
+    for name, biases in state.biases.items():
+        for one in biases:
+            one.own.requires_grad_(name in trained)
+    place_biases(model)
 
 
 def _check_merged(model: nn.Module, chosen: Sequence[str]) -> None:
@@ -68,6 +79,7 @@ def check_together(model: nn.Module, names: Sequence[str]) -> None:
                 f"{path}: {' and '.join(own)} have each trained this module in full "
                 f"(modules_to_save) and cannot be active together: choose one."
             )
+    check_biases_together(model, names)
 
 
 def active_adapters(model: nn.Module) -> list[str]:
@@ -107,6 +119,7 @@ def _enable(model: nn.Module, enabled: bool) -> None:
     state.enabled = enabled
     for _, layer in adapter_holders(model):
         layer.enabled = enabled
+    place_biases(model)
 
 
 def delete_adapter(model: nn.Module, name: str) -> None:
@@ -119,9 +132,10 @@ def delete_adapter(model: nn.Module, name: str) -> None:
         if name in layer.adapters:
             layer.remove_adapter(name)
     state = adapter_state(model)
-    del state.configs[name]
     state.active = tuple(one for one in state.active if one != name)
-    set_state(model, state)
+    place_biases(model)
+    state.biases.pop(name, None)
+    del state.configs[name]
 
 
 def rename_adapter(model: nn.Module, old: str, new: str) -> None:
@@ -139,12 +153,13 @@ def rename_adapter(model: nn.Module, old: str, new: str) -> None:
         if old in layer.adapters:
             layer.rename_adapter(old, new)
     state.configs = {new if name == old else name: one for name, one in state.configs.items()}
+    state.biases = {new if name == old else name: one for name, one in state.biases.items()}
     state.active = tuple(new if name == old else name for name in state.active)
 
 
 def unload(model: M) -> M:
     """Remove every adapter and give the model its plain layers back (merged ones stay merged)."""
-    adapter_state(model)
+    leave_biases(model)
     for path, module in list(model.named_modules(remove_duplicate=False)):
         if isinstance(module, LoraLayer):
             model.set_submodule(path, module.base_layer)

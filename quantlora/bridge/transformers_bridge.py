@@ -73,7 +73,8 @@ def attach(model: nn.Module) -> None:
     vars(model)[_FLAG] = True
     accept_adapter_names(model)
     for name, function in METHODS.items():
-        vars(model)[name] = AdapterMethod(function, model)
+        if name != "generate" or hasattr(model, name):  # some models have nothing to say
+            vars(model)[name] = AdapterMethod(function, model)
 
 
 def detach(model: nn.Module) -> None:

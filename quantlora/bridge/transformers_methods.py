@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from quantlora.adapters import switch as adapters
 from quantlora.adapters.hot_swap import hot_swap, prepare_hot_swap
 from quantlora.adapters.state import adapter_state
+from quantlora.bridge.generation import generate
 from quantlora.bridge.transformers_bridge import HOTSWAP_FLAG
 from quantlora.bridge.transformers_saving import load_state_dict, save_pretrained, some_active
 from quantlora.checkpoint.config_file import config_from
@@ -120,4 +121,5 @@ METHODS: dict[str, Callable[..., Any]] = {
     "disable_adapters": adapters.disable_adapters,
     "get_adapter_state_dict": _get_adapter_state_dict,
     "enable_peft_hotswap": _enable_peft_hotswap,
+    "generate": generate,
 }

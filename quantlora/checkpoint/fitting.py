@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from quantlora.checkpoint.keys import plain_path, split_key
+from quantlora.checkpoint.keys import PREFIX, plain_path, split_key
 from quantlora.errors import AdapterFileError
 from quantlora.names import near
 from quantlora.wrapping.plan import PlannedLayer
@@ -37,6 +37,24 @@ def by_path(
             others[name] = tensor
     _check_base(source, others, model)
     return found
+
+
+def split_biases(
+    source: str, tensors: Mapping[str, Tensor], biases: Sequence[tuple[str, ...]]
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The values of trained biases, each by the first of its names, and the other tensors."""
+    plain = {key.removeprefix(PREFIX): key for key in tensors}
+    values: dict[str, Tensor] = {}
+    for names in biases:
+        found = [plain[name] for name in names if name in plain]
+        if not found:
+            raise AdapterFileError(
+                f"{source} does not fit this model: its config trains biases, and it lacks "
+                f"{names[0]}. Is it for another base model?"
+            )
+        values[names[0]] = tensors[found[0]]
+    taken = {plain[name] for names in biases for name in names if name in plain}
+    return values, {key: one for key, one in tensors.items() if key not in taken}
 
 
 def _check_base(source: str, others: Mapping[str, Tensor], model: nn.Module) -> None:

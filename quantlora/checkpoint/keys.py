@@ -7,7 +7,12 @@ The adapter's own name is left out, so that it may be loaded under another one.
 
 from __future__ import annotations
 
+import re
+
 PREFIX = "base_model.model."
+
+#: Several adapted parameters of one module are nested: ``<path>.base_layer.lora_A.weight``.
+_LORA_KEY = re.compile(r"(?P<path>.+?)\.(?P<name>(base_layer\.)*lora_(?!.*\.lora_).*)")
 
 #: Segments that torch.compile, FSDP and activation checkpointing put into module paths.
 _WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
@@ -25,5 +30,5 @@ def file_key(path: str, name: str) -> str:
 
 def split_key(key: str) -> tuple[str, str]:
     """``(path, name)`` of a key; ``("", key)`` where it is no tensor of a LoRA layer."""
-    path, found, name = key.removeprefix(PREFIX).rpartition(".lora_")
-    return (path, f"lora_{name}") if found else ("", key.removeprefix(PREFIX))
+    found = _LORA_KEY.fullmatch(key.removeprefix(PREFIX))
+    return (found["path"], found["name"]) if found else ("", key.removeprefix(PREFIX))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -11,8 +10,10 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 
 from quantlora.adapters.modules_to_save import find_saved
+from quantlora.adapters.biases import find_biases
 from quantlora.adapters.saved_modules import SavedModule
-from quantlora.checkpoint.fitting import by_path, check_paths, fill
+from quantlora.adapters.trained_bias import TrainedBias
+from quantlora.checkpoint.fitting import by_path, check_paths, fill, split_biases
 from quantlora.checkpoint.place import find_folder
 from quantlora.checkpoint.read import read_adapter
 from quantlora.checkpoint.side_file import report_differences
@@ -88,7 +89,9 @@ def put_on(
     try:
         plan = make_plan(model, config, backend, adapter, registry())
         saved = find_saved(model, config)
-        given = by_path(source, tensors, model, saved)
+        biases = find_biases(model, config, {planned.path for planned in plan})
+        values, rest = split_biases(source, tensors, [bias.names for bias in biases])
+        given = by_path(source, rest, model, saved)
         check_paths(source, given, plan, saved)
 
         def start(planned: PlannedLayer, layer: LoraLayer) -> None:

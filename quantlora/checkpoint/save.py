@@ -9,15 +9,16 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from quantlora.adapters.state import adapter_holders, known_adapter
+from quantlora.adapters.state import adapter_holders, adapter_state, known_adapter
 from quantlora.checkpoint.atomic import Writer, write_set
 from quantlora.checkpoint.config_file import config_text
-from quantlora.checkpoint.keys import file_key, plain_path
+from quantlora.checkpoint.keys import PREFIX, file_key, plain_path
 from quantlora.checkpoint.place import CONFIG, PICKLE, SIDE, WEIGHTS, folders_of
 from quantlora.checkpoint.side_file import side_text
 from quantlora.checkpoint.target_names import written_targets
 from quantlora.checkpoint.variant_fields import file_config
 from quantlora.checkpoint.weights_file import write_weights
+from quantlora.errors import AdapterFileError
 
 
 def save_adapter(
@@ -33,6 +34,8 @@ def save_adapter(
     whole. What else is in the folder stays.
 
     Args:
+    the first one writes.
+
         model: a wrapped model.
         folder: made where it does not exist. An adapter not called ``default`` goes to a
             sub-folder of its name.
@@ -77,7 +80,8 @@ def adapter_tensors(
 ) -> dict[str, Tensor]:
     """The adapter's tensors by their keys in the file."""
     value = _values(model, state_dict)
-    return {
+    biases = adapter_state(model).biases.get(adapter, [])
+    return {PREFIX + bias.names[0]: value(bias.own) for bias in biases} | {
         file_key(plain_path(path), name): value(parameter)
         for path, holder in adapter_holders(model)
         if adapter in holder.adapters

@@ -9,6 +9,7 @@ from torch import nn
 from quantlora.checkpoint.keys import plain_path
 from quantlora.config.lora_config import LoraConfig
 from quantlora.layers.layer import LoraLayer
+from quantlora.layers.parameters import LoraParameters
 from quantlora.wrapping.targets import is_all_linear, own_modules
 
 
@@ -39,4 +40,5 @@ def _endings(path: str) -> Sequence[str]:
 
 
 def _has(module: nn.Module, adapter: str) -> bool:
-    return isinstance(module, LoraLayer) and adapter in module.adapters
+    layer = isinstance(module, LoraLayer) and not isinstance(module, LoraParameters)
+    return layer and adapter in module.adapters

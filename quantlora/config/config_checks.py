@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
+
 
 from quantlora.config.field_types import misfits
 from quantlora.errors import ConfigError
@@ -34,17 +34,6 @@ def check_config(config: LoraConfig) -> None:
             "expression, put the indices into it."
         )
     _ = config.variant  # two variants at once are refused here
-
-
-def check_supported(config: LoraConfig) -> None:
-    """Raise `ConfigError` for what PEFT can train besides A and B, and quantlora cannot yet."""
-    asked = ["target_parameters"] if config.target_parameters else []
-    asked += ["bias"] if config.bias != "none" else []
-    if asked:
-        raise ConfigError(
-            f"{', '.join(asked)}: quantlora trains only what belongs to an adapter so far. Leave "
-            f"it out, or set requires_grad on those parameters after wrap and save them apart."
-        )
 
 
 def _check_numbers(config: LoraConfig) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from quantlora.adapters.biases import biases_of
 from quantlora.bridge.transformers_bridge import is_transformers_model
 from quantlora.checkpoint.flush import flush
 from quantlora.errors import MergeError
@@ -82,7 +83,7 @@ def export_merged(
     fixed = is_transformers_model(model)
     floating = dtype or outer_dtype(model) or torch.float32
     source = MergedTensors(model, names, mode, floating, fixed)
-    with _staged(target) as staging:
+    with biases_of(model, names), _staged(target) as staging:
         writer = ShardWriter(staging, max_shard_size)
         writer.write(_shown(source, progress))
         found = None
@@ -99,8 +100,8 @@ def _staged(target: Path) -> Iterator[Path]:
     """A folder to write in that becomes ``target`` when the block is through."""
     staging = target.with_name(f".{target.name}.partial")
     shutil.rmtree(staging, ignore_errors=True)
-    staging.mkdir(parents=True)
     try:
+        staging.mkdir(parents=True)
         yield staging
         for place in (*staging.iterdir(), staging):
             flush(place)
@@ -108,6 +109,11 @@ def _staged(target: Path) -> Iterator[Path]:
             target.rmdir()
         staging.rename(target)
         flush(target.parent)
+    except OSError as error:
+        raise MergeError(
+            f"{target}: the export could not be written: {error.strerror or error}. Make room, or "
+            f"choose another folder; nothing of it is left behind."
+        ) from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 

@@ -15,6 +15,7 @@ from quantlora.bridge.transformers_bridge import dtype_argument
 from quantlora.discovery.registration import registry
 from quantlora.errors import MergeError
 from quantlora.exporting.export_tensors import MergedTensors
+from quantlora.wrapping.plan import FLOAT
 
 #: Largest relative error of the logits, by the dtype of the exported weights.
 TOLERANCES = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.05}
@@ -89,6 +90,7 @@ def _weights(loaded: nn.Module, source: MergedTensors) -> dict[str, float]:
         base, quantizer = source.merged(path, paths[path])
         wanted = quantizer.dequantize(base).float().cpu()
         layer = loaded.get_submodule(path)
-        found = registry().match(path, layer).dequantize(layer).float()
+        reader = quantizer if quantizer.name == FLOAT else registry().match(path, layer)
+        found = reader.dequantize(layer).float()
         errors[path] = float((found - wanted).norm() / wanted.norm())
     return errors

@@ -33,10 +33,12 @@ def mixed_batch(model: nn.Module, adapter_names: Sequence[str]) -> Iterator[None
 
 def assign_samples(model: nn.Module, adapter_names: Sequence[str]) -> None:
     """From now on, sample i of every batch goes through ``adapter_names[i]``."""
+    from quantlora.adapters.biases import check_biases_shared
     from quantlora.adapters.state import adapter_holders, known_adapter
 
     for name in set(adapter_names) - {BASE}:
         known_adapter(model, name)
+    check_biases_shared(model, adapter_names)
     layers = [layer for _, layer in adapter_holders(model)]
     merged = {name for layer in layers for name in layer.merged}
     if merged:

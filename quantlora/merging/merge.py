@@ -16,6 +16,7 @@ from typing import TypeVar
 import torch
 from torch import nn
 
+from quantlora.adapters.biases import biases_of, place_biases
 from quantlora.adapters.state import adapter_state, known_adapter, lora_layers, saved_modules
 from quantlora.adapters.switch import check_together, set_adapter, unload
 from quantlora.errors import MergeError
@@ -53,16 +54,20 @@ def merge(
     check_enabled(model)
     check_together(model, (*adapter_state(model).active, *names))
     floating = outer_dtype(model)
-    merged = [
-        one
-        for path, layer in lora_layers(model)
-        if (one := merge_layer(path, layer, names, mode, floating)) is not None
-    ]
+    active = tuple(dict.fromkeys((*adapter_state(model).active, *names)))
+    with biases_of(model, active):
+        merged = [
+            one
+            for path, layer in lora_layers(model)
+            if (one := merge_layer(path, layer, names, mode, floating)) is not None
+        ]
+    adapter_state(model).active = active
+    place_biases(model)  # now, for under a merge they do not change
     for one in merged:
         one.commit()
     for _, saved in saved_modules(model):
         saved.merged = tuple(name for name in saved.adapters if name in (*saved.merged, *names))
-    set_adapter(model, (*adapter_state(model).active, *names))
+    set_adapter(model, active)
     report = MergeReport([one.report for one in merged])
     if loss := report.warning():
         warnings.warn(loss, UserWarning, stacklevel=2)

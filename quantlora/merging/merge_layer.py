@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from quantlora.discovery.registration import registry
 from quantlora.errors import MergeError
+from quantlora.formats.parameters import FloatParameters, PackedParameters
 from quantlora.formats.quantizer import Quantizer
 from quantlora.layers.layer import LoraLayer
 from quantlora.merging.merge_report import LayerMerge
@@ -89,6 +90,8 @@ def _dequantize(job: _Job) -> tuple[nn.Module, Quantizer]:
         return _requantize(job)
     quantizer = registry().quantizers[FLOAT]
     return quantizer.quantize(job.linear().to(job.floating)), quantizer
+    if isinstance(job.quantizer, PackedParameters):
+        return FloatParameters().quantize(job.linear(), like=job.base), FloatParameters()
 
 
 def _exact(job: _Job) -> tuple[nn.Module, Quantizer]:

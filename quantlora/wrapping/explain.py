@@ -10,6 +10,7 @@ from torch import nn
 from quantlora.config.lora_config import LoraConfig
 from quantlora.discovery.registration import Registry, registry
 from quantlora.errors import QuantloraError, TargetError
+from quantlora.formats.quantizer import Quantizer
 from quantlora.layers.layer import LoraLayer
 from quantlora.names import check_name
 from quantlora.wrapping.explanation import Explanation, LayerRow
@@ -102,7 +103,8 @@ def _targeted_row(
 ) -> LayerRow:
     if isinstance(found, QuantloraError):
         return _row(target.path, target.layer, known, reason=str(found), fails=True)
-    row = _row(target.path, target.layer, known)
+    own = found.quantizer if target.parameters else None
+    row = _row(target.path, target.layer, known, own)
     return replace(
         row,
         format=f"{row.format} -> {found.quantizer.name}" if found.quantize else row.format,
@@ -112,9 +114,13 @@ def _targeted_row(
     )
 
 
-def _row(path: str, layer: nn.Module, known: Registry, **facts: Any) -> LayerRow:
+def _row(
+    path: str, layer: nn.Module, known: Registry, own: Quantizer | None = None, **facts: Any
+) -> LayerRow:
     base = layer.base_layer if isinstance(layer, LoraLayer) else layer
-    takers = [layer.quantizer] if isinstance(layer, LoraLayer) else known.candidates(layer)
+    if isinstance(layer, LoraLayer):
+        own = layer.quantizer
+    takers = [own] if own is not None else known.candidates(layer)
     if len(takers) != 1:
         return LayerRow(path, type(base).__name__, None, "unknown", **facts)
     own = takers[0]

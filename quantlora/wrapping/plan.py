@@ -7,14 +7,16 @@ from dataclasses import dataclass
 from torch import nn
 
 from quantlora.adapters.state import check_free, taken
-from quantlora.config.config_checks import check_supported
 from quantlora.config.lora_config import LoraConfig
 from quantlora.discovery.registration import Registry
-from quantlora.errors import AdapterError, BackendError
+from quantlora.errors import AdapterError, BackendError, ConfigError
 from quantlora.formats.layouts import is_linear_kind
+from quantlora.formats.offloaded import is_offloaded
+from quantlora.formats.parameters import format_of
 from quantlora.formats.quantizer import Quantizer
 from quantlora.layers.base_facts import check_rank
 from quantlora.layers.layer import LoraLayer
+from quantlora.layers.parameters import LoraParameters
 from quantlora.wrapping.targets import Target, find_targets
 
 AUTO = "auto"
@@ -43,7 +45,6 @@ def make_plan(
     model: nn.Module, config: LoraConfig, backend: str, adapter: str, registry: Registry
 ) -> list[PlannedLayer]:
     """One `PlannedLayer` for each target, or the error that `wrap` would raise."""
-    check_supported(config)
     check_free(model, adapter)
     if backend != AUTO:
         registry.quantizer(backend)  # unknown, or its library missing: say so before the model
@@ -58,6 +59,9 @@ def plan_layer(
     path, layer = target.path, target.layer
     if isinstance(layer, LoraLayer):
         _check_addable(path, layer, adapter)
+    if target.parameters:
+        return _plan_parameters(target, config, backend)
+    if isinstance(layer, LoraLayer):
         own, base = layer.quantizer, layer.base_layer
     else:
         own, base = registry.match(path, layer), layer
@@ -65,6 +69,23 @@ def plan_layer(
     quantizer = _format(path, layer, own, backend, registry)
     wrapper = registry.wrapper(config.variant, base, quantizer, path)
     return PlannedLayer(target, quantizer, quantizer is not own, wrapper)
+
+
+def _plan_parameters(target: Target, config: LoraConfig, backend: str) -> PlannedLayer:
+    asked = {name: getattr(config, name) for name in ("lora_dropout", "lora_bias")}
+    asked["fan_in_fan_out"] = config.fan_in_fan_out
+    asked[f"variant {config.variant!r}"] = config.variant != "lora"
+    asked["init_lora_weights"] = config.init_lora_weights not in (True, False, "gaussian")
+    if faults := [name for name, given in asked.items() if given]:
+        raise ConfigError(
+            f"{target.path}: adapters on parameters (target_parameters) cannot have "
+            f"{', '.join(faults)}; set it for an adapter without target_parameters."
+        )
+    layer = target.layer
+    own = layer.quantizer if isinstance(layer, LoraLayer) else format_of(layer)
+    if backend not in (AUTO, own.name):
+        raise _backend_error(target.path, backend, "parameters cannot be packed, only layers")
+    return PlannedLayer(target, own, False, LoraParameters)
 
 
 def check_model(model: nn.Module, plan: list[PlannedLayer]) -> None:
@@ -95,7 +116,11 @@ def _format(
     why = _why_not_packed(layer, own, wanted)
     if why is None:
         return wanted
-    raise BackendError(
+    raise _backend_error(path, backend, why)
+
+
+def _backend_error(path: str, backend: str, why: str) -> BackendError:
+    return BackendError(
         f'{path}: backend={backend!r} was asked for, but {why}. Use backend="auto" to take each '
         f"layer as it is, or load the model in the format you want."
     )
@@ -108,6 +133,8 @@ def _why_not_packed(layer: nn.Module, own: Quantizer, wanted: Quantizer) -> str 
         return f"{wanted.name!r} only reads layers, it cannot quantize"
     if not is_linear_kind(layer):
         return f"{type(layer).__name__} is no linear layer, and only those can be packed"
+    if is_offloaded(layer):
+        return "its weights are offloaded (device_map) and the packed ones would not be"
     if isinstance(layer, LoraLayer):
         return "it has an adapter already, which refers to the float weight"
     return None

@@ -17,11 +17,11 @@ class Default(Initializer):
     name: ClassVar[str] = "default"
 
     def initialize(self, layer: LoraLayer, context: InitContext) -> None:
-        parameters = layer.adapter_tensors(context.adapter)
-        if "lora_A.weight" in parameters:
-            nn.init.kaiming_uniform_(parameters["lora_A.weight"], a=math.sqrt(5))
-        else:  # an embedding: rows of A are read one by one, so it is A that starts at zero
-            nn.init.normal_(parameters["lora_embedding_B"])
+        for name, parameter in layer.adapter_tensors(context.adapter).items():
+            if name.endswith("lora_A.weight"):
+                nn.init.kaiming_uniform_(parameter, a=math.sqrt(5))
+            elif name == "lora_embedding_B":  # rows of A are read one by one: A starts at zero
+                nn.init.normal_(parameter)
 
 
 class Uniform(Initializer):
@@ -31,7 +31,7 @@ class Uniform(Initializer):
 
     def initialize(self, layer: LoraLayer, context: InitContext) -> None:
         for name, parameter in layer.adapter_tensors(context.adapter).items():
-            if name in layer.factor_names:
+            if name.endswith(layer.factor_names):
                 nn.init.kaiming_uniform_(parameter, a=math.sqrt(5))
 
 
@@ -41,7 +41,6 @@ class Gaussian(Initializer):
     name: ClassVar[str] = "gaussian"
 
     def initialize(self, layer: LoraLayer, context: InitContext) -> None:
-        parameters = layer.adapter_tensors(context.adapter)
-        A, B = layer.factor_names
-        random = A if A == "lora_A.weight" else B
-        nn.init.normal_(parameters[random], std=1 / layer.r[context.adapter])
+        for name, parameter in layer.adapter_tensors(context.adapter).items():
+            if name.endswith(("lora_A.weight", "lora_embedding_B")):
+                nn.init.normal_(parameter, std=1 / layer.r[context.adapter])

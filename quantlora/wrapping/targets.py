@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,19 +16,25 @@ from quantlora.errors import TargetError
 from quantlora.formats.layouts import is_linear_kind
 from quantlora.layers.layer import LoraLayer
 from quantlora.names import near
+from quantlora.layers.parameters import LoraParameters
 
+from quantlora.wrapping.parameter_targets import parameter_holders
 ALL_LINEAR = "all-linear"
 
 
 @dataclass(frozen=True)
 class Target:
-    """One layer to wrap: its ``path``, the ``layer``, and its own rank and alpha."""
+    """One layer to wrap: its ``path``, the ``layer``, and its own rank and alpha.
+
+    With ``parameters``, only those parameters of it get an adapter (``target_parameters``).
+    """
 
     path: str
     layer: nn.Module
     r: int
     lora_alpha: float
 
+    parameters: tuple[str, ...] = ()
 
 def find_targets(model: nn.Module, config: LoraConfig, registry: Registry) -> list[Target]:
     """The layers that ``config`` targets, in the model's order.
@@ -45,11 +50,16 @@ def find_targets(model: nn.Module, config: LoraConfig, registry: Registry) -> li
             for path in paths
             if modules[path] not in heads and looks_linear(modules[path], registry)
         ]
-    if not paths:
+    holders = parameter_holders(modules, config, paths)
+    if not paths and not holders:
         raise TargetError(_nothing(config, modules, registry))
     for name in ("rank_pattern", "alpha_pattern"):
-        _check_patterns(name, getattr(config, name), paths)
-    return [_target(path, modules[path], config) for path in paths]
+    keys = [f"{path}.{name}" for path, names in holders.items() for name in names]
+        _check_patterns(name, getattr(config, name), [*paths, *keys])
+    return [
+        *(_target(path, modules[path], config) for path in paths),
+        *(_holder(path, modules[path], names, config) for path, names in holders.items()),
+    ]
 
 
 def own_modules(model: nn.Module) -> Iterable[tuple[str, nn.Module]]:
@@ -69,7 +79,7 @@ def is_all_linear(config: LoraConfig) -> bool:
 
 def targeted(path: str, config: LoraConfig) -> bool:
     """Whether the names in ``config`` pick ``path``; "all-linear" picks every path here."""
-    if any(re.match(rf"(^|.*\.){name}($|\..*)", path) for name in config.modules_to_save or ()):
+    if any(match(rf"(^|.*\.){name}($|\..*)", path) for name in config.modules_to_save or ()):
         return False
     if config.exclude_modules and _named(path, config.exclude_modules):
         return False
@@ -95,7 +105,7 @@ def _index_wanted(path: str, config: LoraConfig) -> bool:
     given = config.layers_pattern or []
     patterns = [given] if isinstance(given, str) else given
     forms = [rf"(?:^|.*?\.){p}\.(\d+)\." for p in patterns] or [r".*?\.[^.]*\.(\d+)\."]
-    found = next((match for form in forms if (match := re.match(form, path))), None)
+    found = next((one for form in forms if (one := match(form, path))), None)
     indices = [wanted] if isinstance(wanted, int) else wanted
     return found is not None and int(found.group(1)) in indices
 
@@ -105,7 +115,7 @@ def looks_linear(module: nn.Module, registry: Registry) -> bool:
 
     The last makes a packed layer that nobody knows an error in `wrap`, not silently left out.
     """
-    if isinstance(module, NeverCalled) or not is_linear_kind(module):
+    if isinstance(module, (NeverCalled, LoraParameters)) or not is_linear_kind(module):
         return False
     if isinstance(module, LoraLayer):
         return is_linear_kind(module.base_layer)
@@ -133,12 +143,24 @@ def _target(path: str, layer: nn.Module, config: LoraConfig) -> Target:
 
 
 def by_pattern(path: str, patterns: Mapping[str, Any], default: Any) -> Any:
+def _holder(path: str, module: nn.Module, names: list[str], config: LoraConfig) -> Target:
+    """All parameters of one module share rank and alpha."""
+    each = [_target(f"{path}.{name}", module, config) for name in names]
+    found = {(one.r, one.lora_alpha) for one in each}
+    if len(found) > 1:
+        raise TargetError(
+            f"{path}: rank_pattern and alpha_pattern must give {', '.join(names)} the same rank "
+            f"and alpha, for they are in one module."
+        )
+    return Target(path, module, *found.pop(), tuple(names))
+
+
     """The value for ``path`` in a ``rank_pattern`` or ``alpha_pattern``: the first that matches."""
     return next((value for key, value in patterns.items() if _ends_in(path, key)), default)
 
 
 def _ends_in(path: str, pattern: str) -> bool:
-    return re.match(rf"(.*\.)?({pattern})$", path) is not None
+    return match(rf"(.*\.)?({pattern})$", path) is not None
 
 
 def _check_patterns(name: str, patterns: Mapping[str, Any], paths: list[str]) -> None:

@@ -14,10 +14,12 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
+from quantlora.adapters.biases import find_biases
 from quantlora.adapters.modules_to_save import add_saved, find_saved, with_heads
 from quantlora.adapters.saved_modules import SavedModule
 from quantlora.adapters.state import AdapterState, adapter_state, has_adapters, set_state
 from quantlora.adapters.switch import enable_adapters, set_adapter
+from quantlora.adapters.trained_bias import TrainedBias
 from quantlora.bridge import transformers_bridge
 from quantlora.config.lora_config import LoraConfig
 from quantlora.discovery.registration import registry
@@ -96,6 +98,7 @@ def apply_plan(
     quantize_options: Mapping[str, Any] | None = None,
     start_saved: Callable[[str, SavedModule], None] = lambda path, module: None,
 ) -> None:
+    start_bias: Callable[[TrainedBias], None] = lambda bias: None,
     """Carry out ``plan`` as one transaction.
 
     A layer that the model has at several paths is one LoRA layer at all of them.
@@ -104,6 +107,7 @@ def apply_plan(
         start: gives each new adapter its values.
         start_saved: the same for copies of modules trained in full, which begin as the original.
     """
+        start_bias: the same for trained biases of the model, which begin as its own.
     saved = find_saved(model, config)
     once = list({id(planned.layer): planned for planned in reversed(plan)}.values())[::-1]
     with Transaction(model):
@@ -118,7 +122,10 @@ def apply_plan(
             model.set_submodule(planned.path, layers[id(planned.layer)])
         for path, module in saved.items():
             start_saved(path, add_saved(model, path, module, adapter_name))
-        _finish(model, config, adapter_name)
+        biases = find_biases(model, config, {planned.path for planned in plan})
+        for bias in biases:
+            start_bias(bias)
+        _finish(model, config, adapter_name, biases)
 
 
 def given_config(config: LoraConfig | None, fields: Mapping[str, Any]) -> LoraConfig:
@@ -138,6 +145,9 @@ def given_config(config: LoraConfig | None, fields: Mapping[str, Any]) -> LoraCo
 
 def _lora_layer(planned: PlannedLayer, base: nn.Module) -> LoraLayer:
     if isinstance(base, LoraLayer):
+    return base.base_layer if isinstance(base, LoraLayer) else base
+
+
         return planned.wrapper.adopt(base)
     return planned.wrapper(base, planned.quantizer, planned.path)
 
@@ -164,12 +174,14 @@ def _context(
     return InitContext(path, adapter, config, (lambda: reference(path)) if reference else None)
 
 
-def _finish(model: nn.Module, config: LoraConfig, adapter: str) -> None:
+def _finish(model: nn.Module, config: LoraConfig, adapter: str, biases: list[TrainedBias]) -> None:
     """Freeze the base, note the adapter, make it the active one, show the model to Transformers."""
     old = adapter_state(model) if has_adapters(model) else AdapterState()
     if not old.configs:
         model.requires_grad_(False)
-    set_state(model, AdapterState({**old.configs, adapter: config}, old.active, old.enabled))
+    configs = {**old.configs, adapter: config}
+    trained = {**old.biases, adapter: biases} if biases else old.biases
+    set_state(model, AdapterState(configs, old.active, old.enabled, dict(trained)))
     set_adapter(model, adapter)
     enable_adapters(model)  # also after disable_adapters: the new one is to count
     _leave_fast_paths(model)

@@ -206,15 +206,6 @@ def test_another_librarys_config_is_refused_by_its_name(model: nn.Module) -> Non
     assert "config is peft.tuners.lora.config.LoraConfig, not quantlora.LoraConfig" in text
 
 
-@pytest.mark.parametrize("fields", [{"target_parameters": ["w"]}, {"bias": "all"}])
-def test_what_is_not_trained_is_refused(fields: dict[str, Any], model: nn.Module) -> None:
-    text = error(quantlora.ConfigError, model, r=2, target_modules=["q_proj"], **fields)
-    assert text.startswith(
-        f"{next(iter(fields))}: quantlora trains only what belongs to an adapter"
-    )
-    assert "set requires_grad on those parameters after wrap" in text
-
-
 def test_an_unknown_initializer_lists_the_known_ones(model: nn.Module) -> None:
     text = error(quantlora.ConfigError, model, init_lora_weights="gausian")
     assert "unknown initializer 'gausian'. Did you mean 'gaussian'?" in text

@@ -36,7 +36,9 @@ class Pair:
         return [(twins[key], one) for key, one in self.ours.named_parameters() if key in twins]
 
 
-def peft_model(adapters: dict[str, dict[str, Any]], base: nn.Module | None = None) -> Any:
+def peft_model(
+    adapters: dict[str, dict[str, Any]], base: nn.Module | None = None, noise: float = 0.1
+) -> Any:
     """PEFT's model with random adapters by name; all parameters get random values."""
     base = tiny_llama() if base is None else base
     model: Any = base
@@ -49,14 +51,19 @@ def peft_model(adapters: dict[str, dict[str, Any]], base: nn.Module | None = Non
             model.add_adapter(name, config)
     for key, parameter in model.named_parameters():
         if "lora_" in key:
-            parameter.data += 0.1 * torch.randn_like(parameter)
+            parameter.data += noise * torch.randn_like(parameter)
     return model
 
 
-def pair(folder: Path, adapters: dict[str, dict[str, Any]], base: nn.Module | None = None) -> Pair:
+def pair(
+    folder: Path,
+    adapters: dict[str, dict[str, Any]],
+    base: nn.Module | None = None,
+    noise: float = 0.1,
+) -> Pair:
     """The pair, by way of PEFT's files; every adapter trainable, the last one active."""
     plain = copy.deepcopy(tiny_llama() if base is None else base)
-    theirs = peft_model(adapters, base)
+    theirs = peft_model(adapters, base, noise)
     theirs.save_pretrained(str(folder))
     for name in adapters:
         place = folder if name == "default" else folder / name

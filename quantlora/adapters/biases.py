@@ -1,0 +1,121 @@
+"""``bias="all"`` and ``bias="lora_only"``: which biases an adapter trains, and when they count."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+
+from torch import nn
+
+from quantlora.adapters.state import adapter_holders, adapter_state, has_adapters
+from quantlora.adapters.trained_bias import TrainedBias, own_bias
+from quantlora.checkpoint.keys import plain_path
+from quantlora.config.lora_config import LoraConfig
+from quantlora.errors import AdapterError, ConfigError
+from quantlora.layers.layer import LoraLayer
+from quantlora.wrapping.targets import own_modules
+
+
+def find_biases(
+    model: nn.Module, config: LoraConfig, targets: Collection[str]
+) -> list[TrainedBias]:
+    """The biases that ``config`` trains, each starting at the model's own value.
+
+    Args:
+        targets: paths of the adapter's layers; ``"lora_only"`` is for theirs. PEFT's names for
+            these have a ``base_layer`` in them.
+    """
+    found: dict[int, TrainedBias] = {}
+    for path, module in own_modules(model) if config.bias != "none" else ():
+        mine = path in targets
+        if not mine and config.bias == "lora_only":
+            continue
+        owner = module.plain_base[0] if isinstance(module, LoraLayer) else module
+        plain = _plain(model, owner)
+        if plain is None:
+            _check_no_buffer(path, owner) if mine else None
+            continue
+        name = f"{plain_path(path)}.{'base_layer.' if mine else ''}bias".removeprefix(".")
+        known = found.get(id(owner))
+        names = (*known.names, name) if known else (name,)
+        own = known.own if known else nn.Parameter(plain.detach().clone())
+        found[id(owner)] = TrainedBias(names, owner, plain, own)
+    return list(found.values())
+
+
+def _plain(model: nn.Module, owner: nn.Module) -> nn.Parameter | None:
+    """The model's own bias, also where an adapter's is in its place."""
+    all_biases = adapter_state(model).biases.values() if has_adapters(model) else ()
+    placed = (one for biases in all_biases for one in biases if one.owner is owner)
+    return next((one.plain for one in placed), own_bias(owner))
+
+
+def _check_no_buffer(path: str, owner: nn.Module) -> None:
+    if getattr(owner, "bias", None) is not None:
+        raise ConfigError(
+            f"{path}: the bias of {type(owner).__name__} is a fixed part of the packed layer and "
+            f'cannot be trained: use bias="none", or lora_bias=True for a bias of the adapter\'s.'
+        )
+
+
+def place_biases(model: nn.Module, names: Sequence[str] | None = None) -> None:
+    """Put the biases of the adapters ``names`` in place (default: of those that count now)."""
+    state = adapter_state(model)
+    counting = (state.active if state.enabled else ()) if names is None else names
+    for adapter, biases in state.biases.items():
+        for one in biases:
+            one.place() if adapter in counting else one.restore()
+
+
+@contextmanager
+def biases_of(model: nn.Module, names: Sequence[str]) -> Iterator[None]:
+    """Within the block the biases of ``names`` are in place, then again of those that count."""
+    place_biases(model, names)
+    try:
+        yield
+    finally:
+        place_biases(model)
+
+
+def leave_biases(model: nn.Module) -> None:
+    """Before the adapters go: the model's own again, but for adapters that are merged."""
+    merged = {name for _, holder in adapter_holders(model) for name in holder.merged}
+    for adapter, biases in adapter_state(model).biases.items():
+        for one in biases:
+            one.own.requires_grad_(False)
+            one.place() if adapter in merged else one.restore()
+
+
+def check_biases_together(model: nn.Module, names: Sequence[str]) -> None:
+    """Raise `AdapterError` where two of ``names`` have each trained the same bias."""
+    seen: dict[int, str] = {}
+    for name in dict.fromkeys(names):
+        for one in adapter_state(model).biases.get(name, ()):
+            other = seen.setdefault(id(one.owner), name)
+            if other != name:
+                raise AdapterError(
+                    f"{one.names[0]}: {other} and {name} have each trained this bias of the model "
+                    f"(bias=...) and cannot be active together: choose one."
+                )
+
+
+def check_biases_stay(model: nn.Module, chosen: Sequence[str]) -> None:
+    """Raise `AdapterError` where biases would change under a merge, which has taken them in."""
+    merged = {name for _, holder in adapter_holders(model) for name in holder.merged}
+    for name, biases in adapter_state(model).biases.items():
+        if merged and any(one.placed != (name in chosen) for one in biases):
+            raise AdapterError(
+                f"adapter {name!r} has trained biases of the model, which cannot change while "
+                f"{', '.join(sorted(merged))} is merged: call quantlora.unmerge(model) first."
+            )
+
+
+def check_biases_shared(model: nn.Module, names: Collection[str]) -> None:
+    """Raise `AdapterError` where some samples of a mixed batch would need other biases."""
+    state = adapter_state(model)
+    counting = state.active if state.enabled else ()
+    if own := [name for name in state.biases if name in {*names, *counting}]:
+        raise AdapterError(
+            f"adapter {own[0]!r} has trained biases of the model (bias=...), which all samples "
+            f"share: it can be neither active nor named in a mixed batch."
+        )

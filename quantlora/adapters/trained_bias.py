@@ -1,0 +1,49 @@
+"""`TrainedBias`: a bias of the model itself that is trained with an adapter."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+_NAME = "bias"
+
+
+@dataclass
+class TrainedBias:
+    """The adapter's own parameter for it takes the place of the model's while the adapter counts.
+
+    PEFT trains the model's parameter itself, so there only one adapter can have biases, and the
+    base is not the base any more when it is disabled.
+
+    Args:
+        names: in an adapter file; the module may be at several paths.
+        owner: the module whose ``bias`` it is; of a LoRA layer, the base from before any merge.
+        plain: the model's own parameter.
+        own: the adapter's.
+    """
+
+    names: tuple[str, ...]
+    owner: nn.Module
+    plain: nn.Parameter
+    own: nn.Parameter
+
+    @property
+    def placed(self) -> bool:
+        """Whether the adapter's is in place."""
+        return self.owner._parameters[_NAME] is self.own
+
+    def place(self) -> None:
+        self.own.data = self.own.data.to(self.plain.device)
+        self.owner._parameters[_NAME] = self.own
+
+    def restore(self) -> None:
+        if self.placed:
+            self.plain.data = self.plain.data.to(self.own.device)
+            self.owner._parameters[_NAME] = self.plain
+
+
+def own_bias(module: nn.Module) -> nn.Parameter | None:
+    """The bias that ``module`` has as a parameter."""
+    bias = module._parameters.get(_NAME)
+    return bias if isinstance(bias, nn.Parameter) and bias.is_floating_point() else None

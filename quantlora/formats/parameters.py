@@ -1,0 +1,111 @@
+"""Parameters that are no layer's weight: the matrices of fused experts, float or packed.
+
+A module may hold several. Taken together they are one matrix of a single row, so that merging,
+its loss and its undoing are those of any layer. Packed are those under one of torch's
+parametrizations (`torch.nn.utils.parametrize`): reading the attribute unpacks them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.utils import parametrize
+
+from quantlora.formats.quantizer import Quantizer
+
+
+def parameter_names(module: nn.Module) -> tuple[str, ...]:
+    """Names of the module's own parameters, then of its packed ones; nothing is unpacked."""
+    return (*module._parameters, *_packed(module))
+
+
+def weights(module: nn.Module) -> dict[str, Tensor]:
+    """Its float parameters with two or three dimensions by name, packed ones unpacked."""
+    own = {name: getattr(module, name) for name in parameter_names(module)}
+    return {
+        name: one
+        for name, one in own.items()
+        if isinstance(one, Tensor) and one.dim() in (2, 3) and one.is_floating_point()
+    }
+
+
+def call_with(module: nn.Module, tensors: Mapping[str, Tensor], *args: Any, **kwargs: Any) -> Any:
+    """``module(*args, **kwargs)`` with ``tensors`` in place of its parameters of those names."""
+    packed = {name: tensors.get(name, getattr(module, name)) for name in _packed(module)}
+    plain = {name: one for name, one in tensors.items() if name not in packed}
+    if not packed:
+        return functional_call(module, plain, args, kwargs)
+    kind = type(module)  # its properties unpack; the class from before has plain attributes
+    module.__class__ = parametrize.type_before_parametrizations(module)
+    vars(module).update(packed)
+    try:
+        return functional_call(module, plain, args, kwargs)
+    finally:
+        for name in packed:
+            del vars(module)[name]
+        module.__class__ = kind
+
+
+def with_parameters(like: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
+    """A module of ``like``'s class with parameters of its own; all else is shared with it."""
+    kind = parametrize.type_before_parametrizations(like)
+    new: nn.Module = kind.__new__(kind)
+    vars(new).update(vars(like))
+    own = {name: nn.Parameter(tensor, requires_grad=False) for name, tensor in tensors.items()}
+    new._parameters = {**like._parameters, **own}
+    new._modules = {k: one for k, one in like._modules.items() if k != "parametrizations"}
+    return new
+
+
+def _packed(module: nn.Module) -> tuple[str, ...]:
+    return tuple(module.parametrizations) if parametrize.is_parametrized(module) else ()
+
+
+class PackedParameters(Quantizer):
+    """Some parameters of the module are packed; it is in no registry, the plan asks for it."""
+
+    name: ClassVar[str] = "parametrization"
+    module: ClassVar[str] = "torch"
+
+    def layer_types(self) -> tuple[type[nn.Module], ...]:
+        return ()
+
+    def dequantize(self, layer: nn.Module) -> Tensor:
+        return torch.cat([one.detach().reshape(-1) for one in weights(layer).values()])[None]
+
+    def shape(self, layer: nn.Module) -> tuple[int, int]:
+        return 1, sum(one.numel() for one in weights(layer).values())
+
+    def bias(self, layer: nn.Module) -> Tensor | None:
+        return None
+
+    def describe(self, layer: nn.Module) -> dict[str, Any]:
+        return {name: str(one.dtype).removeprefix("torch.") for name, one in weights(layer).items()}
+
+
+class FloatParameters(PackedParameters):
+    """All parameters of the module are float."""
+
+    name: ClassVar[str] = "float"
+
+    def quantize(
+        self, linear: nn.Linear, like: nn.Module | None = None, **options: Any
+    ) -> nn.Module:
+        """``like`` with float parameters cut from the only row of ``linear``, in their dtypes."""
+        assert like is not None
+        old = weights(like)
+        parts = linear.weight.detach()[0].split([one.numel() for one in old.values()])
+        pairs = zip(old.items(), parts, strict=True)
+        return with_parameters(
+            like,
+            {name: new.reshape(one.shape).to(one.dtype, copy=True) for (name, one), new in pairs},
+        )
+
+
+def format_of(module: nn.Module) -> PackedParameters:
+    """The format of a module's parameters."""
+    return PackedParameters() if _packed(module) else FloatParameters()

@@ -1,0 +1,133 @@
+"""`LoraParameters`: LoRA on parameters that are no layer's weight (``target_parameters``).
+
+Fused experts keep the matrices of all experts in one parameter ``(experts, out, in)``, or
+``(experts, in, out)`` where the module says ``is_transposed``. An adapter has factors for each
+expert, side by side in one A and one B, as in PEFT:
+
+    ΔW[e] = s · B[e] · A[e]     A (experts · r, in), expert by expert
+                                B (out, r · experts), the expert's number running fastest
+
+The module's own forward runs with ``W + Σ ΔW`` in place of W. That is a float copy of W, so it is
+made again in backward instead of kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, cast
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from quantlora.errors import AdapterError
+from quantlora.formats.parameters import call_with, weights
+from quantlora.layers.base_facts import check_rank
+from quantlora.layers.layer import LoraLayer
+
+if TYPE_CHECKING:
+    from quantlora.config.lora_config import LoraConfig
+    from quantlora.formats.quantizer import Quantizer
+
+
+class LoraParameters(LoraLayer):
+    """LoRA on parameters of one module; a pair of factors for each, in ModuleDicts by its name."""
+
+    variant: ClassVar[str] = "parameters"
+
+    def __init__(self, base_layer: nn.Module, quantizer: Quantizer, path: str) -> None:
+        super().__init__(base_layer, quantizer, path)
+        self.shapes = {name: one.shape for name, one in weights(base_layer).items()}
+        self.transposed = bool(getattr(base_layer, "is_transposed", False))
+
+    @classmethod
+    def accepts(cls, base_layer: nn.Module, quantizer: Quantizer) -> bool:
+        return False  # no kind of layer: it is planned for parameters alone
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        names = self._counting()
+        if not names:
+            return self.base_layer(*args, **kwargs)
+        if not torch.is_grad_enabled():
+            return self._updated(names, *args, **kwargs)
+        return checkpoint(self._updated, names, *args, use_reentrant=False, **kwargs)
+
+    def _counting(self) -> tuple[str, ...]:
+        """The contributing adapters; routed tokens no longer know their sample."""
+        mixed = set(self.sample_adapters or ()) & set(self.adapters)
+        if mixed and self.enabled:
+            raise AdapterError(
+                f"{self.path}: {', '.join(sorted(mixed))} has adapted parameters here "
+                f"(target_parameters), which all samples share: it cannot be in a mixed batch."
+            )
+        return self.contributing if self.sample_adapters is None else ()
+
+    def _updated(self, names: Sequence[str], *args: Any, **kwargs: Any) -> Any:
+        own: dict[str, Tensor] = {}
+        for name in names:
+            for key, delta in self.deltas(name).items():
+                weight = own[key] if key in own else getattr(self.base_layer, key)
+                own[key] = weight + delta.to(weight.dtype)
+        return call_with(self.base_layer, own, *args, **kwargs)
+
+    def deltas(self, name: str) -> dict[str, Tensor]:
+        """The update of each parameter, in the parameter's shape."""
+        with torch.autocast(self.quantizer.device(self.base_layer).type, enabled=False):
+            return {
+                key: self.scaling[name] * self._product(A, B, self.shapes[key])
+                for key, (A, B) in self._factors(name).items()
+            }
+
+    def _product(self, A: Tensor, B: Tensor, shape: torch.Size) -> Tensor:
+        experts, _, _ = self._sizes(shape)
+        order = "eio" if self.transposed and len(shape) == 3 else "eoi"
+        parts = B.reshape(len(B), -1, experts), A.reshape(experts, -1, A.shape[1])
+        return torch.einsum(f"ore,eri->{order}", *parts).reshape(shape)
+
+    def _sizes(self, shape: torch.Size) -> tuple[int, int, int]:
+        """Experts, outputs and inputs of a parameter of that shape."""
+        out, into = shape[-2:]
+        if len(shape) == 2:
+            return 1, out, into
+        return (shape[0], into, out) if self.transposed else (shape[0], out, into)
+
+    def delta_weight(self, name: str, weight: Tensor) -> Tensor:
+        """All updates as one row, in the order of the format's ``dequantize``."""
+        deltas = self.deltas(name)
+        some = next(iter(deltas.values()))
+        rows = [deltas[k] if k in deltas else some.new_zeros(s) for k, s in self.shapes.items()]
+        return torch.cat([row.reshape(-1) for row in rows])[None]
+
+    def _factors(self, name: str) -> dict[str, tuple[Tensor, Tensor]]:
+        A, B = (cast(Mapping[str, nn.Linear], side[name]) for side in (self.lora_A, self.lora_B))
+        return {key: (A[key].weight, B[key].weight) for key in A}
+
+    # -- the books
+
+    def add_factors(self, name: str, config: LoraConfig, r: int, dtype: torch.dtype) -> None:
+        A, B = nn.ModuleDict(), nn.ModuleDict()
+        for key in picked_parameters(self.path, self.shapes, config):
+            experts, out, into = self._sizes(self.shapes[key])
+            check_rank(f"{self.path}.{key}", (out, into), r)
+            device = self.quantizer.device(self.base_layer)
+            place: dict[str, Any] = {"bias": False, "device": device, "dtype": dtype}
+            A[key] = nn.Linear(into, r * experts, **place)
+            B[key] = nn.Linear(r * experts, out, **place)
+        for parameter in (*A.parameters(), *B.parameters()):
+            nn.init.zeros_(parameter)
+        self.lora_A[name], self.lora_B[name] = A, B
+
+    def adapter_tensors(self, name: str) -> dict[str, nn.Parameter]:
+        """By PEFT's names: one wrapper around another for each parameter, the last outermost."""
+        self._known(name)
+        tensors: dict[str, Tensor] = {}
+        for depth, (A, B) in enumerate(reversed(self._factors(name).values())):
+            nested = "base_layer." * depth
+            tensors |= {f"{nested}lora_A.weight": A, f"{nested}lora_B.weight": B}
+        return cast("dict[str, nn.Parameter]", tensors)
+
+
+def picked_parameters(path: str, names: Mapping[str, Any], config: LoraConfig) -> list[str]:
+    """Those of ``names`` in the module at ``path`` that ``target_parameters`` picks."""
+    wanted = tuple(f".{one}" for one in config.target_parameters or ())
+    return [name for name in names if f".{path}.{name}".endswith(wanted)]

@@ -1,0 +1,67 @@
+"""Which parameters get an adapter of their own: ``target_parameters``, matched as in PEFT."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import nn
+
+from quantlora.config.lora_config import LoraConfig
+from quantlora.errors import TargetError
+from quantlora.formats.parameters import parameter_names, weights
+from quantlora.layers.layer import LoraLayer
+from quantlora.layers.parameters import LoraParameters, picked_parameters
+from quantlora.names import near
+
+
+def parameter_holders(
+    modules: Mapping[str, nn.Module], config: LoraConfig, layers: list[str]
+) -> dict[str, list[str]]:
+    """The picked parameters by the path of their module.
+
+    Args:
+        layers: paths that get an adapter as a whole; they cannot have another one inside.
+
+    Raises `TargetError` where a name matches nothing, or no parameter that can be adapted.
+    """
+    if not config.target_parameters:
+        return {}
+    own = {path: _names(module) for path, module in modules.items()}
+    picked = {path: picked_parameters(path, dict.fromkeys(own[path]), config) for path in own}
+    holders = {path: names for path, names in picked.items() if path and names}
+    _check_names(config.target_parameters, own)
+    for path, names in holders.items():
+        _check_holder(path, modules[path], names, layers)
+    return holders
+
+
+def _names(module: nn.Module) -> tuple[str, ...]:
+    if isinstance(module, LoraParameters):
+        return parameter_names(module.base_layer)
+    return () if isinstance(module, LoraLayer) else parameter_names(module)
+
+
+def _check_names(wanted: list[str], own: Mapping[str, tuple[str, ...]]) -> None:
+    known = [f"{path}.{name}" for path, names in own.items() for name in names if path]
+    for one in wanted:
+        if not any(f".{key}".endswith(f".{one}") for key in known):
+            close = ", ".join(near(one, known)) or "none"
+            raise TargetError(
+                f"target_parameters: {one!r} matches no parameter of this model that is free for "
+                f"an adapter. Near names: {close}."
+            )
+
+
+def _check_holder(path: str, module: nn.Module, names: list[str], layers: list[str]) -> None:
+    if path in layers:
+        raise TargetError(
+            f"{path}: target_modules gives this layer an adapter, and target_parameters another "
+            f"one to its {names[0]!r}: leave it out of one of them."
+        )
+    fitting = weights(module.base_layer if isinstance(module, LoraParameters) else module)
+    for name in names:
+        if name not in fitting:
+            raise TargetError(
+                f"{path}.{name}: target_parameters takes float parameters with two or three "
+                f"dimensions, and this is none. Packed layers are for target_modules."
+            )
