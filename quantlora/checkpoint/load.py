@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
-from quantlora.adapters.modules_to_save import find_saved
 from quantlora.adapters.biases import find_biases
+from quantlora.adapters.modules_to_save import find_saved
 from quantlora.adapters.saved_modules import SavedModule
 from quantlora.adapters.trained_bias import TrainedBias
 from quantlora.checkpoint.fitting import by_path, check_paths, fill, split_biases

@@ -18,7 +18,6 @@ from quantlora.checkpoint.side_file import side_text
 from quantlora.checkpoint.target_names import written_targets
 from quantlora.checkpoint.variant_fields import file_config
 from quantlora.checkpoint.weights_file import write_weights
-from quantlora.errors import AdapterFileError
 
 
 def save_adapter(
@@ -33,9 +32,9 @@ def save_adapter(
     Killed at any moment, the folder holds the adapter that was there before or the new one,
     whole. What else is in the folder stays.
 
-    Args:
     the first one writes.
 
+    Args:
         model: a wrapped model.
         folder: made where it does not exist. An adapter not called ``default`` goes to a
             sub-folder of its name.

@@ -88,10 +88,10 @@ def _requantize(job: _Job) -> tuple[nn.Module, Quantizer]:
 def _dequantize(job: _Job) -> tuple[nn.Module, Quantizer]:
     if job.quantizer.name == FLOAT:  # stays as it is stored: transposed, convolution, dtype
         return _requantize(job)
-    quantizer = registry().quantizers[FLOAT]
-    return quantizer.quantize(job.linear().to(job.floating)), quantizer
     if isinstance(job.quantizer, PackedParameters):
         return FloatParameters().quantize(job.linear(), like=job.base), FloatParameters()
+    quantizer = registry().quantizers[FLOAT]
+    return quantizer.quantize(job.linear().to(job.floating)), quantizer
 
 
 def _exact(job: _Job) -> tuple[nn.Module, Quantizer]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,10 +16,10 @@ from quantlora.discovery.registration import Registry
 from quantlora.errors import TargetError
 from quantlora.formats.layouts import is_linear_kind
 from quantlora.layers.layer import LoraLayer
-from quantlora.names import near
 from quantlora.layers.parameters import LoraParameters
-
+from quantlora.names import near
 from quantlora.wrapping.parameter_targets import parameter_holders
+
 ALL_LINEAR = "all-linear"
 
 
@@ -33,8 +34,8 @@ class Target:
     layer: nn.Module
     r: int
     lora_alpha: float
-
     parameters: tuple[str, ...] = ()
+
 
 def find_targets(model: nn.Module, config: LoraConfig, registry: Registry) -> list[Target]:
     """The layers that ``config`` targets, in the model's order.
@@ -53,8 +54,8 @@ def find_targets(model: nn.Module, config: LoraConfig, registry: Registry) -> li
     holders = parameter_holders(modules, config, paths)
     if not paths and not holders:
         raise TargetError(_nothing(config, modules, registry))
-    for name in ("rank_pattern", "alpha_pattern"):
     keys = [f"{path}.{name}" for path, names in holders.items() for name in names]
+    for name in ("rank_pattern", "alpha_pattern"):
         _check_patterns(name, getattr(config, name), [*paths, *keys])
     return [
         *(_target(path, modules[path], config) for path in paths),
@@ -142,7 +143,6 @@ def _target(path: str, layer: nn.Module, config: LoraConfig) -> Target:
     return Target(path, layer, r, by_pattern(path, config.alpha_pattern, config.lora_alpha))
 
 
-def by_pattern(path: str, patterns: Mapping[str, Any], default: Any) -> Any:
 def _holder(path: str, module: nn.Module, names: list[str], config: LoraConfig) -> Target:
     """All parameters of one module share rank and alpha."""
     each = [_target(f"{path}.{name}", module, config) for name in names]
@@ -155,6 +155,7 @@ def _holder(path: str, module: nn.Module, names: list[str], config: LoraConfig) 
     return Target(path, module, *found.pop(), tuple(names))
 
 
+def by_pattern(path: str, patterns: Mapping[str, Any], default: Any) -> Any:
     """The value for ``path`` in a ``rank_pattern`` or ``alpha_pattern``: the first that matches."""
     return next((value for key, value in patterns.items() if _ends_in(path, key)), default)
 

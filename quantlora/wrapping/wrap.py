@@ -97,8 +97,8 @@ def apply_plan(
     start: Callable[[PlannedLayer, LoraLayer], None],
     quantize_options: Mapping[str, Any] | None = None,
     start_saved: Callable[[str, SavedModule], None] = lambda path, module: None,
-) -> None:
     start_bias: Callable[[TrainedBias], None] = lambda bias: None,
+) -> None:
     """Carry out ``plan`` as one transaction.
 
     A layer that the model has at several paths is one LoRA layer at all of them.
@@ -106,8 +106,8 @@ def apply_plan(
     Args:
         start: gives each new adapter its values.
         start_saved: the same for copies of modules trained in full, which begin as the original.
-    """
         start_bias: the same for trained biases of the model, which begin as its own.
+    """
     saved = find_saved(model, config)
     once = list({id(planned.layer): planned for planned in reversed(plan)}.values())[::-1]
     with Transaction(model):
@@ -143,11 +143,10 @@ def given_config(config: LoraConfig | None, fields: Mapping[str, Any]) -> LoraCo
     return config
 
 
+
+
 def _lora_layer(planned: PlannedLayer, base: nn.Module) -> LoraLayer:
     if isinstance(base, LoraLayer):
-    return base.base_layer if isinstance(base, LoraLayer) else base
-
-
         return planned.wrapper.adopt(base)
     return planned.wrapper(base, planned.quantizer, planned.path)
 
