@@ -103,6 +103,9 @@ def put_on(
         def copy_values(path: str, holder: LoraLayer | SavedModule) -> None:
             fill(f"{source}, {path}", holder.adapter_tensors(adapter), given[path])
 
-        apply_plan(model, plan, config, adapter, start, quantize_options, copy_values)
+        def copy_bias(bias: TrainedBias) -> None:
+            fill(source, {bias.names[0]: bias.own}, {bias.names[0]: values[bias.names[0]]})
+
+        apply_plan(model, plan, config, adapter, start, quantize_options, copy_values, copy_bias)
     except (ConfigError, re.error) as error:
         raise AdapterFileError(f"{source} does not fit this model: {error}") from error
