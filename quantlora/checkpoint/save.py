@@ -18,6 +18,8 @@ from quantlora.checkpoint.side_file import side_text
 from quantlora.checkpoint.target_names import written_targets
 from quantlora.checkpoint.variant_fields import file_config
 from quantlora.checkpoint.weights_file import write_weights
+from quantlora.distributed.gather import is_shard, one_writes, whole
+from quantlora.errors import AdapterFileError
 
 
 def save_adapter(
@@ -32,14 +34,15 @@ def save_adapter(
     Killed at any moment, the folder holds the adapter that was there before or the new one,
     whole. What else is in the folder stays.
 
+    A model that is sharded (FSDP2, DeepSpeed ZeRO-3) is gathered: every process must call this,
     the first one writes.
 
     Args:
         model: a wrapped model.
         folder: made where it does not exist. An adapter not called ``default`` goes to a
             sub-folder of its name.
-        state_dict: take the values from here, by their names in ``model.state_dict()``; for
-            models whose own parameters are sharded.
+        state_dict: take the values from here, by their names in ``model.state_dict()``, where
+            they are gathered already; then nothing is, and only one process may call this.
 
     Returns:
         The folder the files are in.
@@ -70,7 +73,9 @@ def write_adapter(
         SIDE: partial(Path.write_text, data=side_text(model, adapter), encoding="utf-8"),
         WEIGHTS: partial(write_weights, tensors=tensors),
     }
-    write_set(place, files, obsolete=(PICKLE,), within=root)
+    with one_writes(model, state_dict) as here:
+        if here:
+            write_set(place, files, obsolete=(PICKLE,), within=root)
     return place
 
 
@@ -97,7 +102,9 @@ def write_trained(
     """
     value = _values(model, state_dict)
     trained = {name: value(p) for name, p in model.named_parameters() if p.requires_grad}
-    write_set(folder, {"model.safetensors": partial(write_weights, tensors=trained)})
+    with one_writes(model, state_dict) as here:
+        if here:
+            write_set(folder, {"model.safetensors": partial(write_weights, tensors=trained)})
 
 
 def _values(
@@ -105,7 +112,17 @@ def _values(
 ) -> Callable[[Tensor], Tensor]:
     """A tensor's value: from ``state_dict`` where it is there, else its own."""
     if state_dict is None:
-        return Tensor.detach
+        return whole
     names = {id(p): plain_path(name) for name, p in model.named_parameters()}
     values = {plain_path(name): tensor for name, tensor in state_dict.items()}
-    return lambda tensor: values.get(names.get(id(tensor), ""), tensor.detach())
+
+    def given(tensor: Tensor) -> Tensor:
+        name = names.get(id(tensor), "")
+        if name not in values and is_shard(tensor):
+            raise AdapterFileError(
+                f"{name}: the model is sharded and the state_dict given has not this parameter; "
+                f"give the full state_dict, or none and call save_adapter on every process."
+            )
+        return values.get(name, tensor).detach()
+
+    return given

@@ -17,10 +17,11 @@ from torch import Tensor, nn
 
 from quantlora.errors import BackendError
 from quantlora.formats.affine import AffineWeight
+from quantlora.formats.sharding import ShardingFacts
 from quantlora.requirements import AnyRequirement
 
 
-class Quantizer(ABC):
+class Quantizer(ShardingFacts, ABC):
     """One weight format. Subclass it, return an instance from ``quantlora_quantizers``.
 
     Shapes follow ``nn.Linear``: a weight is ``(out_features, in_features)``.

@@ -46,7 +46,7 @@ class _FrozenLinear(torch.autograd.Function):
 class _LowRank(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, A: Tensor, B: Tensor, scaling: float, dtype: torch.dtype
+        ctx: Any, x: Tensor, A: Tensor, B: Tensor, scaling: float | Tensor, dtype: torch.dtype
     ) -> Tensor:
         h = F.linear(x.to(dtype), A.to(dtype)) * scaling
         ctx.save_for_backward(x, h, A, B)
@@ -101,7 +101,7 @@ def recomputed(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     return y
 
 
-def low_rank(x: Tensor, A: Tensor, B: Tensor, scaling: float) -> Tensor:
+def low_rank(x: Tensor, A: Tensor, B: Tensor, scaling: float | Tensor) -> Tensor:
     """``scaling · x · Aᵀ · Bᵀ`` for x ``(..., in)``, A ``(r, in)``, B ``(out, r)``.
 
     Computed in A's dtype, or in autocast's.

@@ -46,7 +46,7 @@ class LoraConv(LoraLayer):
             A, B = cast(Conv, self.lora_A[name]), cast(Conv, self.lora_B[name])
             part = self.lora_dropout[name](pick_rows(x, rows))
             delta = B(A(part.to(working_dtype(part, A.weight.dtype))))
-            y = add_rows(y, rows, self.scaling[name] * delta)
+            y = add_rows(y, rows, self.scaling.operand(name) * delta)
         return y
 
     def delta_weight(self, name: str, weight: Tensor) -> Tensor:

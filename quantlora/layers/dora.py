@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 import torch
 from torch import Tensor, nn
 
+from quantlora.formats.offloaded import at_hand
 from quantlora.layers.autograd import frozen_linear, recomputed
 from quantlora.layers.linear import LoraLinear
 
@@ -63,7 +64,10 @@ class DoraLinear(LoraLinear):
     def _plain_weight(self, dtype: torch.dtype | None = None) -> Tensor:
         """The base from before any merge: what every adapter's update refers to."""
         base, quantizer = self.plain_base
-        return quantizer.dequantize(base) if dtype is None else quantizer.dequantize_to(base, dtype)
+        with at_hand(base):
+            if dtype is None:
+                return quantizer.dequantize(base)
+            return quantizer.dequantize_to(base, dtype)
 
     def delta_weight(self, name: str, weight: Tensor) -> Tensor:
         lora = super().delta_weight(name, weight)
@@ -93,7 +97,7 @@ class DoraLinear(LoraLinear):
     @torch.no_grad()
     def _norm(self, name: str, weight: Tensor) -> Tensor:
         A, B = (factor.weight for factor in self.factors(name))
-        s = self.scaling[name]
+        s = self.scaling.operand(name)
         cross = B * (weight @ A.t().to(weight.dtype)).to(A.dtype)
         square = B * (B @ (A @ A.t()))
         return (self._squares(weight).to(A.dtype) + (2 * s * cross + s * s * square).sum(1)).sqrt()

@@ -48,7 +48,7 @@ class LoraEmbedding(LoraLayer):
     def _delta(self, name: str, x: Tensor) -> Tensor:
         A, B = self.lora_embedding_A[name], self.lora_embedding_B[name]
         padding = cast("int | None", self.base_layer.padding_idx)
-        y: Tensor = self.scaling[name] * (F.embedding(x, A.t(), padding) @ B.t())
+        y: Tensor = self.scaling.operand(name) * (F.embedding(x, A.t(), padding) @ B.t())
         # Gemma's embeddings are scaled in the layer itself, behind the weight.
         scale = getattr(self.base_layer, "embed_scale", None)
         return y if scale is None else y * torch.as_tensor(scale).to(y)

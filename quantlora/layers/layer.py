@@ -9,8 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from quantlora.errors import AdapterError
+from quantlora.formats.offloaded import at_hand
 from quantlora.layers.base_facts import BaseFacts, check_rank
 from quantlora.layers.mixed_batch import rows_by_adapter
+from quantlora.layers.scaling import Scalings
 from quantlora.layers.weight_update import WeightUpdate
 from quantlora.names import unknown
 
@@ -38,7 +40,7 @@ class LoraLayer(BaseFacts, WeightUpdate, nn.Module):
         self.lora_dropout = nn.ModuleDict()
         self.r: dict[str, int] = {}
         self.lora_alpha: dict[str, float] = {}
-        self.scaling: dict[str, float] = {}
+        self.scaling = Scalings()
         self.active: tuple[str, ...] = ()
         self.enabled = True
         self.merged: tuple[str, ...] = ()
@@ -73,9 +75,10 @@ class LoraLayer(BaseFacts, WeightUpdate, nn.Module):
 
     def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
         """The base's weight ``(out_features, in_features)``; by default in its own dtype."""
-        if dtype is None:
-            return self.quantizer.dequantize(self.base_layer)
-        return self.quantizer.dequantize_to(self.base_layer, dtype)
+        with at_hand(self.base_layer):
+            if dtype is None:
+                return self.quantizer.dequantize(self.base_layer)
+            return self.quantizer.dequantize_to(self.base_layer, dtype)
 
     # -- adapters
 

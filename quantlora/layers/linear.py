@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from quantlora.errors import LayerError
 from quantlora.formats.layouts import is_linear_kind
+from quantlora.formats.offloaded import at_hand, read
 from quantlora.layers.autograd import Weight, frozen_linear, low_rank, working_dtype
 from quantlora.layers.layer import LoraLayer
 from quantlora.layers.mixed_batch import add_rows, pick_rows
@@ -36,9 +37,10 @@ class LoraLinear(LoraLayer):
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if not x.is_floating_point():  # else integer weights would be multiplied, without a word
             raise LayerError(f"{self.path}: the input is {x.dtype}, a linear layer takes floats.")
-        weight = self.forward_weight()
-        product = self.base_product(x, weight)
-        y = self._with_bias(product, x)
+        with at_hand(self.base_layer):
+            weight = self.forward_weight()
+            product = self.base_product(x, weight)
+            y = self._with_bias(product, x)
         for name, rows in self.shares(x):
             dropped = self.lora_dropout[name](pick_rows(x, rows))
             delta = self.delta(name, dropped, pick_rows(product, rows), weight)
@@ -58,7 +60,7 @@ class LoraLinear(LoraLayer):
 
     def frozen_weight(self) -> Weight:
         """Gives the weight of the base as it is now, also once a merge has put another in place."""
-        return partial(self.quantizer.dequantize_to, self.base_layer)
+        return partial(read, self.quantizer.dequantize_to, self.base_layer)
 
     def forward_weight(self) -> Tensor | None:
         """The dequantized base, for variants that need more of it than its product."""
@@ -84,8 +86,8 @@ class LoraLinear(LoraLayer):
             weight: what `forward_weight` gave.
         """
         A, B = self.factors(name)
-        y = low_rank(x, A.weight, B.weight, self.scaling[name])
-        return y if B.bias is None else y + self.scaling[name] * B.bias.to(y.dtype)
+        y = low_rank(x, A.weight, B.weight, self.scaling.operand(name))
+        return y if B.bias is None else y + self.scaling.operand(name) * B.bias.to(y.dtype)
 
     def delta_weight(self, name: str, weight: Tensor) -> Tensor:
         """The update as a matrix ``(out_features, in_features)`` over the base ``weight``."""

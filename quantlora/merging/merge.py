@@ -19,6 +19,7 @@ from torch import nn
 from quantlora.adapters.biases import biases_of, place_biases
 from quantlora.adapters.state import adapter_state, known_adapter, lora_layers, saved_modules
 from quantlora.adapters.switch import check_together, set_adapter, unload
+from quantlora.distributed.gather import is_shard
 from quantlora.errors import MergeError
 from quantlora.merging.merge_layer import MODES, merge_layer
 from quantlora.merging.merge_report import MergeReport
@@ -52,6 +53,7 @@ def merge(
         raise MergeError(f"mode must be one of {', '.join(MODES)}, got {mode!r}.")
     names = chosen_adapters(model, adapters)
     check_enabled(model)
+    _check_whole(model)
     check_together(model, (*adapter_state(model).active, *names))
     floating = outer_dtype(model)
     active = tuple(dict.fromkeys((*adapter_state(model).active, *names)))
@@ -124,6 +126,15 @@ def check_enabled(model: nn.Module) -> None:
             "the adapters are disabled, and a merged one would count all the same: call "
             "quantlora.enable_adapters(model) before you merge."
         )
+
+
+def _check_whole(model: nn.Module) -> None:
+    for name, parameter in model.named_parameters():
+        if is_shard(parameter):
+            raise MergeError(
+                f"{name}: the model is sharded over several processes and no process has its whole "
+                f"weights: call quantlora.save_adapter on all of them, then load and merge in one."
+            )
 
 
 def outer_dtype(model: nn.Module) -> torch.dtype | None:

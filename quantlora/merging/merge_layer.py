@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from quantlora.discovery.registration import registry
 from quantlora.errors import MergeError
+from quantlora.formats.offloaded import at_hand
 from quantlora.formats.parameters import FloatParameters, PackedParameters
 from quantlora.formats.quantizer import Quantizer
 from quantlora.layers.layer import LoraLayer
@@ -67,10 +68,11 @@ def merge_layer(
     base, quantizer = layer.plain_base
     if not names or (mode == "keep" and quantizer.name != FLOAT):
         return None
-    before = quantizer.dequantize(base)
-    parameters = layer.merged_parameters(names, before, quantizer.bias(base))
-    job = _Job(path, layer, names, base, quantizer, *parameters, floating or before.dtype)
-    packed, target = _BY_MODE[mode](job)
+    with at_hand(base):
+        before = quantizer.dequantize(base)
+        parameters = layer.merged_parameters(names, before, quantizer.bias(base))
+        job = _Job(path, layer, names, base, quantizer, *parameters, floating or before.dtype)
+        packed, target = _BY_MODE[mode](job)
     report = LayerMerge.measure(path, target, before, job.weight, target.dequantize(packed))
     return MergedBase(layer, names, packed, target, report)
 

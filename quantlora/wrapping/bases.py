@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from quantlora.discovery.diagnosis import diagnosed
 from quantlora.discovery.registration import registry
+from quantlora.formats.offloaded import at_hand, read
 from quantlora.layers.layer import LoraLayer
 from quantlora.wrapping.plan import PlannedLayer, check_model
 from quantlora.wrapping.targets import own_modules
@@ -27,7 +28,7 @@ def frozen_bases(
             bases |= todo[0].quantizer.quantize_layers(model, linears, **options)
     for planned in plan:
         if not isinstance(planned.layer, LoraLayer):
-            with diagnosed(planned.quantizer):
+            with diagnosed(planned.quantizer), at_hand(planned.layer):
                 planned.quantizer.prepare(bases[planned.path], planned.path)
     _prepare_others(model, {id(planned.layer) for planned in plan})
     return bases
@@ -38,7 +39,7 @@ def _prepare_others(model: nn.Module, targeted: set[int]) -> None:
     for path, module in own_modules(model):
         if id(module) not in targeted and not isinstance(module, LoraLayer):
             for quantizer in registry().candidates(module):
-                quantizer.prepare(module, path)
+                read(quantizer.prepare, module, path)
 
 
 def as_linear(layer: nn.Module) -> nn.Linear:

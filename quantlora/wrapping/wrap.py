@@ -24,6 +24,7 @@ from quantlora.bridge import transformers_bridge
 from quantlora.config.lora_config import LoraConfig
 from quantlora.discovery.registration import registry
 from quantlora.errors import ConfigError
+from quantlora.formats.offloaded import at_hand
 from quantlora.formats.quantizer import Quantizer
 from quantlora.formats.reference import Reference, open_reference
 from quantlora.layers.layer import LoraLayer
@@ -114,9 +115,10 @@ def apply_plan(
         bases = frozen_bases(model, once, quantize_options or {})
         layers: dict[int, LoraLayer] = {}
         for planned in once:
-            layer = _lora_layer(planned, bases[planned.path])
-            _add_adapter(layer, planned, config, adapter_name)
-            start(planned, layer)
+            with at_hand(_frozen(bases[planned.path])):
+                layer = _lora_layer(planned, bases[planned.path])
+                _add_adapter(layer, planned, config, adapter_name)
+                start(planned, layer)
             layers[id(planned.layer)] = layer
         for planned in plan:
             model.set_submodule(planned.path, layers[id(planned.layer)])
@@ -143,6 +145,8 @@ def given_config(config: LoraConfig | None, fields: Mapping[str, Any]) -> LoraCo
     return config
 
 
+def _frozen(base: nn.Module) -> nn.Module:
+    return base.base_layer if isinstance(base, LoraLayer) else base
 
 
 def _lora_layer(planned: PlannedLayer, base: nn.Module) -> LoraLayer:

@@ -14,6 +14,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
 
 import quantlora
+from quantlora.testing.models import tiny_llama
 
 
 @pytest.fixture
@@ -50,16 +51,38 @@ def test_forward_and_backward_are_one_graph(
     assert counter.frame_count == 1
 
 
-def test_a_changed_scaling_is_seen_and_compiles_once_more(
-    x: Tensor, counter: CompileCounterWithBackend
+@pytest.mark.parametrize("fields", [{}, {"use_dora": True}, {"lora_bias": True}], ids=str)
+def test_a_changed_scaling_is_seen_and_compiles_nothing(
+    fields: dict[str, bool], x: Tensor, counter: CompileCounterWithBackend
 ) -> None:
-    """The second value makes it a symbol of the graph; further values compile nothing."""
-    model = wrapped()
+    model = wrapped(**fields)
     compiled = torch.compile(model, fullgraph=True, backend=counter)
     for scaling in (2.0, 3.0, 5.0, 7.0):
         model[0].scaling["default"] = scaling
         check(compiled, model, x)
-    assert counter.frame_count == 2
+    assert counter.frame_count == 1
+
+
+BACKENDS = ["auto", "normalfloat", "bitsandbytes_4bit", "bitsandbytes_8bit"]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_llama_is_one_graph_that_training_does_not_compile_again(
+    backend: str, counter: CompileCounterWithBackend
+) -> None:
+    model = quantlora.wrap(tiny_llama(num_hidden_layers=1), backend=backend, r=2)
+    compiled = torch.compile(model, fullgraph=True, backend=counter)
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1.0)
+    ids, losses = torch.arange(3, 19).view(2, 8), []
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for scaling in (2.0, 3.0, 5.0):
+            for _, layer in quantlora.lora_layers(model):
+                layer.scaling["default"] = scaling
+            losses.append(compiled(input_ids=ids, labels=ids).loss)
+            losses[-1].backward()
+            optimizer.step()
+    assert counter.frame_count == 1
+    assert losses[-1] < losses[0]
 
 
 def test_disabled_adapters_are_seen(x: Tensor, counter: CompileCounterWithBackend) -> None:

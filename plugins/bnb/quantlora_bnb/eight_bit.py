@@ -86,6 +86,12 @@ class Bitsandbytes8bit(BitsandbytesQuantizer):
             "llm_int8_skip_modules": self._skipped(layers, linears),
         }
 
+    def packed_parameter(self, layer: nn.Module) -> Tensor | None:
+        return layer.weight  # type: ignore[return-value]
+
+    def not_shardable(self, layer: nn.Module) -> str:
+        return "bitsandbytes keeps the scales (SCB) on the weight itself, and a shard has none."
+
     def describe(self, layer: nn.Module) -> dict[str, Any]:
         return {"bits": 8, **asdict(Settings8bit.of(layer))}
 

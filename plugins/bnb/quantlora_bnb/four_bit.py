@@ -116,6 +116,9 @@ class Bitsandbytes4bit(BitsandbytesQuantizer):
     def compute_dtype(self, layer: nn.Module) -> torch.dtype | None:
         return layer.compute_dtype  # type: ignore[return-value]
 
+    def packed_parameter(self, layer: nn.Module) -> Tensor | None:
+        return layer.weight  # type: ignore[return-value]
+
     def group_size(self, layer: nn.Module) -> int | None:
         """The block size where each row begins with a new block."""
         blocksize = Settings4bit.of(layer).blocksize

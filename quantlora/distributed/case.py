@@ -1,0 +1,58 @@
+"""What is known of a model before it is shared out: its packed layers, and the strategy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+
+from quantlora.discovery.registration import registry
+from quantlora.formats.quantizer import Quantizer
+from quantlora.layers.layer import LoraLayer
+from quantlora.wrapping.plan import FLOAT
+from quantlora.wrapping.targets import own_modules
+
+DDP, ZERO2, FSDP2, ZERO3 = "ddp", "zero2", "fsdp2", "zero3"
+STRATEGIES = (DDP, FSDP2, ZERO2, ZERO3)
+
+
+@dataclass(frozen=True)
+class Case:
+    """What every check looks at."""
+
+    model: nn.Module
+    strategy: str
+    mixed_precision: torch.dtype | None
+
+    @property
+    def shards(self) -> bool:
+        """Whether the strategy cuts parameters apart, so that each process holds a piece."""
+        return self.strategy in (FSDP2, ZERO3)
+
+    @cached_property
+    def packed(self) -> list[tuple[str, nn.Module, Quantizer]]:
+        """The layers that are not float, by path, with their format."""
+        return list(_packed(self.model))
+
+    def codes(self) -> Iterator[tuple[str, Tensor]]:
+        """The parameters that hold codes, by path of their layer, where they can be cut."""
+        for path, layer, quantizer in self.packed:
+            codes = quantizer.packed_parameter(layer)
+            if codes is not None and not quantizer.not_shardable(layer):
+                yield path, codes
+
+
+def _packed(model: nn.Module) -> Iterator[tuple[str, nn.Module, Quantizer]]:
+    for path, module in own_modules(model):
+        if isinstance(module, LoraLayer):
+            base, known = module.base_layer, [module.quantizer]
+        else:
+            base, known = module, registry().candidates(module)
+        yield from ((path, base, one) for one in known if one.name != FLOAT)
+
+
+def short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
