@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from quantlora.checkpoint.place import CONFIG
+from quantlora.checkpoint.place import CONFIG, own_file
 from quantlora.config.lora_config import LoraConfig
 from quantlora.errors import AdapterFileError, AdapterWarning, ConfigError
 
@@ -26,8 +26,8 @@ _UNSUPPORTED = (
     "alora_invocation_tokens", "arrow_config", "kasa_config", "layer_replication",
     "monteclora_config", "trainable_token_indices", "use_bdlora",
 )  # fmt: skip
-#: No adapter's config comes near this; a larger file is not one.
-_LIMIT = 16 * 2**20
+#: Bytes of JSON that are read at most: no adapter's config or note comes near this.
+LIMIT = 16 * 2**20
 
 
 def config_text(config: LoraConfig, targets: list[str] | str | None, base: str | None) -> str:
@@ -49,7 +49,7 @@ def config_text(config: LoraConfig, targets: list[str] | str | None, base: str |
 
 def read_config(folder: Path) -> LoraConfig:
     """The config in ``folder``."""
-    return config_from(_fields(folder / CONFIG), str(folder / CONFIG))
+    return config_from(_fields(folder), str(folder / CONFIG))
 
 
 def config_from(fields: Mapping[str, Any], source: str) -> LoraConfig:
@@ -73,13 +73,14 @@ def config_from(fields: Mapping[str, Any], source: str) -> LoraConfig:
         raise AdapterFileError(f"{source}: {error}") from error
 
 
-def _fields(file: Path) -> dict[str, Any]:
+def _fields(folder: Path) -> dict[str, Any]:
+    file = folder / CONFIG
     try:
-        if file.stat().st_size > _LIMIT:
-            raise AdapterFileError(f"{file}: larger than {_LIMIT >> 20} MiB, no adapter's config.")
+        if own_file(folder, CONFIG).stat().st_size > LIMIT:
+            raise AdapterFileError(f"{file}: larger than {LIMIT >> 20} MiB, no adapter's config.")
         fields = json.loads(file.read_text("utf-8"))
     except FileNotFoundError:
-        raise AdapterFileError(_missing(file.parent)) from None
+        raise AdapterFileError(_missing(folder)) from None
     except (ValueError, RecursionError, OSError) as error:
         if isinstance(error, AdapterFileError):
             raise

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 from pathlib import Path
 
 from quantlora.errors import AdapterFileError
@@ -26,6 +27,32 @@ def folders_of(folder: str | os.PathLike[str], adapter: str) -> tuple[Path, Path
     if Path(os.path.realpath(place)) != place:
         raise AdapterFileError(f"{place} is a link that leads elsewhere: nothing is written there.")
     return root, place
+
+
+def own_file(folder: Path, name: str) -> Path:
+    """The file ``name`` of ``folder``, to be read: a regular file that is in there.
+
+    The hub's cache has links in its folders to files beside them, and these are followed.
+
+    Raises:
+        FileNotFoundError: there is none.
+        AdapterFileError: it is a pipe or device, which may never end, or a link that leads out.
+    """
+    file = folder / name
+    real = Path(os.path.realpath(file))
+    if not stat.S_ISREG(real.stat().st_mode):
+        raise AdapterFileError(f"{file} is no regular file, and is not opened.")
+    if not any(real.is_relative_to(place) for place in _stores(Path(os.path.realpath(folder)))):
+        raise AdapterFileError(
+            f"{file} is a link to {real}, outside the folder, and is not followed: copy the file "
+            f"itself."
+        )
+    return file
+
+
+def _stores(folder: Path) -> list[Path]:
+    """Where the files of ``folder`` may be: in it, or in the blobs of the hub's cache."""
+    return [folder, *(one.parent / "blobs" for one in folder.parents if one.name == "snapshots")]
 
 
 def find_folder(

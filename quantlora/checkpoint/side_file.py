@@ -19,9 +19,10 @@ from torch import nn
 
 import quantlora
 from quantlora.adapters.state import lora_layers
+from quantlora.checkpoint.config_file import LIMIT
 from quantlora.checkpoint.fingerprint import fingerprint
 from quantlora.checkpoint.keys import plain_path
-from quantlora.checkpoint.place import SIDE
+from quantlora.checkpoint.place import SIDE, own_file
 from quantlora.errors import AdapterWarning
 
 #: Facts about a layer by name; ``quantizer`` is one of them.
@@ -45,15 +46,30 @@ def read_note(folder: Path) -> dict[str, Any]:
     """What the file in ``folder`` says; nothing where there is none, or it cannot be read."""
     file = folder / SIDE
     try:
-        note = dict(json.loads(file.read_text("utf-8")))
-        _ = note.get("base", {}).get, [one["layers"] for one in note.get("formats", [])]
+        if own_file(folder, SIDE).stat().st_size > LIMIT:
+            raise ValueError(f"larger than {LIMIT >> 20} MiB")
+        return _checked(json.loads(file.read_text("utf-8")))
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, AttributeError, KeyError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         message = f"{file} cannot be read and is ignored: {error}"
         warnings.warn(message, AdapterWarning, stacklevel=4)
         return {}
+
+
+def _checked(note: Any) -> dict[str, Any]:
+    """A note of the form above: what reads it later must not fail, the adapter is loaded then."""
+    if not isinstance(note, dict) or not isinstance(note.get("base", {}), dict):
+        raise ValueError("it is no note of quantlora")
+    formats = note.get("formats", [])
+    if not isinstance(formats, list) or not all(_names_layers(one) for one in formats):
+        raise ValueError("its formats are no lists of layers")
     return note
+
+
+def _names_layers(facts: Any) -> bool:
+    paths = facts.get("layers") if isinstance(facts, dict) else None
+    return isinstance(paths, list) and all(isinstance(path, str) for path in paths)
 
 
 def report_differences(note: dict[str, Any], model: nn.Module, adapter: str, source: str) -> None:

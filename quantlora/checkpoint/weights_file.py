@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load, save_file
+from safetensors.torch import load
 from torch import Tensor
 
-from quantlora.checkpoint.place import PICKLE, WEIGHTS
+from quantlora.checkpoint.place import PICKLE, WEIGHTS, own_file
 from quantlora.errors import AdapterFileError
+from quantlora.formats.tensor_file import write_tensors
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 #: How a zip archive (torch.save since 1.6), a pickle (protocols 2 to 5) and a tar begin.
 _PICKLES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+#: What safetensors itself allows for the header, in bytes.
+_LONGEST_HEADER = 100_000_000
 
 
 def write_weights(file: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -26,7 +31,7 @@ def write_weights(file: Path, tensors: Mapping[str, Tensor]) -> None:
             f"{file.parent}: {_some(empty)} is empty: the model is sharded. Gather its parameters "
             f"first (Trainer and Accelerate do), or pass the full state_dict."
         )
-    save_file(_apart(tensors), file, {"format": "pt"})
+    write_tensors(file, _apart(tensors))
 
 
 def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -43,25 +48,40 @@ def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
     """All tensors of the file in ``folder``, each of a float type and finite."""
-    file = folder / WEIGHTS
     data = _read(folder)
-    # A real file's ninth byte opens its JSON header, whatever its length begins with.
-    if data.startswith(_PICKLES) and data[8:9] != b"{":
-        raise AdapterFileError(_pickle(file))
+    file = folder / WEIGHTS
     try:
         tensors = load(data)
-    except (SafetensorError, ValueError, KeyError, TypeError) as error:
-        raise AdapterFileError(
-            f"{file} is damaged or incomplete ({len(data)} bytes): {error}. Copy or save it again."
-        ) from error
+    except _DAMAGES as error:
+        raise _damaged(file, len(data), error) from error
     _check_values(file, tensors)
     return tensors
+
+
+#: What a damaged file makes its readers raise.
+_DAMAGES = (
+    SafetensorError, ValueError, KeyError, TypeError, AttributeError, IndexError, RuntimeError,
+    OverflowError, RecursionError, MemoryError,
+)  # fmt: skip
+
+
+def _damaged(file: Path, size: int, why: object) -> AdapterFileError:
+    return AdapterFileError(
+        f"{file} is damaged or incomplete ({size} bytes): {why}. Copy or save it again."
+    )
 
 
 def _read(folder: Path) -> bytes:
     """The file's bytes, read at once: a mapped file can change or end while it is used."""
     try:
-        return (folder / WEIGHTS).read_bytes()
+        with own_file(folder, WEIGHTS).open("rb") as stream:
+            size = stream.seek(0, 2)
+            stream.seek(0)
+            try:
+                _check_size(folder / WEIGHTS, stream, size)
+                return stream.read()
+            except _DAMAGES as error:
+                raise _damaged(folder / WEIGHTS, size, error) from error
     except FileNotFoundError:
         if (folder / PICKLE).exists():
             raise AdapterFileError(_pickle(folder / PICKLE)) from None
@@ -69,7 +89,29 @@ def _read(folder: Path) -> bytes:
             f"{folder}: there is no {WEIGHTS}; the adapter is incomplete."
         ) from None
     except OSError as error:
+        if isinstance(error, AdapterFileError):
+            raise
         raise AdapterFileError(f"{folder / WEIGHTS} cannot be read: {error.strerror}") from error
+
+
+def _check_size(file: Path, stream: BinaryIO, size: int) -> None:
+    """Raise where the file is a pickle, or not as long as its header says; then go back to 0.
+
+    Before all of it is read: a file with a hole can say to be larger than the memory.
+    """
+    begin = stream.read(9)
+    # A real file's ninth byte opens its JSON header, whatever its length begins with.
+    if begin.startswith(_PICKLES) and begin[8:] != b"{":
+        raise AdapterFileError(_pickle(file))
+    length = int.from_bytes(begin[:8], "little")
+    if length > min(size - 8, _LONGEST_HEADER):
+        raise ValueError(f"its header of {length} bytes is not there")
+    stream.seek(8)
+    header = json.loads(stream.read(length))
+    ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+    if 8 + length + max(ends, default=0) != size:
+        raise ValueError("its size is not what its header says")
+    stream.seek(0)
 
 
 def _pickle(file: Path) -> str:

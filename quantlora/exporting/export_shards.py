@@ -6,8 +6,9 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from safetensors.torch import save_file
 from torch import Tensor
+
+from quantlora.formats.tensor_file import write_tensors
 
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
@@ -40,7 +41,7 @@ class ShardWriter:
 
     def _close(self) -> None:
         plain = {name: tensor.cpu().contiguous() for name, tensor in self._held.items()}
-        save_file(_apart(plain), self._place(len(self.names)), {"format": "pt"})
+        write_tensors(self._place(len(self.names)), _apart(plain))
         self.names.append(list(plain))
         self._held = {}
 

@@ -11,11 +11,12 @@ import torch
 
 from quantlora.errors import FinetuneError
 from quantlora.finetune.cache import require_space
-from quantlora.finetune.option_fields import ReportTo
+from quantlora.finetune.option_fields import ReportTo, TrainerName
 from quantlora.finetune.options import FinetuneOptions
 from quantlora.requirements import Requirement
 
 _TENSORBOARD = Requirement("tensorboard>=2.10", fix="pip install tensorboard")
+_TRL = [Requirement(spec, fix="pip install trl datasets") for spec in ("trl>=0.20", "datasets>=3")]
 _LIBRARIES = tuple(
     Requirement(spec, fix='pip install "quantlora[demo]"')
     for spec in ("accelerate>=1.1", "matplotlib>=3.7")
@@ -24,12 +25,18 @@ _LIBRARIES = tuple(
 #: with the adapter, the same for Trainer and two moments each, and the result.
 _COPIES = 3 * 4 + 1
 _OTHER_FILES = 50_000_000
+#: What the system says when a file cannot be written.
+_REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS)
+#: What `torch.save` says of it: its writer keeps the system's word to itself.
+_TORCH_REFUSALS = ("PytorchStreamWriter failed", "inline_container.cc")
 
 
 def require_libraries(options: FinetuneOptions) -> None:
     """Raise `MissingLibraryError`, with the line that brings it, where one is not here."""
-    wanted = [_TENSORBOARD] if options.report_to is ReportTo.TENSORBOARD else []
-    for library in (*_LIBRARIES, *wanted):
+    wanted = list(_LIBRARIES)
+    wanted += [_TENSORBOARD] if options.report_to is ReportTo.TENSORBOARD else []
+    wanted += _TRL if options.trainer is TrainerName.TRL else []
+    for library in wanted:
         library.check().require()
 
 
@@ -57,9 +64,14 @@ def explained(options: FinetuneOptions) -> Iterator[None]:
             f"--gradient-checkpointing, or fewer --bits. Go on with --resume where a step was made."
         ) from error
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+        if error.errno not in _REFUSALS:
             raise
-        raise FinetuneError(
-            f"{error.filename or options.output} cannot be written: {error.strerror}. Mend it, "
-            f"then go on with --resume."
-        ) from error
+        raise _not_written(error.filename or options.output, error.strerror) from error
+    except RuntimeError as error:
+        if not any(text in str(error) for text in _TORCH_REFUSALS):
+            raise
+        raise _not_written(options.output, "the disk is full, or failed") from error
+
+
+def _not_written(place: object, why: str | None) -> FinetuneError:
+    return FinetuneError(f"{place} cannot be written: {why}. Mend it, then go on with --resume.")

@@ -1,4 +1,4 @@
-"""Safetensors files read tensor by tensor, with plain reads.
+"""Safetensors files: written whole, read tensor by tensor with plain reads.
 
 Not mapped: the pages of a mapped file count as the process's memory until the system wants them
 back, so that a walk over a model would seem to hold, and under a memory limit may hold, all of it.
@@ -6,13 +6,18 @@ back, so that a walk over a model would seem to hold, and under a memory limit m
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import re
 import struct
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 from torch import Tensor
 
 from quantlora.errors import ConfigError
@@ -23,6 +28,22 @@ TENSOR_TYPES = {
     "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8,
     "U8": torch.uint8, "BOOL": torch.bool,
 }  # fmt: skip
+
+
+def write_tensors(
+    file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write ``tensors``, each contiguous and with memory of its own, by their names.
+
+    Raises:
+        OSError: the system refuses. Safetensors gives its error (a full disk, say) as text only.
+    """
+    try:
+        save_file(dict(tensors), file, dict(metadata or {"format": "pt"}))
+    except SafetensorError as error:
+        found = re.search(r"os error (\d+)", str(error))
+        number = int(found.group(1)) if found else errno.EIO
+        raise OSError(number, os.strerror(number), str(file)) from error
 
 
 class TensorFile:

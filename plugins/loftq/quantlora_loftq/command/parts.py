@@ -8,10 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
 from torch import Tensor
 
-from quantlora import ConfigError, TensorFile
+from quantlora import ConfigError, TensorFile, write_tensors
 
 _RECIPE = "recipe.json"
 
@@ -43,7 +42,7 @@ class Parts:
     def save(self, path: str, tensors: Mapping[str, Tensor], facts: Mapping[str, str]) -> None:
         """Whole or not at all: under a name of its own first."""
         plain = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
-        self._replace(self.file(path), lambda new: save_file(plain, new, dict(facts)))
+        self._replace(self.file(path), lambda new: write_tensors(new, plain, facts))
 
     def open(self, path: str) -> TensorFile:
         return TensorFile(self.file(path))

@@ -30,7 +30,7 @@ def run(recipe: Recipe, save_dir: Path, max_shard_size: str = "5GB") -> Path:
     out = save_dir / recipe.name
     _check_free(out)
     rank, world = (int(os.environ.get(name, d)) for name, d in (("RANK", 0), ("WORLD_SIZE", 1)))
-    with _threads(recipe.threads):
+    with _threads(recipe.threads), _explained(out):
         source = Source(recipe)
         config = checkpoint_config(source, quantizer)
         parts = Parts(out, recipe.text)
@@ -63,6 +63,18 @@ def _wait(parts: Parts, plans: list[LayerPlan]) -> None:
     """Until the other processes are through; torchrun ends all of them if one fails."""
     while not all(parts.done(plan.path) for plan in plans):
         time.sleep(0.2)
+
+
+@contextmanager
+def _explained(out: Path) -> Iterator[None]:
+    """What the disk refuses within the block, with what to do."""
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(
+            f"{out} cannot be written to: {error.strerror or error}. Make room, or save elsewhere; "
+            f"the same command goes on where this run stopped."
+        ) from error
 
 
 @contextmanager
