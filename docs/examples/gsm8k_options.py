@@ -10,16 +10,18 @@ SCHEDULES = ("linear", "cosine", "cosine_with_restarts", "polynomial", "constant
 
 
 def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Of these arguments, or of the command line's."""
+    return make_parser().parse_args(arguments)
+
+
+def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description="Fine-tune a language model with LoRA on GSM8K, and measure exact match.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     for add in (_model, _data, _training, _generation, _output):
         add(parser)
-    options = parser.parse_args(arguments)
-    if options.max_train_steps is None and options.num_train_epochs < 0:
-        parser.error("--num_train_epochs must be 0 (measure only) or more.")
-    return options
+    return parser
 
 
 def _model(parser: argparse.ArgumentParser) -> None:

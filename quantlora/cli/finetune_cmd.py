@@ -13,7 +13,8 @@ def _run(options: FinetuneOptions, given: frozenset[str]) -> None:
     million parameters is quantized to 4 bits and learns the Python language reference, in a few
     minutes on two CPU cores.
 
-    The output folder gets the adapter (as PEFT has it), report.json, loss.png and a model card.
+    The output folder gets the adapter (as PEFT has it), a report with its pictures (report.html,
+    report.json, loss.png) and a model card.
     Interrupted, it loses at most the steps since the last checkpoint; **--resume** goes on.
 
     **Examples**

@@ -23,13 +23,15 @@ Collate = Callable[[Sequence[Example]], dict[str, Tensor]]
 class Dataset:
     """``train`` is trained on, ``held_out`` measured on; no example is in both.
 
-    ``left_out`` counts those whose prompt alone is longer than what is read at once.
+    Of all that were read ``cut`` were longer than what is read at once, and lack their end;
+    ``left_out`` were longer by their prompt alone, and are in neither.
     """
 
     name: str
     train: list[Example]
     held_out: list[Example]
     fingerprint: str
+    cut: int = 0
     left_out: int = 0
 
     def facts(self) -> dict[str, Any]:
@@ -38,7 +40,7 @@ class Dataset:
             "name": self.name,
             "train_examples": len(self.train),
             "train_tokens": sum(len(one.input_ids) for one in self.train),
-            "cut_examples": sum(one.is_cut for one in self.train),
+            "cut_examples": self.cut,
             "left_out_examples": self.left_out,
             "measured_examples": len(self.held_out),
             "measured_tokens": sum(one.learned for one in self.held_out),
@@ -65,6 +67,7 @@ def load_dataset(options: FinetuneOptions, tokens: Tokens) -> Dataset:
         train=examples[:-count],
         held_out=_spread(examples[-count:], options.eval_examples),
         fingerprint=_fingerprint(examples),
+        cut=sum(one.is_cut for one in examples),
         left_out=len(sequences) - len(examples),
     )
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from quantlora.errors import FinetuneError
 from quantlora.finetune.dataset import Collate, to_device
 from quantlora.finetune.examples import Example, Tokens
 
@@ -58,9 +59,10 @@ def continuation(
     Args:
         longest: positions that the model has; of a prompt too long for them the end is read.
     """
-    count = CONTINUATION if longest is None else min(CONTINUATION, longest // 2)
-    start = tokens.starting(prompt)
-    start = start if longest is None else tokens.ending(start, longest - count)
+    start, count = tokens.starting(prompt), CONTINUATION
+    if longest is not None:
+        count = min(CONTINUATION, longest // 2)
+        start = tokens.ending(start, longest - count)
     ids = torch.tensor([start], device=model.device)
     generate: Any = model.generate
     with evaluating(model):
@@ -73,6 +75,16 @@ def continuation(
         )
     text: str = tokens.tokenizer.decode(whole[0, ids.shape[1] :], skip_special_tokens=True)
     return text
+
+
+def check_prompt(prompt: str | None, tokens: Tokens, longest: int | None) -> None:
+    """Raise `FinetuneError` where a prompt that was asked for cannot be continued whole."""
+    count = len(tokens.starting(prompt or ""))
+    if longest is not None and prompt is not None and count + CONTINUATION > longest:
+        raise FinetuneError(
+            f"--prompt has {count} tokens, which leave no room to go on: the model reads at most "
+            f"{longest} at once, and {CONTINUATION} are to follow."
+        )
 
 
 def prompt_of(example: Example, tokens: Tokens) -> str:

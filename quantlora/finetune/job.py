@@ -18,7 +18,13 @@ from quantlora.finetune.adaptation import choose_adaptation
 from quantlora.finetune.base_model import BaseModel, find_base, load_model
 from quantlora.finetune.card import write_card
 from quantlora.finetune.dataset import Dataset, collate_with, load_dataset
-from quantlora.finetune.evaluation import Measurement, continuation, perplexity, prompt_of
+from quantlora.finetune.evaluation import (
+    Measurement,
+    check_prompt,
+    continuation,
+    perplexity,
+    prompt_of,
+)
 from quantlora.finetune.examples import Tokens
 from quantlora.finetune.limits import explained, require_disk, require_libraries
 from quantlora.finetune.open_run import open_run
@@ -61,7 +67,7 @@ def finetune(
         job = prepare(options, run, show)
         before = job.before()
         show.measurement("before", before)
-        training = train(job.model, job.data, job.collate, options, run, show.console)
+        training = job.train(show.console)
         after = job.measure()
         show.measurement("after", after)
         show.memory(job.memory, training.memory)
@@ -110,6 +116,11 @@ class Job:
                 f"weights are damaged, or {self.model.dtype} is too narrow: try --dtype float32."
             )
 
+    def train(self, console: Console) -> Training:
+        return train(
+            self.model, self.data, self.collate, self.tokens, self.options, self.run, console
+        )
+
     def leave(self, training: Training, before: Measurement, after: Measurement) -> dict[str, Any]:
         """Write everything into the folder; the report last, for it says that all is there."""
         folder = self.run.path
@@ -130,6 +141,7 @@ def prepare(options: FinetuneOptions, run: RunFolder, show: Show) -> Job:
     show.beginning(options, run.steps_done)
     base = find_base(options)
     tokens = Tokens(base.tokenizer)
+    check_prompt(options.prompt, tokens, base.longest)
     data = load_dataset(options, tokens)
     run.check_same_data(data.fingerprint)
     adaptation = choose_adaptation(base, options)
@@ -145,5 +157,5 @@ def prepare(options: FinetuneOptions, run: RunFolder, show: Show) -> Job:
         model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[no-untyped-call]
     length = max(len(one.input_ids) for one in data.train)
     memory = memory_estimate(model, batch_size=options.batch_size, length=length)
-    show.memory(memory)
+    show.prediction(memory)
     return Job(options, run, base, tokens, data, model, memory)

@@ -30,6 +30,13 @@ class Schedule(str, Enum):
     CONSTANT = "constant"
 
 
+class TrainerName(str, Enum):
+    """Who makes the steps."""
+
+    TRANSFORMERS = "transformers"
+    TRL = "trl"
+
+
 class ReportTo(str, Enum):
     """Who may look on while it trains; the report at the end comes in any case."""
 

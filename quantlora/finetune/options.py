@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,6 +18,7 @@ from quantlora.finetune.option_fields import (
     Dtype,
     ReportTo,
     Schedule,
+    TrainerName,
     check_limits,
     option,
     plain,
@@ -139,6 +141,15 @@ class FinetuneOptions:
         ),
     ] = Schedule.LINEAR
     warmup: Annotated[int, option(_TRAINING, "Steps until the highest rate.", min=0)] = 3
+    trainer: Annotated[
+        TrainerName,
+        option(
+            _TRAINING,
+            "`transformers`: its Trainer. `trl`: TRL's SFTTrainer, which also logs the accuracy "
+            "and entropy of the predictions, and is slower. Both end with the same adapter.",
+            metavar="NAME",
+        ),
+    ] = TrainerName.TRANSFORMERS
     gradient_checkpointing: Annotated[
         bool,
         option(
@@ -189,5 +200,14 @@ class FinetuneOptions:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> FinetuneOptions:
-        kinds = {"output": Path, "dtype": Dtype, "schedule": Schedule, "report_to": ReportTo}
-        return cls(**{k: kinds[k](v) if k in kinds else v for k, v in values.items()})
+        return cls(**{k: _KINDS[k](v) if k in _KINDS else v for k, v in values.items()})
+
+
+#: Fields that JSON has as plain strings.
+_KINDS: dict[str, Callable[[str], Any]] = {
+    "output": Path,
+    "dtype": Dtype,
+    "schedule": Schedule,
+    "trainer": TrainerName,
+    "report_to": ReportTo,
+}

@@ -60,11 +60,13 @@ class Show:
         )
         self.console.print(text, soft_wrap=True)
 
-    def memory(self, predicted: MemoryUse, measured: MemoryUse | None = None) -> None:
-        """One line before the training; afterwards a table of both."""
+    def prediction(self, memory: MemoryUse) -> None:
+        parts = ", ".join(f"{name} {size(count)}" for name, count in memory.rows()[:-1])
+        self._say(f"Memory, predicted: {size(memory.total)}: {parts}.")
+
+    def memory(self, predicted: MemoryUse, measured: MemoryUse | None) -> None:
+        """Both, component by component; nothing where no step was made to measure."""
         if measured is None:
-            parts = ", ".join(f"{name} {size(count)}" for name, count in predicted.rows()[:-1])
-            self._say(f"Memory, predicted: {size(predicted.total)}: {parts}.")
             return
         table = Table(title="Memory", title_justify="left", title_style="")
         table.add_column("component")

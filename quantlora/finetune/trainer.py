@@ -13,18 +13,18 @@ from transformers import (
     PrinterCallback,
     TrainerCallback,
     TrainerState,
-    TrainingArguments,
 )
 
 from quantlora.finetune import processes
 from quantlora.finetune.checkpoints import MarkComplete, remove_incomplete
 from quantlora.finetune.dataset import Collate, Dataset
-from quantlora.finetune.measured_trainer import MeasuredTrainer
+from quantlora.finetune.examples import Tokens
 from quantlora.finetune.option_fields import ReportTo, Schedule
 from quantlora.finetune.options import FinetuneOptions
 from quantlora.finetune.progress import ShowProgress
 from quantlora.finetune.run_folder import TENSORBOARD, RunFolder
 from quantlora.finetune.speed import Speed
+from quantlora.finetune.trainers import make_trainer
 from quantlora.inspection.memory import MemoryUse
 from quantlora.training.stop_on_nan import StopOnNaN
 
@@ -68,6 +68,7 @@ def train(
     model: PreTrainedModel,
     data: Dataset,
     collate: Collate,
+    tokens: Tokens,
     options: FinetuneOptions,
     run: RunFolder,
     console: Console,
@@ -83,13 +84,9 @@ def train(
     checkpoint, done = run.checkpoint, run.steps_done
     speed = Speed(processes.count())
     progress = ShowProgress(console, speed)
-    trainer = MeasuredTrainer(
-        model,
-        _arguments(options, run.checkpoints),
-        data_collator=collate,
-        train_dataset=data.train,
-        callbacks=[StopOnNaN(_REMEDY), MarkComplete(), speed, progress, *_reports(options, run)],
-    )
+    callbacks = [StopOnNaN(_REMEDY), MarkComplete(), speed, progress, *_reports(options, run)]
+    settings = _settings(options, run.checkpoints)
+    trainer = make_trainer(options.trainer, model, settings, data.train, collate, tokens, callbacks)
     trainer.speed = speed
     trainer.remove_callback(PrinterCallback)
     try:
@@ -134,28 +131,29 @@ def _state_at(checkpoint: Path, model: PreTrainedModel) -> TrainerState:
     return state
 
 
-def _arguments(options: FinetuneOptions, folder: Path) -> TrainingArguments:
-    return TrainingArguments(
-        output_dir=str(folder),
-        max_steps=options.steps,
-        per_device_train_batch_size=options.batch_size,
-        gradient_accumulation_steps=options.accumulate,
-        learning_rate=options.lr,
-        lr_scheduler_type=_TRAINERS_NAMES[options.schedule],
-        warmup_steps=min(options.warmup, options.steps - 1),
-        seed=options.seed,
-        logging_steps=1,
-        logging_nan_inf_filter=False,  # a NaN is to be seen, not replaced by an average
-        save_strategy="steps",
-        save_steps=options.save_every,
-        save_total_limit=2,  # see MarkComplete
-        remove_unused_columns=False,
-        dataloader_pin_memory=False,
-        disable_tqdm=True,
-        report_to="none",
-        use_cpu=processes.only_cpu(),
-        ddp_find_unused_parameters=False,
-    )
+def _settings(options: FinetuneOptions, folder: Path) -> dict[str, Any]:
+    """For `TrainingArguments`."""
+    return {
+        "output_dir": str(folder),
+        "max_steps": options.steps,
+        "per_device_train_batch_size": options.batch_size,
+        "gradient_accumulation_steps": options.accumulate,
+        "learning_rate": options.lr,
+        "lr_scheduler_type": _TRAINERS_NAMES[options.schedule],
+        "warmup_steps": min(options.warmup, options.steps - 1),
+        "seed": options.seed,
+        "logging_steps": 1,
+        "logging_nan_inf_filter": False,  # a NaN is to be seen, not replaced by an average
+        "save_strategy": "steps",
+        "save_steps": options.save_every,
+        "save_total_limit": 2,  # see MarkComplete
+        "remove_unused_columns": False,
+        "dataloader_pin_memory": False,
+        "disable_tqdm": True,
+        "report_to": "none",
+        "use_cpu": processes.only_cpu(),
+        "ddp_find_unused_parameters": False,
+    }
 
 
 _TRAINERS_NAMES = {

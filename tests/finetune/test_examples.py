@@ -7,6 +7,7 @@ from hypothesis import given, settings, strategies as st
 
 from quantlora.errors import FinetuneError
 from quantlora.finetune.dataset import collate_with, load_dataset
+from quantlora.finetune.evaluation import continuation
 from quantlora.finetune.examples import IGNORED, Tokens, examples_of
 from quantlora.finetune.options import FinetuneOptions
 from quantlora.finetune.records import Chat, Exchange, Text, record_of
@@ -87,6 +88,20 @@ def test_turns_in_a_conversational_prompt_are_not_learned(chat_tokens):
 def test_messages_need_a_chat_template():
     with pytest.raises(FinetuneError, match="no chat template"):
         examples_of([Chat(tuple(MESSAGES))], TOKENS, 64)
+
+
+def test_of_a_prompt_too_long_for_the_positions_the_end_is_continued():
+    """GPT-2 has a table of positions: one more is an IndexError."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    sizes = {"vocab_size": len(TOKENIZER), "n_embd": 16, "n_layer": 1, "n_head": 2}
+    model = GPT2LMHeadModel(GPT2Config(**sizes, n_positions=64, bos_token_id=1, eos_token_id=2))
+    assert len(continuation(model, TOKENS, "x" * 100, longest=64)) > 0
+    with pytest.raises(IndexError):
+        continuation(model, TOKENS, "x" * 100)
+    ids = TOKENS.starting("abcdef")
+    assert TOKENS.ending(ids, 4) == [*TOKENS.bos, *TOKENS.encode("def")]
+    assert TOKENS.ending(ids, 7) == ids
 
 
 def test_a_batch_is_filled_up_where_nothing_is_seen_or_learned():

@@ -14,7 +14,6 @@ from quantlora.finetune.job import Job, prepare
 from quantlora.finetune.options import FinetuneOptions
 from quantlora.finetune.run_folder import RunFolder
 from quantlora.finetune.show import Show
-from quantlora.finetune.trainer import train
 
 from .conftest import report_in
 
@@ -32,13 +31,18 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Job:
     console = Console(quiet=True)
     job = prepare(options, RunFolder(folder, {}), Show(console))
     before = job.before()
-    training = train(job.model, job.data, job.collate, options, job.run, console)
-    job.leave(training, before, job.measure())
+    job.leave(job.train(console), before, job.measure())
     return job
 
 
 def test_held_out_perplexity_falls_by_35_percent(trained):
     assert report_in(trained.run.path)["perplexity"]["fall_percent"] >= 35
+
+
+def test_memory_is_predicted_within_a_tenth_of_what_was_measured(trained):
+    memory = report_in(trained.run.path)["memory"]
+    for part, measured in memory["measured"].items():
+        assert memory["predicted"][part] == pytest.approx(measured, rel=0.1), part
 
 
 def test_all_linear_layers_are_in_four_bits(trained):

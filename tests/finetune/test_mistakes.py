@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import sys
 
 import pytest
+from safetensors.torch import load_file
 
 CASES = {
     "no such folder": (["--model", "./missing"], "there is no folder missing"),
@@ -13,7 +15,9 @@ CASES = {
     "not a model's folder": (["--model", "{tmp}"], "there is no config.json"),
     "no such data": (["--data", "missing.txt"], "there is no file missing.txt"),
     "too little text": (["--data", "{short}"], "gives 0 examples of 32 tokens"),
-    "length beyond the model": (["--length", "300"], "reads at most 256 tokens"),
+    "no data at all": (["--data", "{empty}"], "there is nothing in it to train on"),
+    "length beyond the model": (["--length", "300"], "reads at most 256 tokens at once"),
+    "prompt beyond the model": (["--prompt", "x" * 240], "leave no room to go on"),
     "no such backend": (["--backend", "bitsandbites_4bit"], "unknown backend 'bitsandbites_4bit'"),
     "bits the backend lacks": (["--bits", "5"], "backend 'float' does not offer 5 bits"),
     "no such layer": (["--target-modules", "q_prj"], "Near names: "),
@@ -33,7 +37,9 @@ CASES = {
 def test_a_mistake_gets_a_message(run, arguments, case, text, tmp_path):
     wrong, message = CASES[case]
     (tmp_path / "short.txt").write_text("short")
-    places = {"text": text, "tmp": tmp_path, "short": tmp_path / "short.txt"}
+    (tmp_path / "empty.txt").touch()
+    files = {name: tmp_path / f"{name}.txt" for name in ("short", "empty")}
+    places = {"text": text, "tmp": tmp_path, **files}
     result = run(*arguments, *(one.format(**places) for one in wrong))
     assert message in result.stderr.replace("\n", " ")
     assert (result.exit_code, type(result.exception)) == (1, SystemExit)
@@ -93,6 +99,19 @@ def test_a_missing_library_is_named_before_anything_is_done(
     assert not (tmp_path / "run").exists()
 
 
+def test_tensorboard_that_is_missing_is_named_with_the_line_that_brings_it(
+    run, arguments, monkeypatch
+):
+    from quantlora.finetune import limits
+    from quantlora.requirements import Requirement
+
+    absent = Requirement("tensorboard-that-is-not-there", "pip install tensorboard")
+    monkeypatch.setattr(limits, "_TENSORBOARD", absent)
+    result = run(*arguments, "--report-to", "tensorboard")
+    assert result.exit_code == 1
+    assert "\npip install tensorboard\n" in result.stderr
+
+
 @pytest.fixture
 def damaged(tiny, tmp_path):
     """A model that knows no number for the letter Z."""
@@ -106,14 +125,26 @@ def damaged(tiny, tmp_path):
     return tmp_path / "damaged"
 
 
-def test_a_loss_that_is_no_number_stops_the_training_with_its_step(
+def test_a_loss_that_is_no_number_stops_the_training_with_its_step_and_layer(
     run, arguments, damaged, tmp_path
 ):
     data = tmp_path / "data.txt"
-    data.write_text("Zebra. " * 200 + "a dog. " * 100)  # the end is held out
-    result = run(*arguments, "--model", damaged, "--data", data, "--held-out", "0.2")
+    data.write_text("Zebra. " * 12 + "a dog. " * 400)  # the end is held out
+    more = ["--model", damaged, "--data", data, "--steps", "60", "--save-every", "1"]
+    result = run(*arguments, *more)
     assert result.exit_code == 1
-    assert "the loss is nan after step 1: the training has diverged" in result.stderr
+    message = result.stderr.replace("\n", " ")
+    found = re.search(r"error: step (\d+): .* the last checkpoint is .*checkpoint-(\d+)\.", message)
+    assert found, message
+    step, last = found.groups()
+    assert int(last) == int(step) - 1
+    assert "the gradient of model.layers.1.mlp.down_proj.lora_" in message
+    assert "the loss was nan, first not finite in forward: model.embed_tokens" in message
+    assert "with a lower --lr" in message
+    kept = load_file(
+        tmp_path / "run" / "checkpoints" / f"checkpoint-{last}" / "adapter_model.safetensors"
+    )
+    assert all(tensor.isfinite().all() for tensor in kept.values())
 
 
 def test_a_model_of_nans_is_found_before_training(run, arguments, damaged, tmp_path):
