@@ -70,12 +70,16 @@ def said(what: str, logits: float, gradients: float | None = None) -> None:
 
 
 def gradient_error(both: Pair, batch: dict[str, Tensor]) -> float:
-    """The largest over the adapter's parameters, each relative to its own largest value."""
+    """``‖ours - theirs‖ / ‖theirs‖``, the largest over the adapter's parameters.
+
+    The norm, for float32 rounds a single element of a gradient through 18 layers by more.
+    """
     for model in (both.theirs, both.ours):
         model(**batch, labels=batch["input_ids"]).loss.backward()
     twins = both.parameters("default")
     assert twins
-    return max(relative(ours.grad, theirs.grad) for theirs, ours in twins)
+    errors = ((one.grad - other.grad).norm() / other.grad.norm() for other, one in twins)
+    return max(float(error) for error in errors)
 
 
 def logits_error(both: Pair, batch: dict[str, Tensor], **names: Any) -> float:
