@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, TypeVar
 
+import regex
 from torch import Tensor, nn
 
 from quantlora.adapters.biases import find_biases
@@ -107,5 +107,5 @@ def put_on(
             fill(source, {bias.names[0]: bias.own}, {bias.names[0]: values[bias.names[0]]})
 
         apply_plan(model, plan, config, adapter, start, quantize_options, copy_values, copy_bias)
-    except (ConfigError, re.error) as error:
+    except (ConfigError, regex.error) as error:
         raise AdapterFileError(f"{source} does not fit this model: {error}") from error

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+import regex
 
 from quantlora.config.field_types import misfits
 from quantlora.errors import ConfigError
@@ -62,8 +62,8 @@ def _check_patterns(config: LoraConfig) -> None:
     for name, patterns in given.items():
         for pattern in patterns:
             try:
-                re.compile(pattern)
-            except re.error as error:
+                regex.compile(pattern)
+            except regex.error as error:
                 raise ConfigError(
                     f"{name}: {pattern!r} is not a valid regular expression: {error}."
                 ) from error

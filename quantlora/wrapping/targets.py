@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +10,7 @@ from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear as NeverCalled
 
 from quantlora.adapters.saved_modules import SavedModule
+from quantlora.config.expressions import full_match, match
 from quantlora.config.lora_config import LoraConfig
 from quantlora.discovery.registration import Registry
 from quantlora.errors import TargetError
@@ -80,7 +80,7 @@ def is_all_linear(config: LoraConfig) -> bool:
 
 def targeted(path: str, config: LoraConfig) -> bool:
     """Whether the names in ``config`` pick ``path``; "all-linear" picks every path here."""
-    if any(re.match(rf"(^|.*\.){name}($|\..*)", path) for name in config.modules_to_save or ()):
+    if any(match(rf"(^|.*\.){name}($|\..*)", path) for name in config.modules_to_save or ()):
         return False
     if config.exclude_modules and _named(path, config.exclude_modules):
         return False
@@ -94,7 +94,7 @@ def targeted(path: str, config: LoraConfig) -> bool:
 
 def _named(path: str, names: list[str] | str) -> bool:
     if isinstance(names, str):
-        return re.fullmatch(names, path) is not None
+        return full_match(names, path) is not None
     return any(path == name or path.endswith(f".{name}") for name in names)
 
 
@@ -106,7 +106,7 @@ def _index_wanted(path: str, config: LoraConfig) -> bool:
     given = config.layers_pattern or []
     patterns = [given] if isinstance(given, str) else given
     forms = [rf"(?:^|.*?\.){p}\.(\d+)\." for p in patterns] or [r".*?\.[^.]*\.(\d+)\."]
-    found = next((one for form in forms if (one := re.match(form, path))), None)
+    found = next((one for form in forms if (one := match(form, path))), None)
     indices = [wanted] if isinstance(wanted, int) else wanted
     return found is not None and int(found.group(1)) in indices
 
@@ -161,7 +161,7 @@ def by_pattern(path: str, patterns: Mapping[str, Any], default: Any) -> Any:
 
 
 def _ends_in(path: str, pattern: str) -> bool:
-    return re.match(rf"(.*\.)?({pattern})$", path) is not None
+    return match(rf"(.*\.)?({pattern})$", path) is not None
 
 
 def _check_patterns(name: str, patterns: Mapping[str, Any], paths: list[str]) -> None:
