@@ -2,12 +2,14 @@
 
 `finetune` in ``job.py`` is the whole way in one function; the other files are its stops:
 
-    options, option_fields  what can be chosen; every field is one option of the command
-    run_folder  the output folder: claimed, resumed, never overwritten
+    options, material_options, option_fields  what can be chosen, one option for each field
+    run_folder, open_run  the output folder: claimed, resumed, never overwritten
+    prepared_job  everything loaded and checked; what is done with it
     demo_model, demo_text, cache  what is used when nothing is named
-    records, examples, dataset  from files to batches
-    base_model, quantization, adaptation  from a folder or hub id to a wrapped model
-    trainer, checkpoints, progress  Transformers' Trainer on a wrapped model
-    evaluation, report, plot, card  what is measured and left behind
+    sources, records, examples, dataset  from files to batches
+    base_model, compute_dtype, quantization, adaptation  from a folder or hub id to a wrapped model
+    trainer, trainers, measured_trainer, checkpoints, progress, speed  the training
+    evaluation, report, card  what is measured and left behind
+    report_page, charts, plot, chart  its pictures
     limits, processes, show, terminal  what the machine must have; what is said, and to whom
 """

@@ -3,40 +3,18 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Collection
-from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Console
-from transformers import PreTrainedModel, set_seed
 
-from quantlora.checkpoint.save import save_adapter
-from quantlora.errors import FinetuneError
 from quantlora.finetune import processes
-from quantlora.finetune.adaptation import choose_adaptation
-from quantlora.finetune.base_model import BaseModel, find_base, load_model
-from quantlora.finetune.card import write_card
-from quantlora.finetune.dataset import Dataset, collate_with, load_dataset
-from quantlora.finetune.evaluation import (
-    Measurement,
-    check_prompt,
-    continuation,
-    perplexity,
-    prompt_of,
-)
-from quantlora.finetune.examples import Tokens
-from quantlora.finetune.limits import explained, require_disk, require_libraries
+from quantlora.finetune.limits import explained, require_libraries
 from quantlora.finetune.open_run import open_run
 from quantlora.finetune.options import FinetuneOptions
-from quantlora.finetune.plot import plot_losses
-from quantlora.finetune.report import make_report, model_facts
-from quantlora.finetune.report_page import write_page
-from quantlora.finetune.run_folder import PAGE, REPORT, RunFolder, write_json
+from quantlora.finetune.prepared_job import prepare
+from quantlora.finetune.run_folder import REPORT
 from quantlora.finetune.show import Show
-from quantlora.finetune.trainer import Training, train
-from quantlora.inspection.memory import MemoryUse
-from quantlora.inspection.memory_estimate import memory_estimate
 
 
 def finetune(
@@ -74,88 +52,3 @@ def finetune(
         report = job.leave(training, before, after)
     show.result(run.path, report)
     return report
-
-
-@dataclass
-class Job:
-    """A run that is ready to train: everything is loaded and checked."""
-
-    options: FinetuneOptions
-    run: RunFolder
-    base: BaseModel
-    tokens: Tokens
-    data: Dataset
-    model: PreTrainedModel
-    memory: MemoryUse
-
-    def __post_init__(self) -> None:
-        self.collate = collate_with(self.base.padding)
-
-    def measure(self) -> Measurement:
-        middle = self.data.held_out[len(self.data.held_out) // 2]
-        prompt = self.options.prompt or prompt_of(middle, self.tokens)
-        answer = continuation(self.model, self.tokens, prompt, self.base.longest)
-        size = self.options.batch_size
-        held_out = perplexity(self.model, self.data.held_out, self.collate, size)
-        return Measurement(held_out, prompt, answer)
-
-    def before(self) -> Measurement:
-        """The measurement before the first step; a resumed run has it on record."""
-        if not self.run.record:
-            before = self.measure()
-            self._check_is_number(before.perplexity)
-            self.run.record = {"data": self.data.fingerprint, "before": before.as_json()}
-        if processes.is_first():
-            self.run.begin(options=self.options.as_json())
-        return Measurement(**self.run.record["before"])
-
-    def _check_is_number(self, perplexity: float) -> None:
-        if math.isnan(perplexity):
-            raise FinetuneError(
-                f"{self.base.name}: its outputs are no numbers (NaN) before any training. Its "
-                f"weights are damaged, or {self.model.dtype} is too narrow: try --dtype float32."
-            )
-
-    def train(self, console: Console) -> Training:
-        return train(
-            self.model, self.data, self.collate, self.tokens, self.options, self.run, console
-        )
-
-    def leave(self, training: Training, before: Measurement, after: Measurement) -> dict[str, Any]:
-        """Write everything into the folder; the report last, for it says that all is there."""
-        folder = self.run.path
-        measured = (training, before, after)
-        report = make_report(self.base, self.model, self.data, self.options, *measured, self.memory)
-        if not processes.is_first():
-            return report
-        save_adapter(self.model, folder)
-        plot_losses(folder / "loss.png", f"{self.base.name}, {self.data.name}", *measured)
-        write_page(folder / PAGE, report)
-        write_card(folder / "README.md", report, self.base)
-        write_json(folder / REPORT, report)
-        return report
-
-
-def prepare(options: FinetuneOptions, run: RunFolder, show: Show) -> Job:
-    """Load and check: what is quick to check, first."""
-    show.beginning(options, run.steps_done)
-    base = find_base(options)
-    tokens = Tokens(base.tokenizer)
-    check_prompt(options.prompt, tokens, base.longest)
-    data = load_dataset(options, tokens)
-    run.check_same_data(data.fingerprint)
-    adaptation = choose_adaptation(base, options)
-    show.loading(base.name, data.facts())
-    set_seed(options.seed)  # A's first values
-    model = adaptation.apply(load_model(base, options.dtype))
-    if not base.is_quantized:
-        model.to(processes.device())  # type: ignore[arg-type]
-    facts = model_facts(model)
-    require_disk(run.path, facts["trained_parameters"])
-    show.model(facts)
-    if options.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[no-untyped-call]
-    length = max(len(one.input_ids) for one in data.train)
-    memory = memory_estimate(model, batch_size=options.batch_size, length=length)
-    show.prediction(memory)
-    return Job(options, run, base, tokens, data, model, memory)

@@ -118,10 +118,11 @@ def _reports(options: FinetuneOptions, run: RunFolder) -> list[TrainerCallback]:
     if options.report_to is not ReportTo.TENSORBOARD:
         return []
     from torch.utils.tensorboard import SummaryWriter
-    from transformers.integrations import TensorBoardCallback
+    from transformers.integrations import integration_utils
 
     writer = SummaryWriter(str(run.path / TENSORBOARD)) if processes.is_first() else None
-    return [TensorBoardCallback(writer)]
+    make: Any = integration_utils.TensorBoardCallback  # untyped upstream
+    return [make(writer)]
 
 
 def _state_at(checkpoint: Path, model: PreTrainedModel) -> TrainerState:

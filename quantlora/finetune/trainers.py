@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -44,9 +45,10 @@ def _trls(
 ) -> Measured:
     """TRL's, told to leave alone what is prepared already: the examples, and checkpointing."""
     from datasets import Dataset
-    from trl import SFTConfig, SFTTrainer
 
-    class MeasuredSFTTrainer(Measured, SFTTrainer):  # type: ignore[misc]
+    trl: Any = importlib.import_module("trl")  # its names are not typed as exported
+
+    class MeasuredSFTTrainer(Measured, trl.SFTTrainer):  # type: ignore[misc]
         """TRL's own."""
 
     def collate_rows(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -56,7 +58,7 @@ def _trls(
     rows = [{"input_ids": one.input_ids, "given": one.given} for one in examples]
     return MeasuredSFTTrainer(
         model,
-        SFTConfig(**settings, **untouched, bf16=False),
+        trl.SFTConfig(**settings, **untouched, bf16=False),
         data_collator=collate_rows,
         train_dataset=Dataset.from_list(rows),
         processing_class=tokens.tokenizer,

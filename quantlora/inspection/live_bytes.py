@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
 
-class LiveBytes(TorchDispatchMode):
+class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Follows each storage that an operation makes within the block, until it is freed.
 
     Works on any device, for it watches torch's operations and not an allocator: an allocator's
@@ -24,7 +24,8 @@ class LiveBytes(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self._events: list[tuple[int, int]] = []  # (number of the storage, bytes more or less)
-        self._numbers: WeakIdKeyDictionary = WeakIdKeyDictionary()
+        make: Any = WeakIdKeyDictionary  # untyped upstream
+        self._numbers: Any = make()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         for tensor in _tensors((args, kwargs)):

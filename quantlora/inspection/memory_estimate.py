@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import nn
@@ -68,9 +67,10 @@ def parabola(x: tuple[int, int, int], y: list[int]) -> tuple[float, float, float
     return y[2] - b * x[2] - c * x[2] ** 2, b, c
 
 
-def _peak(model: Any, batch_size: int, length: int) -> int:
+def _peak(model: nn.Module, batch_size: int, length: int) -> int:
     """Most bytes alive in a forward and backward, without the gradients of what is trained."""
-    tokens = torch.zeros(batch_size, length, dtype=torch.long, device=model.device)
+    device = next(model.parameters()).device
+    tokens = torch.zeros(batch_size, length, dtype=torch.long, device=device)
     with _untouched(model) as trained, LiveBytes() as live:
         ones = torch.ones_like(tokens)
         model(input_ids=tokens, attention_mask=ones, labels=tokens, use_cache=False).loss.backward()

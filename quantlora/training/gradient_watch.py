@@ -22,7 +22,7 @@ class GradientWatch:
         self.model = model
         self._notes: list[tuple[str, Tensor]] = []
         self._hooks = [
-            parameter.register_post_accumulate_grad_hook(partial(self._note, path))
+            parameter.register_post_accumulate_grad_hook(partial(self._note, path))  # type: ignore[no-untyped-call]
             for path, parameter in model.named_parameters()
             if parameter.requires_grad
         ]
@@ -122,7 +122,8 @@ def _stopping(model: nn.Module) -> Iterator[None]:
 
 def _spoilt(tensor: Tensor) -> Tensor:
     """Whether something in ``tensor`` is NaN or infinite, as a tensor of its own."""
-    local: Any = tensor.to_local() if _is_shared_out(tensor) else tensor
+    whole: Any = tensor
+    local = whole.to_local() if _is_shared_out(tensor) else whole
     spoilt: Tensor = torch.isfinite(local).all().logical_not()
     return spoilt
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -98,11 +99,10 @@ class StopOnNaN(TrainerCallback):
         return Divergence(_process(), loss, parameter, module)
 
     def _message(self, found: Divergence, args: TrainingArguments, state: TrainerState) -> str:
-        folder = args.output_dir
-        checkpoint = get_last_checkpoint(folder) if folder and os.path.isdir(folder) else None
-        kept = (
-            f"the last checkpoint is {checkpoint}" if checkpoint else "there is no checkpoint yet"
-        )
+        folder = args.output_dir or ""
+        find: Callable[[str], str | None] = get_last_checkpoint  # untyped upstream
+        last = find(folder) if os.path.isdir(folder) else None
+        kept = f"the last checkpoint is {last}" if last else "there is no checkpoint yet"
         return (
             f"step {state.global_step + 1}: {found}. Stopped before the optimizer used it: the "
             f"weights are those after step {state.global_step}; {kept}. {self.remedy}"

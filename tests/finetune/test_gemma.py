@@ -10,8 +10,8 @@ from rich.console import Console
 
 from quantlora.checkpoint.load import load_adapter
 from quantlora.finetune.base_model import load_model
-from quantlora.finetune.job import Job, prepare
 from quantlora.finetune.options import FinetuneOptions
+from quantlora.finetune.prepared_job import Job, prepare
 from quantlora.finetune.run_folder import RunFolder
 from quantlora.finetune.show import Show
 

@@ -33,7 +33,7 @@ def _options(text: str) -> set[str]:
 
 
 def test_its_options_exist():
-    page, recipe, rest = re.split(r"\n## (?:The GSM8K recipe|First values)", PAGE)
+    page, _, rest = re.split(r"\n## (?:The GSM8K recipe|First values)", PAGE)
     known = {option_name(name) for name in option_infos(FinetuneOptions)}
     assert _options(page + rest) - known <= OTHERS
 
