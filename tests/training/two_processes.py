@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,14 @@ import torch.distributed as dist
 import torch.multiprocessing as processes
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.nn.parallel import DistributedDataParallel
 
 import quantlora
 from quantlora.testing.models import tiny_llama
 
 STEPS = 4
+WEIGHTS = "adapter_model.safetensors"
 OPTIONS = {"bitsandbytes_4bit_float32": {"quant_storage": torch.float32}}
 
 
@@ -53,9 +56,15 @@ def shared(model: nn.Module, strategy: str) -> nn.Module:
     return model
 
 
+def make_optimizer(model: nn.Module) -> torch.optim.Optimizer:
+    """AdamW whose eps is above the rounding of a gradient, which must not become a step."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    return torch.optim.AdamW(trained, lr=0.01, eps=1e-6)
+
+
 def train(model: nn.Module, part: slice) -> list[float]:
     """The loss of each step over all processes; each takes its ``part`` of the batch."""
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.01)
+    optimizer = make_optimizer(model)
     losses = []
     ids = batch()[part]
     for _ in range(STEPS):
@@ -63,11 +72,11 @@ def train(model: nn.Module, part: slice) -> list[float]:
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-        losses.append(_mean(loss.detach()))
+        losses.append(mean(loss.detach()))
     return losses
 
 
-def _mean(loss: Tensor) -> float:
+def mean(loss: Tensor) -> float:
     if dist.is_initialized():
         dist.all_reduce(loss)
         loss = loss / dist.get_world_size()
@@ -91,15 +100,30 @@ def both(rank: int, folder: Path, pairs: list[tuple[str, str]]) -> None:
         model = wrapped(backend)
         losses = train(shared(model, strategy), part)
         quantlora.save_adapter(model, place)
-        found = {"losses": losses, "merge": merge_error(model) if strategy == "fsdp2" else ""}
+        found = {"losses": losses, **(shards(model, place) if strategy == "fsdp2" else {})}
         (place / f"found-{rank}.json").write_text(json.dumps(found))
     dist.destroy_process_group()
 
 
-def merge_error(model: nn.Module) -> str:
+def shards(model: nn.Module, place: Path) -> dict[str, str]:
+    """Saves as Trainer does, from a gathered state; the errors of what cannot be done."""
+    options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True, cpu_offload=True)
+    state = get_model_state_dict(model, options=options)
+    for folder in ("given", "checkpoint-4"):
+        first = dist.get_rank() == 0
+        model.save_pretrained(
+            place / folder, state_dict=state if first else {}, is_main_process=first
+        )
+    return {
+        "merge": error_of(lambda: quantlora.merge(model)),
+        "partial": error_of(lambda: quantlora.save_adapter(model, place / "none", state_dict={})),
+    }
+
+
+def error_of(call: Callable[[], object]) -> str:
     try:
-        quantlora.merge(model)
-    except quantlora.MergeError as error:
+        call()
+    except quantlora.QuantloraError as error:
         return str(error)
     return ""
 
@@ -107,17 +131,20 @@ def merge_error(model: nn.Module) -> str:
 def compared(folder: Path, strategy: str, backend: str, losses: list[float]) -> dict[str, Any]:
     place = folder / strategy / backend
     found = json.loads((place / "found-0.json").read_text())
-    saved, wanted = (
-        load_file(one / "adapter_model.safetensors") for one in (place, folder / "single" / backend)
-    )
+    wanted = load_file(folder / "single" / backend / WEIGHTS)
+    saved = {str(one.parent.relative_to(place)): load_file(one) for one in place.rglob(WEIGHTS)}
+    assert all(one.keys() == wanted.keys() for one in saved.values())
     return {
         "loss": max(abs(a - b) for a, b in zip(found["losses"], losses, strict=True)),
-        "adapter": max(float((saved[key] - wanted[key]).abs().max()) for key in wanted),
-        "shapes": {k: list(t.shape) for k, t in saved.items()}
-        == {k: list(t.shape) for k, t in wanted.items()},
+        "adapters": {name: distance(one, wanted) for name, one in saved.items()},
         "learned": losses[0] - losses[-1],
-        "merge": found["merge"],
+        "errors": {name: text for name, text in found.items() if name != "losses"},
     }
+
+
+def distance(saved: dict[str, Tensor], wanted: dict[str, Tensor]) -> float:
+    assert {key: t.shape for key, t in saved.items()} == {k: t.shape for k, t in wanted.items()}
+    return max(float((saved[key] - wanted[key]).abs().max()) for key in wanted)
 
 
 def main(folder: Path, pairs: list[tuple[str, str]]) -> dict[str, Any]:
