@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 
-from torch import nn
+from torch import Tensor, nn
 
 from quantlora.adapters.state import adapter_holders, adapter_state, has_adapters
 from quantlora.adapters.trained_bias import TrainedBias, own_bias
 from quantlora.checkpoint.keys import plain_path
 from quantlora.config.lora_config import LoraConfig
-from quantlora.errors import AdapterError, ConfigError
+from quantlora.errors import AdapterError
 from quantlora.layers.layer import LoraLayer
 from quantlora.wrapping.targets import own_modules
 
@@ -31,9 +31,8 @@ def find_biases(
         if not mine and config.bias == "lora_only":
             continue
         owner = module.plain_base[0] if isinstance(module, LoraLayer) else module
-        plain = _plain(model, owner)
+        plain = _plain(model, owner, buffers=mine)  # upstream's own forward may not train them
         if plain is None:
-            _check_no_buffer(path, owner) if mine else None
             continue
         name = f"{plain_path(path)}.{'base_layer.' if mine else ''}bias".removeprefix(".")
         known = found.get(id(owner))
@@ -43,19 +42,11 @@ def find_biases(
     return list(found.values())
 
 
-def _plain(model: nn.Module, owner: nn.Module) -> nn.Parameter | None:
+def _plain(model: nn.Module, owner: nn.Module, buffers: bool) -> Tensor | None:
     """The model's own bias, also where an adapter's is in its place."""
     all_biases = adapter_state(model).biases.values() if has_adapters(model) else ()
     placed = (one for biases in all_biases for one in biases if one.owner is owner)
-    return next((one.plain for one in placed), own_bias(owner))
-
-
-def _check_no_buffer(path: str, owner: nn.Module) -> None:
-    if getattr(owner, "bias", None) is not None:
-        raise ConfigError(
-            f"{path}: the bias of {type(owner).__name__} is a fixed part of the packed layer and "
-            f'cannot be trained: use bias="none", or lora_bias=True for a bias of the adapter\'s.'
-        )
+    return next((one.plain for one in placed), own_bias(owner, buffers))
 
 
 def place_biases(model: nn.Module, names: Sequence[str] | None = None) -> None:

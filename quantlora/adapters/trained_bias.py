@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import nn
+from torch import Tensor, nn
 
 _NAME = "bias"
 
@@ -19,31 +19,39 @@ class TrainedBias:
     Args:
         names: in an adapter file; the module may be at several paths.
         owner: the module whose ``bias`` it is; of a LoRA layer, the base from before any merge.
-        plain: the model's own parameter.
+        plain: the model's own; some packed formats have it as a buffer.
         own: the adapter's.
     """
 
     names: tuple[str, ...]
     owner: nn.Module
-    plain: nn.Parameter
+    plain: Tensor
     own: nn.Parameter
 
     @property
     def placed(self) -> bool:
         """Whether the adapter's is in place."""
-        return self.owner._parameters[_NAME] is self.own
+        return self.owner._parameters.get(_NAME) is self.own
 
     def place(self) -> None:
-        self.own.data = self.own.data.to(self.plain.device)
-        self.owner._parameters[_NAME] = self.own
+        if not self.placed:
+            self.own.data = self.own.data.to(self.plain.device)
+            self.owner._buffers.pop(_NAME, None)
+            self.owner._parameters[_NAME] = self.own
 
     def restore(self) -> None:
         if self.placed:
             self.plain.data = self.plain.data.to(self.own.device)
-            self.owner._parameters[_NAME] = self.plain
+            if isinstance(self.plain, nn.Parameter):
+                self.owner._parameters[_NAME] = self.plain
+            else:
+                del self.owner._parameters[_NAME]
+                self.owner._buffers[_NAME] = self.plain
 
 
-def own_bias(module: nn.Module) -> nn.Parameter | None:
-    """The bias that ``module`` has as a parameter."""
+def own_bias(module: nn.Module, buffers: bool) -> Tensor | None:
+    """The bias that ``module`` has as a parameter, or with ``buffers`` as a buffer."""
     bias = module._parameters.get(_NAME)
-    return bias if isinstance(bias, nn.Parameter) and bias.is_floating_point() else None
+    if bias is None and buffers:
+        bias = module._buffers.get(_NAME)
+    return bias if bias is not None and bias.is_floating_point() else None

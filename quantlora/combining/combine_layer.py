@@ -103,9 +103,9 @@ def _decomposed(layer: LoraLayer, parts: dict[str, float], recipe: Recipe) -> Fa
         weight = quantizer.dequantize(base)
         deltas = [layer.delta_weight(name, weight) for name in parts]
         A, B = best_factors(recipe.combine(deltas, list(parts.values())), rank)
-    return A.to(like_A).reshape(-1, *like_A.shape[1:]), B.to(like_B).reshape(
-        len(like_B), -1, *like_B.shape[2:]
-    )
+    kernel = like_A.shape[2:]  # that of a convolution; a variant's A may have other inputs
+    A = A.to(like_A).reshape(len(A), -1, *kernel)
+    return A, B.to(like_B).reshape(len(like_B), -1, *like_B.shape[2:])
 
 
 def _bias(layer: LoraLayer, parts: dict[str, float], recipe: Recipe) -> dict[str, Tensor]:

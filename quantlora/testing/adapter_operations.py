@@ -19,9 +19,17 @@ from quantlora.checkpoint.load import load_adapter
 from quantlora.checkpoint.save import save_adapter
 from quantlora.combining.combination import add_weighted_adapter
 from quantlora.layers.mixed_batch import mixed_batch
+from quantlora.merging.merge import merge, unmerge
 from quantlora.testing import reference
 from quantlora.testing.base import SuiteBase
-from quantlora.testing.operations import check, expected, one_adapter, operation, two_adapters
+from quantlora.testing.operations import (
+    another_variant,
+    check,
+    expected,
+    one_adapter,
+    operation,
+    two_adapters,
+)
 
 
 @operation("add")
@@ -92,7 +100,7 @@ def _rslora(suite: SuiteBase) -> None:
     check(suite, model, x, "second")
 
 
-@operation("DoRA")
+@operation("DoRA", varies=True)
 def _dora(suite: SuiteBase) -> None:
     """Also beside a plain adapter that was there before."""
     model, x = two_adapters(suite, use_dora=True)
@@ -110,9 +118,30 @@ def _lora_bias(suite: SuiteBase) -> None:
     check(suite, model, x, "second")
 
 
+@operation("bias")
+def _bias(suite: SuiteBase) -> None:
+    """The layer's own bias is the adapter's while it counts, and else what it was."""
+    layer = suite.layer(bias=True in suite.biases)
+    if suite.format.bias(layer) is None:
+        return
+    plain = reference.float64(suite.format.bias(layer))
+    model, x = suite.wrapped(layer, bias="lora_only"), suite.input(layer, 6)
+    with torch.no_grad():
+        model.lora.bias.add_(1)  # type: ignore[union-attr]
+    assert model.lora.bias.requires_grad  # type: ignore[union-attr]
+    check(suite, model, x, "default")
+    with adapters_disabled(model):
+        assert torch.equal(reference.float64(model.lora.bias), plain)
+    merge(model, mode="dequantize")
+    check(suite, model, x, "default")
+    unmerge(model)
+    delete_adapter(model, "default")
+    assert torch.equal(reference.float64(model.lora.bias), plain)
+
+
 @operation("mixed batch")
 def _mixed_batch(suite: SuiteBase) -> None:
-    model, x = two_adapters(suite, use_dora=True)
+    model, x = two_adapters(suite, **another_variant(suite))
     names = ["default", "__base__", "second", "default", "second", "__base__"]
     rows = [() if name == "__base__" else (name,) for name in names]
     wanted = [expected(model, x[i : i + 1], row) for i, row in enumerate(rows)]
@@ -142,7 +171,7 @@ def _mixed_batch_training(suite: SuiteBase) -> None:
 @operation("weighted combination")
 def _weighted_combination(suite: SuiteBase) -> None:
     """By svd of the updates themselves: also of different ranks, and of DoRA."""
-    model, x = two_adapters(suite, use_dora=True, lora_bias=True)
+    model, x = two_adapters(suite, lora_bias=True, **another_variant(suite))
     lora, weight = model.lora, model.lora.dequantize()
     wanted = 0.7 * lora.delta_weight("default", weight) - 2 * lora.delta_weight("second", weight)
     rank = min(lora.out_features, lora.in_features)

@@ -56,6 +56,8 @@ class SuiteBase:
         torch.bfloat16: 2e-2,
         torch.float16: 4e-3,
     }
+    #: Fields of `LoraConfig` for every adapter, to hold a variant to the operations.
+    adapter: ClassVar[Mapping[str, Any]] = {}
     #: Largest relative error (Frobenius) that packing may make; normal weights in 4 bits lose 0.1.
     closeness: ClassVar[float] = 0.15
 
@@ -112,6 +114,7 @@ class SuiteBase:
             "lora_alpha": 3,
             "target_modules": ["proj"],
             "init_lora_weights": False,
+            **self.adapter,
             **fields,
         }
         return wrap(Holder(layer), **fields)

@@ -15,7 +15,14 @@ from quantlora.exporting.export import export_merged
 from quantlora.merging.merge import merge, merge_and_unload, unmerge
 from quantlora.testing import reference
 from quantlora.testing.base import SuiteBase
-from quantlora.testing.operations import check, expected, one_adapter, operation, two_adapters
+from quantlora.testing.operations import (
+    another_variant,
+    check,
+    expected,
+    one_adapter,
+    operation,
+    two_adapters,
+)
 
 
 @operation('merge(mode="requantize")', packs=True)
@@ -35,7 +42,7 @@ def _merge_requantize(suite: SuiteBase) -> None:
 
 @operation('merge(mode="dequantize")')
 def _merge_dequantize(suite: SuiteBase) -> None:
-    model, x = two_adapters(suite, use_dora=True, lora_bias=True)
+    model, x = two_adapters(suite, lora_bias=True, **another_variant(suite))
     merge(model, ["default", "second"], mode="dequantize")
     check(suite, model, x, "default", "second")
 
@@ -51,7 +58,7 @@ def _merge_keep(suite: SuiteBase) -> None:
 @operation("merge one, keep another active")
 def _merge_one(suite: SuiteBase) -> None:
     """The one that is not merged refers to the base from before, also for DoRA."""
-    model, x = two_adapters(suite, use_dora=True)
+    model, x = two_adapters(suite, **another_variant(suite))
     set_adapter(model, ["default", "second"])
     merge(model, "default", mode="dequantize")
     check(suite, model, x, "default", "second")

@@ -20,23 +20,29 @@ from quantlora.wrapping.wrap import wrap
 
 @dataclass(frozen=True)
 class Operation:
-    """One row of the table; ``packs``: it needs a format that can be packed again."""
+    """One row of the table.
+
+    Args:
+        packs: it needs a format that can be packed again.
+        varies: it is about a variant of its own, which cannot be another one too.
+    """
 
     name: str
     run: Callable[[SuiteBase], None]
     packs: bool = False
+    varies: bool = False
 
 
 OPERATIONS: dict[str, Operation] = {}
 
 
 def operation(
-    name: str, packs: bool = False
+    name: str, packs: bool = False, varies: bool = False
 ) -> Callable[[Callable[[SuiteBase], None]], Callable[[SuiteBase], None]]:
     """Put a function on the list, under the name it has in the docs."""
 
     def register(run: Callable[[SuiteBase], None]) -> Callable[[SuiteBase], None]:
-        OPERATIONS[name] = Operation(name, run, packs)
+        OPERATIONS[name] = Operation(name, run, packs, varies)
         return run
 
     return register
@@ -71,5 +77,10 @@ def one_adapter(suite: SuiteBase, **fields: Any) -> tuple[Holder, Tensor]:
 def two_adapters(suite: SuiteBase, **fields: Any) -> tuple[Holder, Tensor]:
     """``default`` and ``second``, of different ranks and scales; ``second`` is active."""
     model, x = one_adapter(suite)
-    fields = {"r": 1, "lora_alpha": 2, "target_modules": ["proj"], **fields}
+    fields = {"r": 1, "lora_alpha": 2, "target_modules": ["proj"], **suite.adapter, **fields}
     return wrap(model, adapter_name="second", init_lora_weights=False, **fields), x
+
+
+def another_variant(suite: SuiteBase) -> dict[str, Any]:
+    """Fields for an adapter of another variant than the first; DoRA where that is plain LoRA."""
+    return {} if suite.adapter else {"use_dora": True}

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 SIZES: dict[str, Any] = {
     "vocab_size": 83,
@@ -50,6 +51,19 @@ MODELS: dict[str, Callable[[], Any]] = {
     "qwen3_moe": qwen3_moe,
     "gpt_oss": gpt_oss,
 }
+
+
+class Experts(nn.Module):
+    """Three experts whose outputs are summed: no router, so that the formula is short."""
+
+    def __init__(self, transposed: bool = False) -> None:
+        super().__init__()
+        self.is_transposed = transposed
+        self.w = nn.Parameter(torch.randn(3, 6, 4) if transposed else torch.randn(3, 4, 6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        w = self.w.transpose(1, 2) if self.is_transposed else self.w
+        return torch.einsum("ni,eoi->eno", x, w).sum(0)
 
 
 def made(kind: Any, config: Any) -> Any:

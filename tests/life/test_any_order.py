@@ -14,6 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from torch import Tensor, nn
 
 import quantlora
+from quantlora.adapters.state import adapter_state
 from quantlora.errors import QuantloraError
 
 NAMES = st.sampled_from(["a", "b", "c"])
@@ -57,6 +58,7 @@ class Life(RuleBasedStateMachine):
         fields: dict[str, Any] = {"target_modules": places, "r": r, "lora_alpha": 3}
         fields |= {"use_dora": variant == "dora", "use_rslora": variant == "rslora"}
         fields |= {"lora_bias": variant == "bias", "init_lora_weights": False}
+        fields |= {"bias": "lora_only" if variant == "own_bias" else "none"}
         quantlora.wrap(self.model, backend=self.backend, adapter_name=name, **fields)
         self.note(name)
         self.active, self.enabled = {name}, True
@@ -74,12 +76,22 @@ class Life(RuleBasedStateMachine):
                 zero = torch.zeros(layer.out_features, dtype=torch.float64)
                 update = layer.delta_weight(name, weight).detach().double()
                 self.book[name][path] = (update, zero if bias is None else bias.detach().double())
+        self.note_biases(name)
+
+    def note_biases(self, name: str) -> None:
+        """Those of the model itself, that the adapter has trained."""
+        for one in adapter_state(self.model).biases.get(name, ()):
+            one.own.data += 0.1 * torch.randn_like(one.own)
+            path = one.names[0].removesuffix(".base_layer.bias")
+            update, bias = self.book[name][path]
+            change = one.own.detach().double() - one.plain.detach().double()
+            self.book[name][path] = (update, bias + change)
 
     @rule(
         name=NAMES,
         r=st.integers(1, 8),
         places=st.sampled_from([["0"], ["2"], ["0", "2"]]),
-        variant=st.sampled_from(["lora", "rslora", "dora", "bias"]),
+        variant=st.sampled_from(["lora", "rslora", "dora", "bias", "own_bias"]),
         seed=st.integers(0, 99),
     )
     def add(self, name: str, r: int, places: list[str], variant: str, seed: int) -> None:

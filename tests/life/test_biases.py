@@ -12,7 +12,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 
 import quantlora
-from quantlora.errors import AdapterError, AdapterFileError, ConfigError
+from quantlora.errors import AdapterError, AdapterFileError
 from quantlora.testing.models import tiny_llama
 from tests.life.peft_oracle import IDS, TOLERANCE, Pair, check_logits, peft_model, relative
 
@@ -200,12 +200,18 @@ def tiny_biases_gone(folder: Path) -> Any:
     return biased()
 
 
-def test_a_bias_that_is_a_buffer_is_refused() -> None:
+def test_a_bias_that_is_a_buffer_is_trained_too() -> None:
+    """Some packed formats keep it as one."""
     layer = nn.Linear(8, 8)
-    fixed = layer._parameters.pop("bias")
-    layer.register_buffer("bias", fixed.detach())
-    with pytest.raises(ConfigError, match="cannot be trained"):
-        quantlora.wrap(nn.Sequential(layer), bias="lora_only", target_modules=["0"], r=2)
+    fixed = layer._parameters.pop("bias").detach()
+    layer.register_buffer("bias", fixed)
+    model = quantlora.wrap(nn.Sequential(layer), bias="lora_only", target_modules=["0"], r=2)
+    model(torch.ones(1, 8)).sum().backward()
+    assert torch.equal(layer.bias.grad, torch.ones(8))
+    assert "bias" in dict(layer.named_parameters())
+    quantlora.unload(model)
+    assert layer.bias is fixed
+    assert "bias" in dict(layer.named_buffers())
 
 
 def test_a_copy_has_biases_of_its_own() -> None:

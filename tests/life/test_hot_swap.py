@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +115,40 @@ def test_a_compiled_model_is_not_compiled_again(backend: str, tmp_path: Path) ->
     assert counter.frame_count == graphs
     assert relative(after, logits(model)) <= 1e-5
     assert not torch.allclose(before, after)
+
+
+#: A layer of each type, an input for it, and settings of both adapters.
+TYPES: dict[str, tuple[Any, Any, dict[str, Any]]] = {
+    "linear": (nn.Linear(32, 32), torch.randn(2, 32), {}),
+    "bias": (nn.Linear(32, 32), torch.randn(2, 32), {"lora_bias": True}),
+    "dora": (nn.Linear(32, 32), torch.randn(2, 32), {"use_dora": True}),
+    "packed": (nn.Linear(64, 64), torch.randn(2, 64), {"backend": "normalfloat"}),
+    "embedding": (nn.Embedding(20, 16), torch.arange(8).reshape(2, 4), {}),
+    "conv1d": (nn.Conv1d(8, 8, 3), torch.randn(2, 8, 9), {}),
+    "conv2d": (nn.Conv2d(8, 8, 3), torch.randn(2, 8, 9, 9), {}),
+    "conv3d": (nn.Conv3d(8, 8, 2), torch.randn(2, 8, 4, 4, 4), {}),
+}
+
+
+@pytest.mark.parametrize("kind", TYPES)
+def test_no_type_of_layer_is_compiled_again(kind: str, tmp_path: Path) -> None:
+    from torch._dynamo.testing import CompileCounter
+
+    layer, x, fields = TYPES[kind]
+    given: dict[str, Any] = {"target_modules": ["0"], "init_lora_weights": False, **fields}
+    models = [nn.Sequential(copy.deepcopy(layer)) for _ in range(2)]
+    for one, r in zip(models, (2, 5), strict=True):
+        quantlora.wrap(one, r=r, lora_alpha=3, **given)
+    quantlora.save_adapter(models[1], tmp_path)
+    quantlora.prepare_hot_swap(models[0], r=6)
+    torch.compiler.reset()
+    counter = CompileCounter()
+    compiled = torch.compile(models[0], backend=counter)
+    before, graphs = compiled(x), counter.frame_count
+    quantlora.hot_swap(models[0], tmp_path)
+    assert relative(compiled(x), models[1](x)) <= 1e-5
+    assert relative(before, models[1](x)) > 1e-3
+    assert counter.frame_count == graphs > 0
 
 
 @pytest.mark.parametrize(

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import quantlora
 from quantlora.combining.combine_layer import COMBINATION_TYPES
 from quantlora.merging.merge_layer import MODES
 from quantlora.testing.models import tiny_llama, tiny_tokenizer
 from quantlora.testing.operation_suite import OPERATIONS
+from tests.life.expert_models import Experts, mixtral
 
 PAGE = (Path(__file__).parents[2] / "docs" / "operations.md").read_text()
 
@@ -28,9 +31,9 @@ def table(heading: str) -> list[list[str]]:
 
 
 def test_the_columns_are_the_backends() -> None:
-    assert {cell.strip("`") for cell in table("Operation by backend")[0][1:]} == {
-        *quantlora.registry().quantizers
-    }
+    *backends, variant = table("Operation by backend")[0][1:]
+    assert {cell.strip("`") for cell in backends} == {*quantlora.registry().quantizers}
+    assert variant == "QA-LoRA"
 
 
 def test_the_rows_are_the_operations_of_the_suite() -> None:
@@ -47,6 +50,12 @@ def test_a_cell_says_what_the_suite_expects(backend: str) -> None:
         assert row[column] == ("`MergeError`" if refused else "yes"), row[0]
 
 
+def test_a_variant_of_a_plugin_has_all_operations_but_other_variants() -> None:
+    """plugins/qalora/tests/test_qalora_operations.py runs them."""
+    for row in table("Operation by backend")[1:]:
+        assert row[-1] == ("`ConfigError`" if OPERATIONS[row[0]].varies else "yes"), row[0]
+
+
 def test_the_modes_of_merging_are_all_there() -> None:
     assert [row[0].strip('`"') for row in table("Merging")[1:]] == list(MODES)
 
@@ -56,32 +65,70 @@ def test_the_types_of_combination_are_all_there() -> None:
     assert {name.strip("`") for name in named} == {*COMBINATION_TYPES}
 
 
-LAYERS: dict[str, tuple[Any, str]] = {
-    "float linear, `Conv1D`": (lambda: nn.Linear(8, 8), "auto"),
-    "packed linear": (lambda: nn.Linear(64, 64), "normalfloat"),
-    "embedding": (lambda: nn.Embedding(8, 8), "auto"),
-    "convolution": (lambda: nn.Conv1d(8, 8, 3), "auto"),
-}
-VARIANTS: dict[str, dict[str, Any]] = {
-    "LoRA, rsLoRA": {"use_rslora": True},
-    "`lora_bias`": {"lora_bias": True},
-    "DoRA": {"use_dora": True},
-    "merge": {},
+@dataclass
+class Place:
+    """One kind of place for an adapter: a layer, an input for it, and how it is targeted."""
+
+    layer: Callable[[], nn.Module]
+    x: Callable[[], Tensor]
+    fields: dict[str, Any] = field(default_factory=lambda: {"target_modules": ["0"]})
+
+
+PLACES = {
+    "float linear, `Conv1D`": Place(lambda: nn.Linear(8, 8), lambda: torch.randn(2, 8)),
+    "packed linear": Place(
+        lambda: nn.Linear(64, 64),
+        lambda: torch.randn(2, 64),
+        {"target_modules": ["0"], "backend": "normalfloat"},
+    ),
+    "embedding": Place(lambda: nn.Embedding(8, 8), lambda: torch.arange(8).reshape(2, 4)),
+    "convolution": Place(lambda: nn.Conv1d(8, 8, 3), lambda: torch.randn(2, 8, 5)),
+    "parameters": Place(
+        Experts, lambda: torch.randn(2, 6), {"target_modules": [], "target_parameters": ["0.w"]}
+    ),
 }
 
 
-@pytest.mark.parametrize("layer", LAYERS)
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_a_layer_takes_the_variants_it_is_said_to(layer: str, variant: str) -> None:
+def mixed(model: nn.Module, x: Tensor) -> None:
+    with quantlora.mixed_batch(model, ["default", "__base__"]):
+        model(x)
+
+
+def nothing(model: nn.Module, x: Tensor) -> None:
+    model(x)
+
+
+CASES: dict[str, tuple[dict[str, Any], Callable[[nn.Module, Tensor], Any]]] = {
+    "LoRA, rsLoRA": ({"use_rslora": True}, nothing),
+    "`lora_bias`": ({"lora_bias": True}, nothing),
+    "DoRA": ({"use_dora": True}, nothing),
+    "`bias`": ({"bias": "all"}, nothing),
+    "merge": ({}, lambda model, x: quantlora.merge(model)),
+    "mixed batch": ({}, mixed),
+    "weighted combination": (
+        {},
+        lambda model, x: quantlora.add_weighted_adapter(model, ["default"], [0.5], "sum"),
+    ),
+    "hot swap": ({}, lambda model, x: quantlora.prepare_hot_swap(model, r=4)),
+}
+
+
+def test_the_table_of_layers_has_these_rows_and_columns() -> None:
     header, *rows = table("Variants and layers")
-    cell = next(row for row in rows if row[0] == variant)[header.index(layer)]
-    make, backend = LAYERS[layer]
+    assert header[1:] == list(PLACES)
+    assert [row[0] for row in rows] == list(CASES)
+
+
+@pytest.mark.parametrize("layer", PLACES)
+@pytest.mark.parametrize("case", CASES)
+def test_a_layer_takes_what_it_is_said_to(layer: str, case: str) -> None:
+    header, *rows = table("Variants and layers")
+    cell = next(row for row in rows if row[0] == case)[header.index(layer)]
+    place, (fields, act) = PLACES[layer], CASES[case]
     error = None
     try:
-        model = quantlora.wrap(
-            nn.Sequential(make()), backend=backend, target_modules=["0"], r=2, **VARIANTS[variant]
-        )
-        quantlora.merge(model) if variant == "merge" else None
+        model = quantlora.wrap(nn.Sequential(place.layer()), r=2, **place.fields, **fields)
+        act(model, place.x())
     except quantlora.QuantloraError as raised:
         error = type(raised).__name__
     assert cell.split(";")[0] == ("yes" if error is None else f"`{error}`")
@@ -93,6 +140,7 @@ def test_the_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         "quantlora": quantlora,
         "torch": torch,
         "model": tiny_llama(),
+        "mixture": mixtral(),
         "tokenizer": tiny_tokenizer(),
         "batch": {"input_ids": torch.arange(18).reshape(3, 6)},
     }

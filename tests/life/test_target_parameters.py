@@ -6,14 +6,16 @@ import copy
 from pathlib import Path
 from typing import Any
 
+import hypothesis.strategies as st
 import pytest
 import torch
+from hypothesis import given, settings
 from peft import PeftModel
 from torch import Tensor
 
 import quantlora
 from quantlora.errors import AdapterError, BackendError, ConfigError, MergeError, TargetError
-from tests.life.expert_models import BOTH, MODELS, mixtral
+from tests.life.expert_models import BOTH, MODELS, Experts, mixtral
 from tests.life.peft_oracle import IDS, TOLERANCE, check_logits, pair, relative
 
 ONLY: dict[str, Any] = {"target_modules": [], "target_parameters": BOTH, "r": 3, "lora_alpha": 5}
@@ -68,14 +70,15 @@ def test_a_saved_adapter_comes_back_bit_for_bit(tmp_path: Path) -> None:
 @pytest.mark.parametrize("transposed", [False, True])
 def test_gradients_are_those_of_float64(transposed: bool) -> None:
     """A module of our own, against the formula written out."""
-    model = Bank(transposed)
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(Experts(transposed))
     quantlora.wrap(model, target_modules=[], target_parameters=["w"], r=2, init_lora_weights=False)
     x = torch.randn(5, 6, requires_grad=True)
     model(x).square().sum().backward()
-    A, B = (one["default"]["w"].weight for one in (model.bank.lora_A, model.bank.lora_B))
+    A, B = (one["default"]["w"].weight for one in (model[0].lora_A, model[0].lora_B))
     a, b, y = (one.detach().double().requires_grad_() for one in (A, B, x))
     delta = torch.stack([b[:, e::3] @ a[2 * e : 2 * e + 2] for e in range(3)]) * 4
-    weight = model.bank.base_layer.w.detach().double()
+    weight = model[0].base_layer.w.detach().double()
     weight = (weight.transpose(1, 2) if transposed else weight) + delta
     torch.einsum("ni,eoi->eno", y, weight).sum(0).square().sum().backward()
     for found, wanted in ((A, a), (B, b), (x, y)):
@@ -84,28 +87,49 @@ def test_gradients_are_those_of_float64(transposed: bool) -> None:
         assert relative(found.grad.double(), wanted.grad) <= TOLERANCE
 
 
-class Bank(torch.nn.Module):
-    """Three experts whose outputs are summed."""
+@settings(max_examples=40, deadline=None)
+@given(
+    shape=st.one_of(
+        st.tuples(*[st.integers(1, 5)] * 3), st.tuples(st.integers(1, 5), st.integers(1, 5))
+    ),
+    transposed=st.booleans(),
+    dtype=st.sampled_from([torch.float64, torch.float32, torch.bfloat16]),
+    data=st.data(),
+)
+def test_any_parameter_gets_the_update_of_its_factors(
+    shape: tuple[int, ...], transposed: bool, dtype: torch.dtype, data: Any
+) -> None:
+    """Read back by a forward that returns the parameter; then merged, and unmerged bit for bit."""
+    r = data.draw(st.integers(1, min(shape[-2:])))
+    close = {"rtol": 0.02, "atol": 0.02} if dtype is torch.bfloat16 else {"rtol": 1e-5, "atol": 1e-6}
+    model = torch.nn.Sequential(Reader(shape, transposed, dtype))
+    before = model(None).clone()
+    fields: dict[str, Any] = {"target_parameters": ["w"], "target_modules": []}
+    quantlora.wrap(model, r=r, lora_alpha=r, init_lora_weights=False, **fields)
+    A, B = model[0].adapter_tensors("default").values()
+    experts, turned = (shape[0], transposed) if len(shape) == 3 else (1, False)
+    each = [B[:, e::experts] @ A[e * r : (e + 1) * r] for e in range(experts)]
+    update = torch.stack([one.t() if turned else one for one in each]).reshape(shape).to(dtype)
+    assert torch.allclose(model(None), before + update, **close)
+    updated = model(None)
+    quantlora.merge(model)
+    assert torch.allclose(model(None), updated, **close)
+    quantlora.unmerge(model)
+    quantlora.unload(model)
+    assert torch.equal(model(None), before)
 
-    def __init__(self, transposed: bool) -> None:
+
+class Reader(torch.nn.Module):
+    """Gives its parameter away."""
+
+    def __init__(self, shape: tuple[int, ...], transposed: bool, dtype: torch.dtype) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.bank = _Experts(transposed)
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.bank(x)
-        return out
-
-
-class _Experts(torch.nn.Module):
-    def __init__(self, transposed: bool) -> None:
-        super().__init__()
         self.is_transposed = transposed
-        self.w = torch.nn.Parameter(torch.randn(3, 6, 4) if transposed else torch.randn(3, 4, 6))
+        self.w = torch.nn.Parameter(torch.randn(shape).to(dtype))
 
-    def forward(self, x: Tensor) -> Tensor:
-        w = self.w.transpose(1, 2) if self.is_transposed else self.w
-        return torch.einsum("ni,eoi->eno", x, w).sum(0)
+    def forward(self, x: None) -> Tensor:
+        return self.w * 1
 
 
 def test_no_copy_of_the_experts_is_kept_for_backward() -> None:
