@@ -52,8 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     model, losses = train(model, tokenizer, train_set, options, accelerator)
     results = {"train_loss": losses, **measure(model, tokenizer, eval_set, options, accelerator)}
     accelerator.log({"accuracy": results["accuracy"]}, step=len(losses))
-    accelerator.end_training()
     save(model, options.output_dir, results, accelerator)
+    accelerator.end_training()  # last: it takes the processes apart
     accelerator.print(
         f"exact match: {results['accuracy']:.2%} ({results['right']} of {results['measured']}); "
         f"everything is in {options.output_dir}."

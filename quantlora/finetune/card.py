@@ -8,6 +8,7 @@ from typing import Any
 
 from quantlora.finetune import demo_model
 from quantlora.finetune.base_model import BaseModel
+from quantlora.finetune.report import short_name
 
 _CARD = """\
 ---
@@ -70,14 +71,14 @@ def write_card(file: Path, report: dict[str, Any], base: BaseModel) -> None:
     options, training, model = report["options"], report["training"], report["model"]
     card = _CARD.format(
         header=_header(base, report),
-        base=_name(base.name),
+        base=short_name(base.name),
         place="demo_model()" if base.is_demo else json.dumps(base.place),
         imports=_IMPORT if base.is_demo else "",
         formats=", ".join(model["formats"]),
         backend=next(iter(model["formats"])) if len(model["formats"]) == 1 else "auto",
         dtype=model["compute_dtype"],
         rank=options["rank"],
-        data=_name(report["data"]["name"]),
+        data=short_name(report["data"]["name"]),
         measured_tokens=report["data"]["measured_tokens"],
         before=report["perplexity"]["before"],
         after=report["perplexity"]["after"],
@@ -106,11 +107,6 @@ def _header(base: BaseModel, report: dict[str, Any]) -> str:
     lines += ["library_name: peft", "pipeline_tag: text-generation", "tags:"]
     tags = ["lora", "quantlora", *report["model"]["formats"]]
     return "\n".join([*lines, *(f"- {tag}" for tag in tags)])
-
-
-def _name(place: str) -> str:
-    """A hub id as it is, a local path without its folders: the card may be published."""
-    return Path(place).name if Path(place).is_absolute() else place
 
 
 def _quoted(text: str) -> str:

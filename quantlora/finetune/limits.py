@@ -15,7 +15,7 @@ from quantlora.finetune.option_fields import ReportTo, TrainerName
 from quantlora.finetune.options import FinetuneOptions
 from quantlora.requirements import Requirement
 
-_TENSORBOARD = Requirement("tensorboard>=2.10", fix="pip install tensorboard")
+_TENSORBOARD = [Requirement("tensorboard>=2.10", fix="pip install tensorboard")]
 _TRL = [Requirement(spec, fix="pip install trl datasets") for spec in ("trl>=0.20", "datasets>=3")]
 _LIBRARIES = tuple(
     Requirement(spec, fix='pip install "quantlora[demo]"')
@@ -34,7 +34,7 @@ _TORCH_REFUSALS = ("PytorchStreamWriter failed", "inline_container.cc")
 def require_libraries(options: FinetuneOptions) -> None:
     """Raise `MissingLibraryError`, with the line that brings it, where one is not here."""
     wanted = list(_LIBRARIES)
-    wanted += [_TENSORBOARD] if options.report_to is ReportTo.TENSORBOARD else []
+    wanted += _TENSORBOARD if options.report_to is ReportTo.TENSORBOARD else []
     wanted += _TRL if options.trainer is TrainerName.TRL else []
     for library in wanted:
         library.check().require()

@@ -48,7 +48,7 @@ def _check_free(run: RunFolder) -> None:
             f"{run.path} holds a run already; it {state}. Go on with it by --resume, or name "
             f"another folder with --output."
         )
-    if run.path.is_dir() and any(run.path.iterdir()):
+    if run.holds_others:
         raise FinetuneError(f"{run.path} is not empty: name another folder with --output.")
     if not os.access(existing(run.path), os.W_OK):
         raise FinetuneError(f"--output {run.path} cannot be written to: name another folder.")

@@ -27,7 +27,7 @@ from quantlora.finetune.examples import Tokens
 from quantlora.finetune.limits import require_disk
 from quantlora.finetune.options import FinetuneOptions
 from quantlora.finetune.plot import plot_losses
-from quantlora.finetune.report import make_report, model_facts
+from quantlora.finetune.report import make_report, model_facts, short_name
 from quantlora.finetune.report_page import write_page
 from quantlora.finetune.run_folder import PAGE, REPORT, RunFolder, write_json
 from quantlora.finetune.show import Show
@@ -89,7 +89,8 @@ class Job:
         if not processes.is_first():
             return report
         save_adapter(self.model, folder)
-        plot_losses(folder / "loss.png", f"{self.base.name}, {self.data.name}", *measured)
+        title = f"{short_name(self.base.name)}, {short_name(self.data.name)}"
+        plot_losses(folder / "loss.png", title, *measured)
         write_page(folder / PAGE, report)
         write_card(folder / "README.md", report, self.base)
         write_json(folder / REPORT, report)

@@ -6,6 +6,7 @@ import importlib.metadata
 import platform
 import sys
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -57,6 +58,11 @@ def make_report(
         "machine": _machine(),
         "versions": _versions(),
     }
+
+
+def short_name(place: str) -> str:
+    """A hub id as it is, a local path without its folders: card and page may be published."""
+    return Path(place).name if Path(place).is_absolute() else place
 
 
 def fall(before: Measurement, after: Measurement) -> float:

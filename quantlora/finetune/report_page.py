@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from quantlora.finetune.charts import course_chart, memory_chart
+from quantlora.finetune.report import short_name
 from quantlora.inspection.units import size
 
 _PAGE = """\
@@ -60,8 +61,9 @@ one moment, besides the gradients of what is trained. Predicted before the first
 def write_page(file: Path, report: dict[str, Any]) -> None:
     """Write the page for ``report`` (see `make_report`)."""
     course = course_chart(report["training"]["steps"])
+    model, data = short_name(report["model"]["name"]), short_name(report["data"]["name"])
     page = _PAGE.format(
-        title=escape(f"{report['model']['name']}, fine-tuned on {report['data']['name']}"),
+        title=escape(f"{model}, fine-tuned on {data}"),
         about=escape(_about(report)),
         figures="".join(_figure(*one) for one in _figures(report)),
         course=_embedded(course),
@@ -103,19 +105,18 @@ def _embedded(png: bytes) -> str:
 
 
 def _memory_table(memory: dict[str, Any]) -> str:
-    predicted, measured = memory["predicted"], memory["measured"] or {}
-    rows = [_row(name.replace("_", " "), predicted[name], measured.get(name)) for name in predicted]
-    total = _row("total", sum(predicted.values()), sum(measured.values()) if measured else None)
-    head = "<tr><th>component</th>" + "".join(
-        f'<th class="number">{name}</th>' for name in ("predicted", "measured")
-    )
-    return f"<table>{head}</tr>{''.join(rows)}{total.replace('<tr>', '<tr class=total>')}</table>"
+    told = [name for name in ("predicted", "measured") if memory[name]]
+    rows = [
+        _row("td", part.replace("_", " "), [size(memory[name][part]) for name in told])
+        for part in memory["predicted"]
+    ]
+    total = _row("td", "total", [size(sum(memory[name].values())) for name in told], "total")
+    return f"<table>{_row('th', 'component', told)}{''.join(rows)}{total}</table>"
 
 
-def _row(name: str, *counts: int | None) -> str:
-    texts = ["" if count is None else size(count) for count in counts]
-    cells = "".join(f'<td class="number">{text}</td>' for text in texts)
-    return f"<tr><td>{escape(name)}</td>{cells}</tr>"
+def _row(tag: str, name: str, numbers: list[str], style: str = "") -> str:
+    cells = "".join(f'<{tag} class="number">{escape(one)}</{tag}>' for one in numbers)
+    return f'<tr class="{style}"><{tag}>{escape(name)}</{tag}>{cells}</tr>'
 
 
 def _samples(sample: dict[str, str]) -> str:

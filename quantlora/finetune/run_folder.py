@@ -55,6 +55,15 @@ class RunFolder:
     def is_finished(self) -> bool:
         return (self.path / REPORT).is_file()
 
+    @property
+    def holds_others(self) -> bool:
+        """Whether something is in the folder that no run has put there.
+
+        A run that is killed while it begins leaves a part of its record.
+        """
+        begun = _unfinished(self.path / RUN)
+        return self.path.is_dir() and any(path != begun for path in self.path.iterdir())
+
     def begin(self, **record: Any) -> None:
         """Claim the folder: from here on it holds a run."""
         self.record |= record
@@ -82,6 +91,10 @@ def _read(file: Path) -> dict[str, Any]:
 
 def write_json(file: Path, content: Any) -> None:
     """Write ``content`` so that a kill leaves the old file or the new one."""
-    unfinished = file.with_name(f".{file.name}.unfinished")
+    unfinished = _unfinished(file)
     unfinished.write_text(json.dumps(content, indent=2) + "\n", "utf-8")
     os.replace(unfinished, file)
+
+
+def _unfinished(file: Path) -> Path:
+    return file.with_name(f".{file.name}.unfinished")

@@ -22,7 +22,7 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._events: list[tuple[int, int]] = []  # (number of the storage, bytes more or less)
         make: Any = WeakIdKeyDictionary  # untyped upstream
         self._numbers: Any = make()

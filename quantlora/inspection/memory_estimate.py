@@ -71,10 +71,11 @@ def _peak(model: nn.Module, batch_size: int, length: int) -> int:
     """Most bytes alive in a forward and backward, without the gradients of what is trained."""
     device = next(model.parameters()).device
     tokens = torch.zeros(batch_size, length, dtype=torch.long, device=device)
+    batch = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens), "labels": tokens}
     with _untouched(model) as trained, LiveBytes() as live:
-        ones = torch.ones_like(tokens)
-        model(input_ids=tokens, attention_mask=ones, labels=tokens, use_cache=False).loss.backward()
-        return live.peak(without=[one.grad for one in trained if one.grad is not None])
+        model(**batch, use_cache=False).loss.backward()
+        peak: int = live.peak(without=[one.grad for one in trained if one.grad is not None])
+    return peak
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import shutil
 from decimal import Decimal
 from importlib.util import find_spec
 from pathlib import Path
@@ -115,6 +116,9 @@ def test_a_problem_learned_by_heart_is_answered(module, tiny, tmp_path):
     only = ["--num_train_epochs", "0", "--output_dir", again]
     assert main([*places, *QUICK, *only])["accuracy"] == 0
     assert main([*places, *QUICK, *only, "--adapter_name_or_path", after])["accuracy"] == 1.0
+    own = shutil.copytree(tiny, tmp_path / "model")  # as `quantlora loftq` leaves it
+    shutil.copytree(after, own / "loftq_init")
+    assert main([*places, *QUICK, *only, "--model_name_or_path", str(own)])["accuracy"] == 1.0
 
 
 def test_the_recipes_own_options_train_accumulate_and_track(module, tiny, tmp_path):

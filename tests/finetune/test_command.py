@@ -122,7 +122,7 @@ def test_the_folder_is_not_claimed_before_everything_is_checked(run, arguments, 
     assert run(*arguments).exit_code == 0
 
 
-def test_trls_trainer_ends_with_the_same_adapter(run, arguments, tmp_path):
+def test_trls_trainer_ends_with_the_same_adapter_and_can_be_resumed(run, arguments, tmp_path):
     pytest.importorskip("trl")
     run(*arguments, "--output", tmp_path / "transformers")
     result = run(*arguments, "--trainer", "trl", "--output", tmp_path / "trl")
@@ -134,6 +134,9 @@ def test_trls_trainer_ends_with_the_same_adapter(run, arguments, tmp_path):
         torch.testing.assert_close(
             two[key], one[key], rtol=1e-3, atol=1e-4
         )  # its sums round otherwise
+    result = run("finetune", "--resume", "--steps", "14", "--output", tmp_path / "trl")
+    assert result.exit_code == 0, result.output
+    assert len(report_in(tmp_path / "trl")["training"]["steps"]) == 14
 
 
 def test_tensorboard_gets_each_steps_figures(run, arguments, tmp_path):

@@ -99,17 +99,24 @@ def test_a_missing_library_is_named_before_anything_is_done(
     assert not (tmp_path / "run").exists()
 
 
-def test_tensorboard_that_is_missing_is_named_with_the_line_that_brings_it(
-    run, arguments, monkeypatch
+@pytest.mark.parametrize(
+    ("choice", "name", "line"),
+    [
+        (["--report-to", "tensorboard"], "_TENSORBOARD", "pip install tensorboard"),
+        (["--trainer", "trl"], "_TRL", "pip install trl datasets"),
+    ],
+)
+def test_a_library_that_was_chosen_and_is_missing_is_named_with_the_line_that_brings_it(
+    run, arguments, monkeypatch, choice, name, line
 ):
     from quantlora.finetune import limits
     from quantlora.requirements import Requirement
 
-    absent = Requirement("tensorboard-that-is-not-there", "pip install tensorboard")
-    monkeypatch.setattr(limits, "_TENSORBOARD", absent)
-    result = run(*arguments, "--report-to", "tensorboard")
+    absent = Requirement("library-that-is-not-there", line)
+    monkeypatch.setattr(limits, name, [absent])
+    result = run(*arguments, *choice)
     assert result.exit_code == 1
-    assert "\npip install tensorboard\n" in result.stderr
+    assert f"\n{line}\n" in result.stderr
 
 
 @pytest.fixture
