@@ -15,7 +15,7 @@ from .adapters.switch import (
 from .checkpoint.load import load_adapter as load_adapter
 from .checkpoint.save import save_adapter as save_adapter
 from .checkpoint.vllm import check_vllm as check_vllm
-from .checks import Check as Check, Status as Status, Verdict as Verdict
+from .checks import Check as Check, Note as Note, Status as Status, Verdict as Verdict
 from .combining.combination import add_weighted_adapter as add_weighted_adapter
 from .config.lora_config import LoraConfig as LoraConfig
 from .discovery.registration import registry as registry

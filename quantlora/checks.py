@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
@@ -22,14 +22,29 @@ class Status(str, Enum):
 
 
 @dataclass(frozen=True)
+class Note:
+    """What a user should know before running into it, and what to do then.
+
+    The error or warning that says it later takes its words from the same object.
+    """
+
+    text: str
+    fix: str
+
+    def __str__(self) -> str:
+        return f"{self.text}\n{self.fix}"
+
+
+@dataclass(frozen=True)
 class Verdict:
-    """One backend's state: why, what it costs, and the command that mends it."""
+    """One backend's state: why, what it costs, the command that mends it; what else to know."""
 
     backend: str
     status: Status
     version: str | None = None
     reason: str = ""
     fix: str = ""
+    notes: tuple[Note, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -43,17 +58,24 @@ class Check:
             when the backend works only with a loss, else None.
         layer: makes a small layer of this backend, importing its library; ``--deep`` tries it. By
             default the quantizer packs one.
-        fields: arguments of `wrap` for ``--deep``. By default those that choose this variant or
-            initializer.
+        fields: gives arguments of `wrap` for ``--deep``. By default those that choose this variant
+            or initializer.
+        notes: gives what users of this backend run into on this machine.
     """
 
     backend: str
     requires: tuple[AnyRequirement, ...] = ()
     degraded: Callable[[], tuple[str, str] | None] = field(default=lambda: None)
     layer: Callable[[], nn.Module] | None = None
-    fields: Mapping[str, Any] | None = None
+    fields: Callable[[], Mapping[str, Any]] | None = None
+    notes: Callable[[], Iterable[Note]] = tuple
 
     def run(self) -> Verdict:
+        verdict = self._state()
+        usable = verdict.status is not Status.UNAVAILABLE
+        return replace(verdict, notes=tuple(self.notes())) if usable else verdict
+
+    def _state(self) -> Verdict:
         found = [requirement.check() for requirement in self.requires]
         version = ", ".join(one.version for one in found if one.version) or None
         if missing := [one for one in found if not one]:

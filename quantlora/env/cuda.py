@@ -11,6 +11,8 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
+from quantlora.checks import Note
+
 #: Seconds nvidia-smi may take; a machine with a sleeping driver needs one or two.
 PATIENCE = 1.5
 
@@ -41,14 +43,6 @@ class TorchBuild:
 
     cuda: str | None = None
     hip: str | None = None
-
-
-@dataclass(frozen=True)
-class Note:
-    """Something about the machine that no single backend is to blame for."""
-
-    text: str
-    fix: str
 
 
 @dataclass(frozen=True)

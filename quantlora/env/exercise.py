@@ -114,7 +114,7 @@ class Exercise:
 
 def _fields(check: Check, registry: Registry) -> dict[str, Any]:
     if check.fields is not None:
-        return dict(check.fields)
+        return dict(check.fields())
     if check.backend in registry.initializers:
         return {"init_lora_weights": check.backend}
     return {f"use_{check.backend}": True} if check.backend in registry.variants else {}

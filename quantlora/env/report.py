@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from quantlora import __version__
-from quantlora.checks import Status, Verdict
+from quantlora.checks import Note, Status, Verdict
 from quantlora.discovery.diagnosis import diagnose
 from quantlora.discovery.entry_points import PluginRecord
 from quantlora.env.cuda import Accelerators
@@ -14,6 +14,7 @@ from quantlora.env.deep import Step, failed_step, run_deep
 from quantlora.env.machine import Machine
 from quantlora.env.packages import Token, package_versions
 from quantlora.env.verdicts import BackendCheck, backend_checks, quiet_plugins, unknown_backend
+from quantlora.merging.rounding import ROUNDING
 from quantlora.requirements import AnyRequirement
 
 #: Names the form of the JSON. A field may be added under one id; none is renamed or removed.
@@ -67,6 +68,7 @@ class Report:
     plugins: tuple[Plugin, ...]
     backends: tuple[Backend, ...]
     token: Token
+    notes: tuple[Note, ...] = (ROUNDING,)
 
     @property
     def exit_code(self) -> int:
@@ -83,6 +85,7 @@ class Report:
             "plugins": [asdict(plugin) for plugin in self.plugins],
             "backends": [backend.as_json() for backend in self.backends],
             "hugging_face_token": asdict(self.token),
+            "notes": [asdict(note) for note in self.notes],
         }
 
 

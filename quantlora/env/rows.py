@@ -26,6 +26,7 @@ def sections(report: Report) -> list[Section]:
         Section("Machine", ("", ""), tuple(_machine(report))),
         Section("Packages", ("package", "version"), tuple(_packages(report))),
         Section("Plugins", ("plugin", "from", "API", "state"), tuple(_plugins(report))),
+        Section("Good to know", ("about", "what happens", "what to do"), tuple(_notes(report))),
         Section(
             "Backends",
             ("backend", "verdict", "version", "why"),
@@ -88,6 +89,14 @@ def _plugins(report: Report) -> Iterable[tuple[str, ...]]:
     for one in report.plugins:
         state = f"put aside: {one.error}" if one.error else "loaded"
         yield one.name, f"{one.distribution} {one.version}", str(one.api), state
+
+
+def _notes(report: Report) -> Iterable[tuple[str, ...]]:
+    for note in report.notes:
+        yield "every backend", note.text, note.fix
+    for backend in report.backends:
+        for note in backend.verdict.notes:
+            yield backend.verdict.backend, note.text, note.fix
 
 
 def _verdict(backend: Backend) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from quantlora.formats.quantizer import Quantizer
+from quantlora.merging.rounding import ROUNDING
 
 #: Above this relative loss most of an update did not survive packing.
 MOST = 0.5
@@ -56,8 +57,7 @@ class MergeReport:
         return (
             f"merging lost most of the update in {len(lossy)} of {len(self.layers)} layers: the "
             f"rounding of {worst.format!r} is {worst.loss:.2f} times the update at {worst.path}. "
-            f'Use mode="dequantize" for a float layer, or keep the adapter unmerged '
-            f"(quantlora.unmerge(model) takes it out, bit for bit)."
+            f"{ROUNDING.fix}"
         )
 
     def __str__(self) -> str:

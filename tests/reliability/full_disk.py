@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from quantlora.finetune import job
+from quantlora.finetune import limits
 from tests.reliability.disks import SIZE, Disk, small_disk
 from tests.reliability.forks import Ended, run, tree
 from tests.reliability.outcome import Outcome
@@ -53,7 +53,7 @@ def _size(disk: Disk) -> int:
 
 def _within(disk: Disk, writer: Writer, out: Path) -> None:
     """In a child; ``finetune`` would look for room first, and never meet the full disk."""
-    job.require_disk = lambda *_: None
+    limits.require_space = lambda *_: None
     disk.enter()
     writer.write(out)
 

@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 
 from quantlora.checkpoint import atomic, save as saving, weights_file
+from quantlora.errors import FinetuneError
+from quantlora.finetune.open_run import open_run
+from quantlora.finetune.options import FinetuneOptions
 from quantlora.wrapping import transaction
 from tests.reliability.page import PAGE
 from tests.reliability.trials import TRIALS, run_trial
@@ -59,6 +62,14 @@ def test_a_file_that_is_taken_as_it_comes_is_noticed(monkeypatch):
 def test_a_model_that_is_left_half_wrapped_is_noticed(monkeypatch):
     monkeypatch.setattr(transaction._Memory, "restore", lambda self: None)
     assert run_trial(BY_NAME["memory-runs-out"], 30, seed=0).faults
+
+
+def test_a_run_killed_while_it_begins_can_be_started_again(tmp_path):
+    (tmp_path / ".run.json.unfinished").write_text('{"opti')
+    open_run(FinetuneOptions(output=tmp_path), ())
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(FinetuneError, match="is not empty"):
+        open_run(FinetuneOptions(output=tmp_path), ())
 
 
 @pytest.mark.parametrize("name", BY_NAME)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from quantlora.checks import Check
 from quantlora.hookspecs import hookimpl
-from quantlora_bnb.requires import REQUIRES
+from quantlora_bnb.requires import REQUIRES, repacks_here
 
 if TYPE_CHECKING:
     from quantlora import Quantizer
@@ -23,4 +23,7 @@ def quantlora_quantizers() -> Iterable[Quantizer]:
 
 @hookimpl
 def quantlora_checks() -> Iterable[Check]:
-    return [Check(name, requires=REQUIRES) for name in ("bitsandbytes_4bit", "bitsandbytes_8bit")]
+    return [
+        Check("bitsandbytes_4bit", requires=REQUIRES, notes=repacks_here),
+        Check("bitsandbytes_8bit", requires=REQUIRES),
+    ]

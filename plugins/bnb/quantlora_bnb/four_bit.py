@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, ClassVar
@@ -12,7 +13,8 @@ from torch import Tensor, nn
 from quantlora import BackendError
 from quantlora_bnb.base import BitsandbytesQuantizer, frozen
 from quantlora_bnb.library import library
-from quantlora_bnb.packing import absmax, ordinary_state
+from quantlora_bnb.packing import absmax, is_repacked, ordinary_state
+from quantlora_bnb.requires import REPACKED
 from quantlora_bnb.settings import Settings4bit, dtype_name
 
 #: Dtypes that bitsandbytes packs from and unpacks into.
@@ -33,6 +35,8 @@ class Bitsandbytes4bit(BitsandbytesQuantizer):
         The second is for layers that keep that forward because they get no adapter, or lose it:
         a gradient must pass through them too.
         """
+        if is_repacked(layer):
+            warnings.warn(str(REPACKED), UserWarning, stacklevel=2)
         if ordinary_state(layer) is None:
             raise self._not_packed(path)
         layer.support_avx512bf16_for_cpu = False  # type: ignore[assignment]

@@ -24,6 +24,12 @@ from quantlora_bnb.library import library
 NESTED_BLOCKSIZE = 256
 
 
+def is_repacked(layer: nn.Module) -> bool:
+    """Whether the layer is in the CPU layout, or was and has kept its rounded scales."""
+    state = _state(layer)
+    return state is not None and _in_cpu_layout(state)
+
+
 def ordinary_state(layer: nn.Module) -> Any:
     """The layer's ``quant_state`` with the CPU layout undone; None where there is none."""
     state = _state(layer)

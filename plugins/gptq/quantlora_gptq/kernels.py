@@ -12,23 +12,11 @@ from torch import nn
 
 from quantlora import BackendError
 from quantlora_gptq.layout import BUFFERS, check_buffers, group_index, ignores_order
-from quantlora_gptq.libraries import library_of
+from quantlora_gptq.libraries import REMEDY, library_of
 
 #: AutoGPTQ's kernels that leave the buffers as the checkpoint has them, by their QUANT_TYPE.
 _PLAIN_AUTO_GPTQ = ("cuda", "cuda-old", "triton")
 
-_REMEDY = {
-    "gptqmodel": (
-        "Load the model with a kernel that can be trained: "
-        'GPTQConfig(bits=..., backend="auto_trainable") for from_pretrained, '
-        'backend="auto_trainable" for GPTQModel.load; "gptq_torch" always can be.'
-    ),
-    "auto_gptq": (
-        "Load the model with a kernel that can be trained: GPTQConfig(bits=..., "
-        "use_exllama=False) for from_pretrained, disable_exllama=True, disable_exllamav2=True, "
-        "use_marlin=False for AutoGPTQForCausalLM.from_quantized."
-    ),
-}
 
 
 def is_gptq(layer: nn.Module) -> bool:
@@ -70,11 +58,11 @@ def check_kernel(layer: nn.Module, path: str) -> None:
 def _unusable(layer: nn.Module, library: str) -> str:
     if library == "auto_gptq":
         plain = getattr(layer, "QUANT_TYPE", None) in _PLAIN_AUTO_GPTQ
-        return "" if plain else f"repacks its weight for inference. {_REMEDY[library]}"
+        return "" if plain else f"repacks its weight for inference. {REMEDY[library]}"
     if not getattr(layer, "SUPPORTS_TRAINING", False):
-        return f"is for inference only. {_REMEDY[library]}"
+        return f"is for inference only. {REMEDY[library]}"
     if getattr(layer, "SUPPORTS_TRAINING_USE_TORCH_KERNEL", False):
-        return f"swaps its zero-points between training and inference. {_REMEDY[library]}"
+        return f"swaps its zero-points between training and inference. {REMEDY[library]}"
     if _mode(layer) == "inference" or getattr(layer, "transformed", False):
         return (
             "has run without gradients and repacked its weight for inference: gradients would "

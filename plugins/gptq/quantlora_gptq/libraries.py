@@ -5,11 +5,12 @@ Metadata only; neither torch nor the libraries are imported.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from packaging.specifiers import SpecifierSet
 
-from quantlora import AllOf, AnyOf, Check, Requirement
+from quantlora import AllOf, AnyOf, Check, Note, Requirement
 
 GPTQMODEL = Requirement(
     "gptqmodel>=2.0.0",
@@ -51,7 +52,45 @@ REQUIRES = AnyOf(
     "it quantizes; layers that auto-gptq itself has loaded are wrapped as well",
 )
 
-CHECK = Check("gptq", requires=(REQUIRES,))
+#: What to load a model with whose kernel cannot be trained through.
+REMEDY = {
+    "gptqmodel": (
+        "Load the model with a kernel that can be trained: "
+        'GPTQConfig(bits=..., backend="auto_trainable") for from_pretrained, '
+        'backend="auto_trainable" for GPTQModel.load; "gptq_torch" always can be.'
+    ),
+    "auto_gptq": (
+        "Load the model with a kernel that can be trained: GPTQConfig(bits=..., "
+        "use_exllama=False) for from_pretrained, disable_exllama=True, disable_exllamav2=True, "
+        "use_marlin=False for AutoGPTQForCausalLM.from_quantized."
+    ),
+}
+
+#: By library: which kernels are refused at wrap time.
+KERNELS = {
+    "gptqmodel": Note(
+        "Marlin, Machete, ExLlama, BitBLAS and other kernels are for inference only: gradients "
+        "do not pass, or are wrong. wrap refuses layers that use them.",
+        REMEDY["gptqmodel"],
+    ),
+    "auto_gptq": Note(
+        "ExLlama and Marlin kernels repack the weight for inference, and ExLlama may not be "
+        "available at all. wrap refuses layers that use them.",
+        REMEDY["auto_gptq"],
+    ),
+}
+
+
+def _notes() -> Iterator[Note]:
+    """Of the libraries that are here: the kernels, and what their versions read wrong."""
+    for library, need in LIBRARIES.items():
+        found = need.parts[0].check()
+        if found and found.version:
+            yield KERNELS[library]
+            yield from (one.note for one in WRONG_READINGS if one.concerns(library, found.version))
+
+
+CHECK = Check("gptq", requires=(REQUIRES,), notes=_notes)
 
 
 def library_of(layer: object) -> str | None:
@@ -73,10 +112,22 @@ class WrongReading:
 
     def applies(self, library: str, version: str, checkpoint_format: str, bits: int) -> bool:
         return (
-            library == self.library
-            and checkpoint_format == self.checkpoint_format
+            checkpoint_format == self.checkpoint_format
             and bits in self.bits
-            and SpecifierSet(self.versions).contains(version, prereleases=True)
+            and self.concerns(library, version)
+        )
+
+    def concerns(self, library: str, version: str) -> bool:
+        """Whether this version has the fault."""
+        return library == self.library and version in SpecifierSet(self.versions, prereleases=True)
+
+    @property
+    def note(self) -> Note:
+        bits = ", ".join(map(str, self.bits))
+        return Note(
+            f"{self.library} {self.versions} reads {bits}-bit checkpoints of the format "
+            f"{self.checkpoint_format!r} wrong: {self.reason}. wrap refuses them.",
+            self.fix,
         )
 
 

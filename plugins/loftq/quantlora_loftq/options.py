@@ -11,6 +11,7 @@ from torch import Tensor
 
 from quantlora import ConfigError
 from quantlora_loftq.low_rank import METHODS
+from quantlora_loftq.needs import NO_CONFIG, WRONG_BITS
 
 #: The widths of the paper; what a backend offers beside them is added to the message.
 PAPER_BITS = (2, 4, 8)
@@ -51,9 +52,7 @@ class LoftQConfig:
 def loftq_options(given: Any, initializer: str) -> LoftQConfig:
     """What a user gave as ``loftq_config``: ours, a dict, or PEFT's object."""
     if not given:
-        raise ConfigError(
-            f"`loftq_config` must be specified when `init_lora_weights` is '{initializer}'."
-        )
+        raise ConfigError(str(NO_CONFIG).replace("'loftq'", repr(initializer), 1))
     if isinstance(given, LoftQConfig):
         return given
     fields = dict(given) if isinstance(given, Mapping) else dict(vars(given))
@@ -71,5 +70,6 @@ def check_bits(bits: int, offered: tuple[int, ...], backend: str) -> None:
         widths = sorted({*PAPER_BITS, *offered})
         raise ConfigError(
             f"Only support {', '.join(map(str, widths))} bits quantization, and backend "
-            f"{backend!r} offers {', '.join(map(str, offered)) or 'none'}: got {bits!r}."
+            f"{backend!r} offers {', '.join(map(str, offered)) or 'none'}: got {bits!r}.\n"
+            f"{WRONG_BITS.fix}"
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
+from quantlora.checks import Check
 from quantlora.hookspecs import hookimpl
 
 if TYPE_CHECKING:
@@ -17,6 +18,13 @@ def quantlora_initializers() -> Iterable[Initializer]:
     from quantlora_loftq.principal import OLoRA, Orthogonal, PiSSA
 
     return [LoftQ(), Qera(), PiSSA(), OLoRA(), Orthogonal()]
+
+
+@hookimpl
+def quantlora_checks() -> Iterable[Check]:
+    from quantlora_loftq.needs import check
+
+    return [check()]
 
 
 @hookimpl

@@ -181,7 +181,7 @@ def test_a_callback_takes_back_the_layers_it_refuses():
 
 
 def test_without_a_config_the_error_is_the_known_one():
-    text = "^`loftq_config` must be specified when `init_lora_weights` is 'loftq'.$"
+    text = "^`loftq_config` must be specified when `init_lora_weights` is 'loftq'.\n"
     with pytest.raises(ConfigError, match=text):
         quantlora.wrap(model(), backend="normalfloat", init_lora_weights="loftq")
 
