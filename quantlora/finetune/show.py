@@ -62,7 +62,7 @@ class Show:
 
     def prediction(self, memory: MemoryUse) -> None:
         parts = ", ".join(f"{name} {size(count)}" for name, count in memory.rows()[:-1])
-        self._say(f"Memory, predicted: {size(memory.total)}: {parts}.")
+        self._say(f"Memory, predicted: {size(memory.total)} ({parts}).")
 
     def memory(self, predicted: MemoryUse, measured: MemoryUse | None) -> None:
         """Both, component by component; nothing where no step was made to measure."""
