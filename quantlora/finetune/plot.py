@@ -41,6 +41,7 @@ def _name_ends(axes: Any, first: tuple[int, float], last: tuple[int, float]) -> 
             textcoords="offset points",
             ha=side,
             color=ORANGE,
+            bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1},
         )
 
 
