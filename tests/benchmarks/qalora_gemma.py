@@ -30,10 +30,12 @@ from torch import Tensor, nn
 import quantlora
 from quantlora.finetune.demo_model import demo_model
 
-GROUP, CALIBRATION = 32, 32
+GROUP, CALIBRATION = 32, 16
 #: How each method's adapter is merged at the base's bits.
 MODES = {"qalora": ("exact", "requantize"), "lora": ("requantize",)}
 COLUMNS = {
+    "steps": ("qalora", "steps"),
+    "base": ("qalora", "base"),
     "QA-LoRA": ("qalora", "trained"),
     "merged exactly": ("qalora", "exact"),
     "merged, packed zero-points": ("qalora", "requantize"),
@@ -89,9 +91,10 @@ def measure(
     begin = time.monotonic()
     train(model, data, given.steps, given.lr)
     row = {"method": method, "steps": given.steps, "train_s": round(time.monotonic() - begin)}
-    model.float()
-    with quantlora.adapters_disabled(model):
-        row["base"] = loss(model, held)
+    nn.Module.float(model)  # Transformers refuses it on packed models; here only scales are cast
+    if method == "qalora":  # the base of both
+        with quantlora.adapters_disabled(model):
+            row["base"] = loss(model, held)
     row["trained"] = loss(model, held)
     for mode in MODES[method]:
         report = quantlora.merge(model, mode=mode)
@@ -104,16 +107,12 @@ def measure(
 def table(done: Iterable[dict[str, Any]]) -> str:
     """Markdown; a cell that has not been measured is empty."""
     found = {(one["bits"], one["method"]): one for one in done}
-    lines = ["| bits | base | " + " | ".join(COLUMNS) + " |", "|---" * (len(COLUMNS) + 2) + "|"]
-    for bits in sorted({bits for bits, _ in found if bits < 16}, reverse=True):
-        base = next(one["base"] for (width, _), one in found.items() if width == bits)
+    lines = [" | ".join(("| bits", *COLUMNS)) + " |", "|---" * (len(COLUMNS) + 1) + "|"]
+    for bits in sorted({bits for bits, _ in found}, reverse=True):
         cells = [found.get((bits, method), {}).get(key, "") for method, key in COLUMNS.values()]
-        lines.append(f"| {bits} | " + " | ".join(map(_cell, (base, *cells))) + " |")
+        shown = (f"{cell:.3f}" if isinstance(cell, float) else str(cell) for cell in cells)
+        lines.append(" | ".join((f"| {bits}", *shown)) + " |")
     return "\n".join(lines) + "\n"
-
-
-def _cell(value: Any) -> str:
-    return f"{value:.3f}" if isinstance(value, float) else ""
 
 
 def main() -> None:

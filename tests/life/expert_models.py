@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -41,6 +42,7 @@ def qwen3_moe() -> Any:
 
 def gpt_oss() -> Any:
     """Experts ``(experts, in, out)``: the module says ``is_transposed``."""
+    pytest.importorskip("transformers", "4.55")
     from transformers import GptOssConfig, GptOssForCausalLM
 
     return made(GptOssForCausalLM, GptOssConfig(**SIZES))
@@ -69,6 +71,8 @@ class Experts(nn.Module):
 def made(kind: Any, config: Any) -> Any:
     torch.manual_seed(0)
     model = kind(config)
+    if all(parameter.dim() < 3 for parameter in model.parameters()):
+        pytest.skip("before Transformers 5 these experts are layers of their own")
     for parameter in model.parameters():  # else experts differ too little for a test to see
         parameter.data = 0.2 * torch.randn_like(parameter)
     return model

@@ -73,6 +73,10 @@ def logits(model: nn.Module) -> Tensor:
     return model(input_ids=tokens()).logits
 
 
+def far(one: Tensor, other: Tensor) -> float:
+    return float((one - other).abs().max() / other.abs().max())
+
+
 def elsewhere(folder: Path) -> Tensor:
     """The logits that a fresh process computes."""
     files = [str(folder.parent / name) for name in ("ids.pt", "logits.pt")]
@@ -84,11 +88,11 @@ def elsewhere(folder: Path) -> Tensor:
 def test_the_exported_model_is_equal_in_a_fresh_process(model: nn.Module, tmp_path: Path) -> None:
     before = logits(model)
     report = quantlora.export_merged(model, tmp_path / "merged", mode="exact")
-    assert report.check is not None
+    assert max(report.check.weights.values()) == 0.0
     merged = logits(quantlora.merge_and_unload(model, mode="exact"))
     found = elsewhere(tmp_path / "merged")
-    assert torch.equal(found, merged)
-    assert (found - before).abs().max() / before.abs().max() < 1e-5
+    assert far(found, merged) < 1e-6
+    assert far(found, before) < 1e-5
 
 
 def test_its_config_names_the_format_and_the_bits(model: nn.Module, tmp_path: Path) -> None:
