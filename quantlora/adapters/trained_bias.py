@@ -51,7 +51,7 @@ class TrainedBias:
 
 def own_bias(module: nn.Module, buffers: bool) -> Tensor | None:
     """The bias that ``module`` has as a parameter, or with ``buffers`` as a buffer."""
-    bias = module._parameters.get(_NAME)
+    bias: Tensor | None = module._parameters.get(_NAME)
     if bias is None and buffers:
         bias = module._buffers.get(_NAME)
     return bias if bias is not None and bias.is_floating_point() else None

@@ -18,6 +18,7 @@ from packaging.version import Version
 from torch import nn
 
 from quantlora.bridge.adapter_names import accept_adapter_names, refuse_adapter_names
+from quantlora.errors import AdapterError
 
 #: What Trainer looks at before it trains a quantized model.
 _FLAG = "_hf_peft_config_loaded"
@@ -37,7 +38,13 @@ class AdapterMethod:
         self.model = weakref.ref(model)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self.function(self.model(), *args, **kwargs)
+        model = self.model()
+        if model is None:
+            raise AdapterError(
+                f"the model whose {self.function.__name__} this is was freed before the call: keep "
+                f"it in a variable, model = quantlora.wrap(...)."
+            )
+        return self.function(model, *args, **kwargs)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.function, self.model())

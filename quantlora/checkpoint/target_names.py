@@ -40,5 +40,6 @@ def _endings(path: str) -> Sequence[str]:
 
 
 def _has(module: nn.Module, adapter: str) -> bool:
-    layer = isinstance(module, LoraLayer) and not isinstance(module, LoraParameters)
-    return layer and adapter in module.adapters
+    if not isinstance(module, LoraLayer) or isinstance(module, LoraParameters):
+        return False
+    return adapter in module.adapters

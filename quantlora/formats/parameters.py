@@ -8,7 +8,7 @@ parametrizations (`torch.nn.utils.parametrize`): reading the attribute unpacks t
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -52,8 +52,8 @@ def call_with(module: nn.Module, tensors: Mapping[str, Tensor], *args: Any, **kw
 
 def with_parameters(like: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
     """A module of ``like``'s class with parameters of its own; all else is shared with it."""
-    kind = parametrize.type_before_parametrizations(like)
-    new: nn.Module = kind.__new__(kind)
+    kind: type[nn.Module] = parametrize.type_before_parametrizations(like)
+    new = kind.__new__(kind)
     vars(new).update(vars(like))
     own = {name: nn.Parameter(tensor, requires_grad=False) for name, tensor in tensors.items()}
     new._parameters = {**like._parameters, **own}
@@ -62,7 +62,9 @@ def with_parameters(like: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module
 
 
 def _packed(module: nn.Module) -> tuple[str, ...]:
-    return tuple(module.parametrizations) if parametrize.is_parametrized(module) else ()
+    if not parametrize.is_parametrized(module):
+        return ()
+    return tuple(cast(nn.ModuleDict, module.parametrizations))
 
 
 class PackedParameters(Quantizer):
@@ -98,7 +100,7 @@ class FloatParameters(PackedParameters):
         """``like`` with float parameters cut from the only row of ``linear``, in their dtypes."""
         assert like is not None
         old = weights(like)
-        parts = linear.weight.detach()[0].split([one.numel() for one in old.values()])
+        parts = torch.split(linear.weight.detach()[0], [one.numel() for one in old.values()])
         pairs = zip(old.items(), parts, strict=True)
         return with_parameters(
             like,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 
 import torch
+from torch import Tensor
 
 from quantlora.adapters.hot_swap import hot_swap, prepare_hot_swap
 from quantlora.adapters.switch import (
@@ -21,7 +22,7 @@ from quantlora.combining.combination import add_weighted_adapter
 from quantlora.layers.mixed_batch import mixed_batch
 from quantlora.merging.merge import merge, unmerge
 from quantlora.testing import reference
-from quantlora.testing.base import SuiteBase
+from quantlora.testing.base import Holder, SuiteBase
 from quantlora.testing.operations import (
     another_variant,
     check,
@@ -122,21 +123,28 @@ def _lora_bias(suite: SuiteBase) -> None:
 def _bias(suite: SuiteBase) -> None:
     """The layer's own bias is the adapter's while it counts, and else what it was."""
     layer = suite.layer(bias=True in suite.biases)
-    if suite.format.bias(layer) is None:
+    own = suite.format.bias(layer)
+    if own is None:
         return
-    plain = reference.float64(suite.format.bias(layer))
+    plain = reference.float64(own)
     model, x = suite.wrapped(layer, bias="lora_only"), suite.input(layer, 6)
     with torch.no_grad():
-        model.lora.bias.add_(1)  # type: ignore[union-attr]
-    assert model.lora.bias.requires_grad  # type: ignore[union-attr]
+        _own_bias(model).add_(1)
+    assert _own_bias(model).requires_grad
     check(suite, model, x, "default")
     with adapters_disabled(model):
-        assert torch.equal(reference.float64(model.lora.bias), plain)
+        assert torch.equal(reference.float64(_own_bias(model)), plain)
     merge(model, mode="dequantize")
     check(suite, model, x, "default")
     unmerge(model)
     delete_adapter(model, "default")
-    assert torch.equal(reference.float64(model.lora.bias), plain)
+    assert torch.equal(reference.float64(_own_bias(model)), plain)
+
+
+def _own_bias(model: Holder) -> Tensor:
+    bias = model.lora.bias
+    assert bias is not None
+    return bias
 
 
 @operation("mixed batch")

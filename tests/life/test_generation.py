@@ -91,6 +91,11 @@ def test_a_wrong_number_of_names_is_an_error() -> None:
         model.generate(**padded(), adapter_names=NAMES[:2], **GREEDY)
 
 
+def test_a_model_that_nobody_keeps_says_so() -> None:
+    with pytest.raises(AdapterError, match="keep it in a variable"):
+        two_adapters().generate(**padded())
+
+
 def test_an_unloaded_model_generates_by_itself() -> None:
     model = quantlora.unload(two_adapters())
     assert "generate" not in vars(model)
