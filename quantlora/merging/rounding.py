@@ -4,7 +4,7 @@ from quantlora.checks import Note
 
 ROUNDING = Note(
     "merging packs the weight again, and what of an update is smaller than a packing step is "
-    "rounded away: quantlora.merge returns the loss of each layer, and warns where it is most of it",
+    "rounded away: quantlora.merge returns each layer's loss, and warns where most of it is lost",
     'Use mode="dequantize" for a float layer, or keep the adapter unmerged '
     "(quantlora.unmerge(model) takes it out, bit for bit).",
 )

@@ -18,6 +18,7 @@ class nn:
     class Linear4bit: ...
     class Linear8bitLt: ...
 """
+NO_EXLLAMA = "raise ImportError('ExLlama kernel not available')"
 BROKEN_IMPORT = 'raise OSError("libcudart.so.12: cannot open shared object file: No such file")'
 
 Fault = tuple[str, Callable[[Environment], None], str, str]
@@ -121,6 +122,15 @@ RUNNING: dict[str, Fault] = {
         lambda env: env.put("bitsandbytes", "0.50.2", {"bitsandbytes/__init__.py": BROKEN_IMPORT}),
         "was built for another CUDA version",
         "pip install --upgrade --force-reinstall --no-cache-dir bitsandbytes",
+    ),
+    "ExLlama kernels missing": (
+        "gptq",
+        lambda env: [
+            env.put("gptqmodel", "7.6.0", {"gptqmodel/__init__.py": NO_EXLLAMA}),
+            env.put("optimum", "2.3.0", {"optimum/__init__.py": ""}),
+        ],
+        "the ExLlama kernels are not available",
+        "load the model with GPTQConfig(bits=..., use_exllama=False)",
     ),
     "compiled for another torch": (
         BNB_4BIT,

@@ -75,7 +75,10 @@ def loftq_notes(run_python) -> list[dict]:
     ("fields", "text"),
     [
         ({}, "`loftq_config` must be specified when `init_lora_weights` is 'loftq'."),
-        ({"loftq_config": {"loftq_bits": 5}}, "bits quantization, and backend 'normalfloat' offers"),
+        (
+            {"loftq_config": {"loftq_bits": 5}},
+            "bits quantization, and backend 'normalfloat' offers",
+        ),
     ],
 )
 def test_loftqs_mistakes_have_the_remedy_of_the_report(run_python, fields, text):

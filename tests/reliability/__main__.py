@@ -27,7 +27,9 @@ def main(
     only: Annotated[
         list[str] | None, typer.Option(help="Run this trial only; may be repeated.")
     ] = None,
-    short: Annotated[bool, typer.Option("--short", help="Few attempts of each, in a minute.")] = False,
+    short: Annotated[
+        bool, typer.Option("--short", help="Few attempts of each, in a minute.")
+    ] = False,
     count: Annotated[int, typer.Option(min=0, help="So many attempts of each instead.")] = 0,
     seed: Annotated[int, typer.Option(help="Of all that is left to chance.")] = 0,
     write: Annotated[
@@ -104,7 +106,9 @@ def _show(results: list[Result]) -> None:
     console.print(table)
     for one in results:
         for found in one.faults[:10]:
-            console.print(f"{one.trial.name}: {found.case}: {found.fault}", style="red", markup=False)
+            console.print(
+                f"{one.trial.name}: {found.case}: {found.fault}", style="red", markup=False
+            )
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ _QUICK = [
 ]
 
 
-class Refused(Exception):
+class RefusedError(Exception):
     """A command has ended with a message of ours and exit code 1."""
 
 
@@ -22,7 +22,7 @@ def invoke(*arguments: str) -> None:
     """Run ``quantlora *arguments``.
 
     Raises:
-        Refused: it said what is wrong.
+        RefusedError: it said what is wrong.
         Exception: whatever else ended it, as it came.
     """
     from typer.testing import CliRunner
@@ -31,7 +31,7 @@ def invoke(*arguments: str) -> None:
 
     done = CliRunner().invoke(app, list(arguments))
     if isinstance(done.exception, SystemExit):
-        raise Refused(done.output[-500:])
+        raise RefusedError(done.output[-500:])
     if done.exception is not None:
         raise done.exception
 
@@ -53,7 +53,7 @@ def import_finetune() -> None:
     """Import here what every child would import anew."""
     import accelerate  # noqa: F401
     import matplotlib.pyplot  # noqa: F401
-    import torch._dynamo  # noqa: F401
+    import torch._dynamo
     import torch.distributed.fsdp  # noqa: F401
     from transformers import Trainer, TrainingArguments  # noqa: F401
 

@@ -45,9 +45,7 @@ def _loftq(place: Path, out: Path) -> object:
     return model_of(out)
 
 
-def _again(
-    case: str, make: Callable[[Path], object], place: Path, count: int
-) -> Iterator[Outcome]:
+def _again(case: str, make: Callable[[Path], object], place: Path, count: int) -> Iterator[Outcome]:
     """In a process of its own each time."""
     first = run(lambda: make(place / f"{case} first"))
     for number in range(count):
@@ -87,7 +85,9 @@ def _loftq_of_two(place: Path) -> Iterator[Outcome]:
     arguments = commands.loftq_arguments(place / "sources")
     ended = [child.wait() for child in [Child(lambda rank=r: one_of_two(rank)) for r in (0, 1)]]
     error = alone.error or "".join(one.error for one in ended)
-    yield _outcome("loftq, two processes against one", error or model_of(place / "shared") == alone.value)
+    yield _outcome(
+        "loftq, two processes against one", error or model_of(place / "shared") == alone.value
+    )
 
 
 def _otherwise(place: Path) -> Iterator[Outcome]:

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from quantlora import QuantloraError
-from tests.reliability.commands import Refused
+from tests.reliability.commands import RefusedError
 
 #: Seconds after which a child counts as hanging.
 PATIENCE = 120.0
@@ -132,7 +132,7 @@ def _work(action: Callable[[], Any], kill_before: int | None, write: int) -> Non
         value = action()
     except BaseException as failure:
         error = f"{type(failure).__name__}: {failure}"
-        explained = isinstance(failure, (QuantloraError, Refused))
+        explained = isinstance(failure, (QuantloraError, RefusedError))
     with os.fdopen(write, "wb") as pipe:
         pickle.dump((value, error, explained, count[0]), pipe)
     os._exit(0)

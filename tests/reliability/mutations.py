@@ -1,4 +1,4 @@
-"""Ways to damage an adapter's files, or to make them hostile. Each changes the files in a folder."""
+"""Ways to damage an adapter's files, or to make them hostile; each changes those in a folder."""
 
 from __future__ import annotations
 
@@ -160,7 +160,7 @@ def names(folder: Path, chance: random.Random) -> None:
     old = chance.choice(list(tensors))
     new = chance.choice([
         "../../../tmp/x", "/etc/passwd", "", ".", "base_model.model.", "x" * 10_000, "\x00",
-        f"../{old}", f"{old}.weight", old.replace("lora_A", "lora_B"), old.replace("lora_", "dora_"),
+        f"../{old}", f"{old}.weight", old.replace("lora_A", "lora_B"), old.replace("lora", "dora"),
         old.replace("weight", "__class__"), "base_model.model.__dict__.lora_A.weight",
     ])  # fmt: skip
     tensors[new] = tensors[old].clone()
@@ -246,9 +246,7 @@ def _write(file: Path, header: dict[str, Any], data: bytes) -> None:
     file.write_bytes(struct.pack("<Q", len(text)) + text + data)
 
 
-def _change_tensors(
-    folder: Path, change: Callable[[str, torch.Tensor], torch.Tensor]
-) -> None:
+def _change_tensors(folder: Path, change: Callable[[str, torch.Tensor], torch.Tensor]) -> None:
     tensors = load((folder / WEIGHTS).read_bytes())
     changed = {name: change(name, tensor).contiguous().clone() for name, tensor in tensors.items()}
     (folder / WEIGHTS).write_bytes(save(changed))

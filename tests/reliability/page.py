@@ -37,11 +37,11 @@ _LIMITS = """
 
 - A kill here is SIGKILL. What a power failure leaves depends on the disk; files are flushed (fsync)
   before they are shown.
-- Where a file system cannot exchange two folders (NFS, macOS, Windows), a kill in the middle of a save
-  that replaces several files may leave no adapter at all; never a mixture.
-- `finetune` is deterministic in the same number of threads and processes only: another number adds
-  the same sums in another order, and the last bits differ (see determinism above). `loftq` gives the
-  same bits for any number of processes.
+- Where a file system cannot exchange two folders (NFS, macOS, Windows), a kill in the middle of a
+  save that replaces several files may leave no adapter at all; never a mixture.
+- `finetune` promises the same bits in the same number of threads and processes only: another number
+  may add the same sums in another order. What came of it here is under determinism, with a model too
+  small to keep a second thread busy. `loftq` gives the same bits for any number of processes.
 - A file that is as large as its header says is read whole: it takes the memory and the time of a
   real one of that size.
 - Threads may call one model at the same time. What changes the model (`set_adapter`, `merge`,

@@ -74,6 +74,8 @@ def test_a_run_killed_while_it_begins_can_be_started_again(tmp_path):
 
 @pytest.mark.parametrize("name", BY_NAME)
 def test_the_page_has_the_trial_with_nothing_lost(name):
-    (row,) = re.findall(rf"^\| \[{name}\]\(#{name}\) \| ([\d,]+) \| ([\d,]+) \| (.*) \|$", TEXT, re.M)
+    (row,) = re.findall(
+        rf"^\| \[{name}\]\(#{name}\) \| ([\d,]+) \| ([\d,]+) \| (.*) \|$", TEXT, re.M
+    )
     assert row[0] == row[1]
     assert row[2] == BY_NAME[name].guarantee

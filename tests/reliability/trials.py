@@ -11,8 +11,19 @@ from pathlib import Path
 import torch
 
 from tests.reliability import (
-    concurrent_saves, copies, determinism, faulty_environments, full_disk, kill_export,
-    kill_finetune, kill_loftq, kill_save, memory_runs_out, mutated_files, threads, workers,
+    concurrent_saves,
+    copies,
+    determinism,
+    faulty_environments,
+    full_disk,
+    kill_export,
+    kill_finetune,
+    kill_loftq,
+    kill_save,
+    memory_runs_out,
+    mutated_files,
+    threads,
+    workers,
 )  # fmt: skip
 from tests.reliability.outcome import Outcome, Result, Trial
 
@@ -54,8 +65,8 @@ TRIALS = (
     ),
     Trial(
         "mutated-files",
-        "`load_adapter` on damaged and hostile files: an error of ours, and the model as it was; or "
-        "the values that other readers find in the files. Nothing is written, run, unpickled or "
+        "`load_adapter` on damaged and hostile files: an error of ours, and the model as it was; "
+        "or the values that other readers find in the files. Nothing is written, run, unpickled or "
         "fetched, no link out of the folder is followed, and none takes more than 5 s.",
         mutated_files.mutated_files, full=10_000, short=250,
     ),
