@@ -25,8 +25,10 @@ def _offloaded(case: Case) -> Iterator[Finding]:
 
 
 def _not_shardable(case: Case) -> Iterator[Finding]:
-    """Formats that lose a part of themselves when their parameters are replaced by shards."""
-    if not case.shards:
+    """Formats that lose a part of themselves when FSDP2 puts other objects in their parameters'
+    place; ZeRO-3 keeps the objects.
+    """
+    if case.strategy != FSDP2:
         return
     reasons: dict[str, list[str]] = {}
     for path, layer, quantizer in case.packed:

@@ -1,4 +1,4 @@
-"""What FSDP and ZeRO-3 must know of a format before they cut its parameters apart."""
+"""What must be known of a format before FSDP2 or ZeRO-3 cuts its parameters apart."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ class ShardingFacts:
     """A part of `Quantizer`; formats whose weights are buffers need say nothing."""
 
     def not_shardable(self, layer: nn.Module) -> str:
-        """Why ``layer`` would be broken if its parameters were replaced by shards; empty: not."""
+        """Why FSDP2 would break ``layer``: it puts shards, new objects, in its parameters' place.
+
+        Empty where it would not.
+        """
         return ""
 
     def packed_parameter(self, layer: nn.Module) -> Tensor | None:

@@ -40,7 +40,7 @@ def test_these_formats_are_ready(backend: str, strategy: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("strategy", "ready"), [("ddp", True), ("fsdp2", False), ("zero2", True), ("zero3", False)]
+    ("strategy", "ready"), [("ddp", True), ("fsdp2", False), ("zero2", True), ("zero3", True)]
 )
 def test_8_bit_layers_cannot_be_cut_apart(strategy: str, ready: bool) -> None:
     found = problems(wrapped("bitsandbytes_8bit"), strategy)

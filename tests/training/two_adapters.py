@@ -1,44 +1,27 @@
-"""Trains, resumes and loads the best checkpoint with Transformers' Trainer, PEFT hidden.
+"""Trains, resumes and loads the best checkpoint with two active adapters, PEFT hidden.
 
-    python trainer_without_peft.py FOLDER
+    python two_adapters.py FOLDER
 
 Prints JSON for the test that runs it.
 """
 
 from __future__ import annotations
 
-import importlib.metadata
-import importlib.util
 import json
 import logging
 import sys
 from pathlib import Path
 
+import tests.training.without_peft  # noqa: F401
 
-def hide_peft() -> None:
-    """As if it had never been installed: no import, no metadata, no spec."""
-    sys.modules["peft"] = None
-    find_spec, version = importlib.util.find_spec, importlib.metadata.version
+# isort: split
 
-    def own_version(name):
-        if name == "peft":
-            raise importlib.metadata.PackageNotFoundError(name)
-        return version(name)
+import torch
+import transformers
+from transformers import PreTrainedModel, Trainer, TrainingArguments
 
-    importlib.metadata.version = own_version
-    importlib.util.find_spec = lambda name, *rest: (
-        None if name.partition(".")[0] == "peft" else find_spec(name, *rest)
-    )
-
-
-hide_peft()
-
-import torch  # noqa: E402
-import transformers  # noqa: E402
-from transformers import PreTrainedModel, Trainer, TrainingArguments  # noqa: E402
-
-import quantlora  # noqa: E402
-from quantlora.testing.models import tiny_llama  # noqa: E402
+import quantlora
+from quantlora.testing.models import tiny_llama
 
 
 class Messages(logging.Handler):

@@ -1,4 +1,4 @@
-"""Transformers' Trainer trains, saves, resumes and loads the best, with PEFT not installed."""
+"""Trainer trains, saves, resumes and loads the best of two adapters, with PEFT not installed."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ pytestmark = pytest.mark.slow  # three trainings in a process of its own
 
 @pytest.fixture(scope="module")
 def run(run_python, tmp_path_factory):
-    script = Path(__file__).parent / "trainer_without_peft.py"
-    result = run_python(script, tmp_path_factory.mktemp("trainer"), HF_HUB_OFFLINE="1")
+    script, place = Path(__file__).parent / "two_adapters.py", [Path(__file__).parents[2]]
+    result = run_python(script, tmp_path_factory.mktemp("trainer"), path=place)
     return json.loads(result.stdout.splitlines()[-1])
 
 
