@@ -98,7 +98,7 @@ TRIALS = (
         "memory-runs-out",
         "Out of memory or Ctrl-C at each step of `wrap`, `load_adapter` and `merge` (simulated by "
         "a plugin that raises there): the model is as it was, and the same call goes through.",
-        memory_runs_out.memory_runs_out, full=300, short=60,
+        memory_runs_out.memory_runs_out, full=300, short=300,
     ),
     Trial(
         "determinism",
