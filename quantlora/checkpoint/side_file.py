@@ -99,7 +99,7 @@ def _facts(model: nn.Module, adapter: str) -> dict[str, Facts]:
         if adapter in layer.adapters:
             base, quantizer = layer.plain_base
             own = {"quantizer": quantizer.name, "group_size": quantizer.group_size(base)}
-            facts[plain_path(path)] = own | quantizer.describe(base)
+            facts[plain_path(path)] = own | quantizer.describe(base) | layer.file_notes(adapter)
     return facts
 
 

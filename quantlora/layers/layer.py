@@ -166,6 +166,10 @@ class LoraLayer(BaseFacts, WeightUpdate, nn.Module):
         """Fields of the adapter's config file that this layer settles."""
         return {}
 
+    def file_notes(self, name: str) -> dict[str, Any]:
+        """Facts about the adapter for ``quantlora.json``."""
+        return {}
+
     def adapter_tensors(self, name: str) -> dict[str, nn.Parameter]:
         """The adapter's parameters by their name in an adapter file, e.g. ``lora_A.weight``."""
         self._known(name)

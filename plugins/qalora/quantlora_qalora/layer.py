@@ -67,6 +67,16 @@ class QaloraLinear(LoraLinear):
         size = self.in_features // self.groups(name)
         return {"qalora_group_size": size} if self.pools(name) else {}
 
+    def file_notes(self, name: str) -> dict[str, Any]:
+        """PEFT's files say neither whose scale it is nor what a group is."""
+        if not self.pools(name):
+            return {}
+        ordered = self._group_index(name) is not None
+        groups = (
+            "in the base's order (g_idx), which PEFT does not know" if ordered else "neighbours"
+        )
+        return {"qalora_scale": "PEFT's", "qalora_groups": groups}
+
     def exact_base(
         self, names: Sequence[str], base: nn.Module, quantizer: Quantizer
     ) -> tuple[nn.Module, Quantizer]:

@@ -194,3 +194,19 @@ def test_the_file_is_in_pefts_convention(tmp_path: Path) -> None:
     groups = WIDTH // GROUP
     assert written["qalora_group_size"] == GROUP
     assert written["lora_alpha"] / written["r"] * groups / GROUP == pytest.approx(8 / 4)
+
+
+@pytest.mark.parametrize("ordered", [False, True])
+def test_the_side_file_names_the_convention(ordered: bool, tmp_path: Path) -> None:
+    quantlora.save_adapter(wrapped(base(ordered=ordered)), tmp_path)
+    (facts,) = json.loads((tmp_path / "quantlora.json").read_text())["formats"]
+    assert facts["qalora_scale"] == "PEFT's"
+    assert ("PEFT does not know" in facts["qalora_groups"]) == ordered
+
+
+def test_groups_in_another_order_are_another_base(tmp_path: Path) -> None:
+    quantlora.save_adapter(wrapped(base(ordered=True)), tmp_path)
+    with pytest.warns(
+        quantlora.AdapterWarning, match="qalora_groups was .*g_idx.* is 'neighbours'"
+    ):
+        quantlora.load_adapter(nn.Sequential(base()), tmp_path)
