@@ -47,7 +47,7 @@ _LIMITS = """
 - Threads may call one model at the same time. What changes the model (`set_adapter`, `merge`,
   `mixed_batch`, `.backward()` into one `.grad`) belongs to one thread at a time.
 - Nothing here has run on a GPU.
-"""
+"""  # noqa: E501
 
 
 def page(results: Sequence[Result], seed: int, when: str) -> str:

@@ -18,7 +18,6 @@ from quantlora_gptq.libraries import REMEDY, library_of
 _PLAIN_AUTO_GPTQ = ("cuda", "cuda-old", "triton")
 
 
-
 def is_gptq(layer: nn.Module) -> bool:
     """Whether ``layer`` is a linear layer of either library, quantized by GPTQ.
 
