@@ -50,7 +50,8 @@ def split_biases(
         if not found:
             raise AdapterFileError(
                 f"{source} does not fit this model: its config trains biases, and it lacks "
-                f"{names[0]}. Is it for another base model?"
+                f"{names[0]}. Is it for another base model? PEFT 0.17 does not save what it trains "
+                f'with bias="lora_only"; then "bias": "none" in adapter_config.json loads the rest.'
             )
         values[names[0]] = tensors[found[0]]
     taken = {plain[name] for names in biases for name in names if name in plain}

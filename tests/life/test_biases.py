@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import quantlora
@@ -17,6 +18,7 @@ from quantlora.testing.models import tiny_llama
 from tests.life.peft_oracle import IDS, TOLERANCE, Pair, check_logits, peft_model, relative
 
 MODES = ["all", "lora_only"]
+WEIGHTS = "adapter_model.safetensors"
 BACKENDS = ["float", "bitsandbytes_4bit", "bitsandbytes_8bit", "normalfloat"]
 
 
@@ -39,6 +41,8 @@ def both(mode: str, folder: Path, **fields: Any) -> Pair:
     adapter = {"default": {"r": 3, "bias": mode, **fields}}
     theirs = shaken(peft_model(adapter, copy.deepcopy(plain)), 4)
     theirs.save_pretrained(str(folder))
+    if not any(key.endswith("base_layer.bias") for key in load_file(folder / WEIGHTS)):
+        pytest.skip("this PEFT does not save the biases it has trained")
     return Pair(theirs, quantlora.load_adapter(plain, folder, is_trainable=True))
 
 
@@ -192,9 +196,7 @@ def test_what_cannot_be_is_said(tmp_path: Path) -> None:
 
 
 def tiny_biases_gone(folder: Path) -> Any:
-    from safetensors.torch import load_file, save_file
-
-    file = folder / "adapter_model.safetensors"
+    file = folder / WEIGHTS
     tensors = {k: one for k, one in load_file(file).items() if not k.endswith("k_proj.bias")}
     save_file(tensors, file, metadata={"format": "pt"})
     return biased()
