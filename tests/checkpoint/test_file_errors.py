@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import struct
 import sys
@@ -240,6 +241,52 @@ def test_file_without_tensors(refused, saved):
 def test_name_that_is_taken(saved, make_wrapped, refused):
     message = refused(saved, AdapterError, model=make_wrapped(), adapter_name="default")
     assert "exists already" in message
+
+
+@pytest.mark.parametrize("name", [CONFIG, WEIGHTS])
+def test_link_out_of_the_folder_is_not_followed(refused, saved, name, tmp_path):
+    (saved / name).rename(tmp_path / name)
+    (saved / name).symlink_to(tmp_path / name)
+    assert "outside the folder, and is not followed" in refused(saved)
+
+
+def test_links_of_the_hubs_cache_are_followed(saved, tmp_path, make_base):
+    snapshot, blobs = tmp_path / "cache" / "snapshots" / "abc", tmp_path / "cache" / "blobs"
+    snapshot.parent.mkdir(parents=True)
+    saved.rename(blobs)
+    snapshot.mkdir()
+    for file in blobs.iterdir():
+        (snapshot / file.name).symlink_to(f"../../blobs/{file.name}")
+    assert quantlora.active_adapters(quantlora.load_adapter(make_base(), snapshot)) == ["default"]
+
+
+@pytest.mark.parametrize("name", [CONFIG, WEIGHTS])
+def test_pipe_in_place_of_a_file_is_not_opened(refused, saved, name):
+    (saved / name).unlink()
+    os.mkfifo(saved / name)
+    assert "is no regular file, and is not opened" in refused(saved)
+
+
+def test_hole_that_the_header_does_not_know_is_not_read(refused, saved):
+    with (saved / WEIGHTS).open("ab") as file:
+        file.truncate(2**42)
+    assert "its size is not what its header says" in refused(saved)
+
+
+def test_expression_that_takes_forever_is_refused(refused, saved):
+    change_config(saved, target_modules=r"(.*.*.*.*.*.*.*.*)\1x?(?<!\w)")
+    assert "takes longer than 0.2 s" in refused(saved)
+
+
+@pytest.mark.parametrize(
+    "note",
+    [{"base": 1}, {"formats": 5}, {"formats": [5]}, {"formats": [{"layers": [["x"]]}]}, []],
+    ids=str,
+)
+def test_note_of_another_form_is_ignored_with_a_warning(saved, make_base, note):
+    (saved / "quantlora.json").write_text(json.dumps(note))
+    with pytest.warns(quantlora.AdapterWarning, match="cannot be read and is ignored"):
+        quantlora.load_adapter(make_base(), saved)
 
 
 @pytest.mark.parametrize("name", ["../up", "a/b", "", ".", "a.b", "/tmp"])

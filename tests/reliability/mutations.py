@@ -31,7 +31,10 @@ _JUNK: list[Any] = [
     {"": 1}, [1, "a", {}], "__class__",
 ]  # fmt: skip
 #: Each takes years on a long name, for a matcher that tries every way.
-_BOMBS = [r"(\w+\.?)+!", r"(.*)*[!?]", r"([a-z_]*)*[!?]", r"(\w|_)+[!?]", r"(.*.*.*.*.*.*.*)+[!?]"]
+_BOMBS = [
+    r"(\w+\.?)+!", r"(.*)*[!?]", r"(\w|_)+[!?]", r"(.*.*.*.*.*.*.*)+[!?]",
+    r"(.*.*.*.*.*.*.*.*)\1x?(?<!\w)", r"(\w*\w*\w*\w*\w*\w*\w*)\1(?<!\w)",
+]  # fmt: skip
 _DTYPES = [
     torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64, torch.bool, torch.float16,
     torch.bfloat16, torch.float64, torch.float8_e4m3fn, torch.complex64,
