@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from quantlora.checkpoint import atomic, save as saving, weights_file
+from quantlora.checkpoint import save as saving, swap, weights_file
 from quantlora.errors import FinetuneError
 from quantlora.finetune.open_run import open_run
 from quantlora.finetune.options import FinetuneOptions
@@ -49,7 +49,7 @@ def test_a_save_in_place_is_noticed(monkeypatch):
 
 
 def test_a_save_that_leaves_litter_is_noticed(monkeypatch):
-    monkeypatch.setattr(atomic.shutil, "rmtree", lambda *_, **__: None)
+    monkeypatch.setattr(swap, "_retire", lambda *_: None)
     assert run_trial(BY_NAME["kill-save"], 20, seed=0).faults
 
 
