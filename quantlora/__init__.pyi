@@ -1,7 +1,9 @@
 """The public names of quantlora. Plugins import these and nothing else."""
 
+from .adapters.holders import lora_layers as lora_layers
 from .adapters.hot_swap import hot_swap as hot_swap, prepare_hot_swap as prepare_hot_swap
-from .adapters.state import known_adapter as known_adapter, lora_layers as lora_layers
+from .adapters.mixed_batch import mixed_batch as mixed_batch
+from .adapters.state import known_adapter as known_adapter
 from .adapters.switch import (
     active_adapters as active_adapters,
     adapters_disabled as adapters_disabled,
@@ -42,6 +44,7 @@ from .errors import (
 )
 from .exporting.export import ExportReport as ExportReport, export_merged as export_merged
 from .formats.affine import AffineWeight as AffineWeight, pool as pool, spread as spread
+from .formats.layouts import linear_from as linear_from
 from .formats.quantizer import Quantizer as Quantizer
 from .formats.reference import (
     WeightFiles as WeightFiles,
@@ -54,11 +57,11 @@ from .formats.tensor_file import (
     write_tensors as write_tensors,
 )
 from .hookspecs import hookimpl as hookimpl
+from .initializers.initializer import InitContext as InitContext, Initializer as Initializer
 from .inspection.memory import MemoryUse as MemoryUse
 from .inspection.memory_estimate import memory_estimate as memory_estimate
 from .layers.layer import LoraLayer as LoraLayer
 from .layers.linear import LoraLinear as LoraLinear
-from .layers.mixed_batch import mixed_batch as mixed_batch
 from .merging.merge import merge as merge, merge_and_unload as merge_and_unload, unmerge as unmerge
 from .requirements import (
     AllOf as AllOf,
@@ -67,10 +70,9 @@ from .requirements import (
     Requirement as Requirement,
 )
 from .training.stop_on_nan import StopOnNaN as StopOnNaN
-from .wrapping.bases import as_linear as as_linear, linear_from as linear_from
+from .wrapping.bases import as_linear as as_linear
 from .wrapping.explain import explain as explain
 from .wrapping.explanation import Explanation as Explanation, LayerRow as LayerRow
-from .wrapping.initializer import InitContext as InitContext, Initializer as Initializer
 from .wrapping.prepare import prepare as prepare
 from .wrapping.wrap import wrap as wrap
 

@@ -11,8 +11,8 @@ from quantlora.requirements import Requirement
 
 if TYPE_CHECKING:
     from quantlora.formats.quantizer import Quantizer
+    from quantlora.initializers.initializer import Initializer
     from quantlora.layers.layer import LoraLayer
-    from quantlora.wrapping.initializer import Initializer
 
 
 @hookimpl
@@ -34,7 +34,7 @@ def quantlora_layer_wrappers() -> Iterable[type[LoraLayer]]:
 
 @hookimpl
 def quantlora_initializers() -> Iterable[Initializer]:
-    from quantlora.wrapping.random_init import Default, Gaussian, Uniform
+    from quantlora.initializers.random_init import Default, Gaussian, Uniform
 
     return [Default(), Uniform(), Gaussian()]
 

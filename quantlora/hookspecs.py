@@ -28,8 +28,8 @@ import pluggy
 if TYPE_CHECKING:
     from quantlora.checks import Check
     from quantlora.formats.quantizer import Quantizer
+    from quantlora.initializers.initializer import Initializer
     from quantlora.layers.layer import LoraLayer
-    from quantlora.wrapping.initializer import Initializer
 
 #: Name of the entry-point group, and of the pluggy project.
 GROUP = "quantlora"

@@ -7,13 +7,13 @@ from contextlib import contextmanager
 
 from torch import Tensor, nn
 
-from quantlora.adapters.state import adapter_holders, adapter_state, has_adapters
+from quantlora.adapters.holders import adapter_holders, own_modules
+from quantlora.adapters.state import adapter_state, has_adapters
 from quantlora.adapters.trained_bias import TrainedBias, own_bias
 from quantlora.checkpoint.keys import plain_path
 from quantlora.config.lora_config import LoraConfig
 from quantlora.errors import AdapterError
 from quantlora.layers.layer import LoraLayer
-from quantlora.wrapping.targets import own_modules
 
 
 def find_biases(

@@ -18,7 +18,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from quantlora.adapters.state import adapter_state, known_adapter, lora_layers
+from quantlora.adapters.holders import lora_layers
+from quantlora.adapters.state import adapter_state, known_adapter
 from quantlora.checkpoint.fitting import ByPath, by_path
 from quantlora.checkpoint.keys import plain_path
 from quantlora.checkpoint.place import find_folder

@@ -7,16 +7,16 @@ from dataclasses import replace
 
 from torch import nn
 
+from quantlora.adapters.holders import own_modules
 from quantlora.adapters.saved_modules import SavedModule
 from quantlora.config.lora_config import LoraConfig
 from quantlora.discovery.registration import registry
 from quantlora.errors import AdapterError, LayerError, TargetError
+from quantlora.formats.layouts import linear_from
 from quantlora.formats.quantizer import Quantizer
 from quantlora.layers.layer import LoraLayer
 from quantlora.names import near
-from quantlora.wrapping.bases import linear_from
 from quantlora.wrapping.plan import FLOAT
-from quantlora.wrapping.targets import own_modules
 
 #: Names of the heads that a task puts on a model, by ``task_type``: new, so they must be trained.
 _HEADS = {

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from quantlora.layers.mixed_batch import rows_by_adapter
+from quantlora.layers.rows import rows_by_adapter
 
 
 class SavedModule(nn.Module):

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from torch import nn
 
-from quantlora.adapters.saved_modules import SavedModule
 from quantlora.adapters.trained_bias import TrainedBias
 from quantlora.config.lora_config import LoraConfig
 from quantlora.errors import AdapterError
-from quantlora.layers.layer import LoraLayer
 from quantlora.names import unknown
 
 _ATTRIBUTE = "quantlora_state"
@@ -68,24 +65,3 @@ def check_free(model: nn.Module, name: str) -> None:
     """Raise `AdapterError` where ``model`` has an adapter called ``name``."""
     if has_adapters(model) and name in adapter_state(model).configs:
         raise AdapterError(taken(name))
-
-
-def adapter_holders(model: nn.Module) -> Iterator[tuple[str, LoraLayer | SavedModule]]:
-    """All that holds adapters, by path, each once: LoRA layers and modules trained in full."""
-    for path, module in model.named_modules():
-        if isinstance(module, (LoraLayer, SavedModule)):
-            yield path, module
-
-
-def saved_modules(model: nn.Module) -> Iterator[tuple[str, SavedModule]]:
-    """The modules that adapters train in full, by path."""
-    for path, holder in adapter_holders(model):
-        if isinstance(holder, SavedModule):
-            yield path, holder
-
-
-def lora_layers(model: nn.Module) -> Iterator[tuple[str, LoraLayer]]:
-    """The model's LoRA layers by path, each once."""
-    for path, module in model.named_modules():
-        if isinstance(module, LoraLayer):
-            yield path, module

@@ -14,15 +14,9 @@ from quantlora.adapters.biases import (
     leave_biases,
     place_biases,
 )
+from quantlora.adapters.holders import adapter_holders, saved_modules
 from quantlora.adapters.saved_modules import SavedModule
-from quantlora.adapters.state import (
-    adapter_holders,
-    adapter_state,
-    check_free,
-    known_adapter,
-    saved_modules,
-    set_state,
-)
+from quantlora.adapters.state import adapter_state, check_free, known_adapter, set_state
 from quantlora.bridge import transformers_bridge
 from quantlora.errors import AdapterError
 from quantlora.layers.layer import LoraLayer

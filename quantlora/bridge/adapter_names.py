@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from quantlora.adapters.mixed_batch import assign_samples, clear_samples
 from quantlora.errors import AdapterError
-from quantlora.layers.mixed_batch import assign_samples, clear_samples
 
 _KEYWORD = "adapter_names"
 #: On the model while a forward with the keyword runs.

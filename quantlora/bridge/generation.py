@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from quantlora.layers.mixed_batch import mixed_batch
+from quantlora.adapters.mixed_batch import mixed_batch
 
 
 def generate(

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from quantlora.adapters.state import adapter_holders, adapter_state, known_adapter
+from quantlora.adapters.holders import adapter_holders
+from quantlora.adapters.state import adapter_state, known_adapter
 from quantlora.checkpoint.atomic import Writer, write_set
 from quantlora.checkpoint.config_file import config_text
 from quantlora.checkpoint.keys import PREFIX, file_key, plain_path

@@ -18,7 +18,7 @@ from typing import Any
 from torch import nn
 
 import quantlora
-from quantlora.adapters.state import lora_layers
+from quantlora.adapters.holders import lora_layers
 from quantlora.checkpoint.config_file import LIMIT
 from quantlora.checkpoint.fingerprint import fingerprint
 from quantlora.checkpoint.keys import plain_path

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from quantlora.adapters.state import lora_layers
+from quantlora.adapters.holders import lora_layers
 from quantlora.config.lora_config import LoraConfig
 from quantlora.errors import AdapterFileError
 from quantlora.layers.layer import LoraLayer

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from quantlora.adapters.state import check_free, known_adapter, lora_layers
+from quantlora.adapters.holders import lora_layers, own_modules
+from quantlora.adapters.state import check_free, known_adapter
 from quantlora.checkpoint.keys import file_key, plain_path
 from quantlora.checkpoint.load import put_on
 from quantlora.checkpoint.target_names import minimal_names
@@ -22,7 +23,6 @@ from quantlora.config.lora_config import LoraConfig
 from quantlora.errors import AdapterError, ConfigError
 from quantlora.names import check_name, unknown
 from quantlora.wrapping.patterns import as_pattern
-from quantlora.wrapping.targets import own_modules
 
 
 @torch.no_grad()

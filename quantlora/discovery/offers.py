@@ -8,9 +8,9 @@ from typing import Any
 from quantlora.discovery.entry_points import DISABLE, PluginRecord
 from quantlora.discovery.plugins import BUILTIN, Plugins
 from quantlora.formats.quantizer import Quantizer
+from quantlora.initializers.initializer import Initializer
 from quantlora.layers.layer import LoraLayer
 from quantlora.requirements import AllOf, AnyOf, Requirement
-from quantlora.wrapping.initializer import Initializer
 
 QUANTIZERS = "quantlora_quantizers"
 WRAPPERS = "quantlora_layer_wrappers"

@@ -13,9 +13,9 @@ from quantlora.discovery.offers import INITIALIZERS, QUANTIZERS, WRAPPERS, accep
 from quantlora.discovery.plugins import BUILTIN, Plugins, load_plugins
 from quantlora.errors import BackendError, ConfigError, LayerError
 from quantlora.formats.quantizer import Quantizer
+from quantlora.initializers.initializer import Initializer
 from quantlora.layers.layer import LoraLayer
 from quantlora.names import unknown
-from quantlora.wrapping.initializer import Initializer
 
 
 class Registry:

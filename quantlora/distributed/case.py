@@ -9,11 +9,11 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
+from quantlora.adapters.holders import own_modules
 from quantlora.discovery.registration import registry
 from quantlora.formats.quantizer import Quantizer
 from quantlora.layers.layer import LoraLayer
 from quantlora.wrapping.plan import FLOAT
-from quantlora.wrapping.targets import own_modules
 
 DDP, ZERO2, FSDP2, ZERO3 = "ddp", "zero2", "fsdp2", "zero3"
 STRATEGIES = (DDP, FSDP2, ZERO2, ZERO3)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from quantlora.adapters.state import lora_layers
+from quantlora.adapters.holders import lora_layers
 from quantlora.distributed.case import DDP, FSDP2, Case, short
 from quantlora.distributed.findings import Finding
 from quantlora.formats.offloaded import is_offloaded

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from quantlora.adapters.state import lora_layers
+from quantlora.adapters.holders import lora_layers
 from quantlora.bridge.transformers_bridge import dtype_argument
 from quantlora.discovery.registration import registry
 from quantlora.errors import MergeError

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from quantlora.adapters.state import lora_layers
+from quantlora.adapters.holders import lora_layers
 from quantlora.bridge.transformers_bridge import is_transformers_model
 from quantlora.errors import MergeError
 from quantlora.exporting.export_tensors import MergedTensors, packed_by

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
-from quantlora.adapters.state import lora_layers
+from quantlora.adapters.holders import lora_layers
 from quantlora.config.lora_config import LoraConfig
 from quantlora.discovery.registration import registry
 from quantlora.errors import ConfigError

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from quantlora.adapters.state import lora_layers
+from quantlora.adapters.holders import lora_layers
 from quantlora.finetune.base_model import BaseModel
 from quantlora.finetune.dataset import Dataset
 from quantlora.finetune.evaluation import Measurement

@@ -9,9 +9,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear as NeverCalled
 
-from quantlora.formats.layouts import conv1d, is_linear_kind, layout_of, layout_types, with_weights
+from quantlora.formats.layouts import (
+    conv1d,
+    is_linear_kind,
+    layout_of,
+    layout_types,
+    linear_from,
+    with_weights,
+)
 from quantlora.formats.quantizer import Quantizer
-from quantlora.wrapping.bases import linear_from
 
 _PLAIN = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 

@@ -106,3 +106,12 @@ def with_weights(like: nn.Module, weight: Tensor, bias: Tensor | None) -> nn.Mod
     if bias is not None:
         new._parameters["bias"] = nn.Parameter(bias, False)
     return new
+
+
+def linear_from(weight: Tensor, bias: Tensor | None = None) -> nn.Linear:
+    """A frozen `nn.Linear` around ``weight`` ``(out, in)`` and ``bias``; nothing is copied."""
+    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
+    linear.weight = nn.Parameter(weight.detach(), requires_grad=False)
+    if bias is not None:
+        linear.bias = nn.Parameter(bias.detach(), requires_grad=False)
+    return linear

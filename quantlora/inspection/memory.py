@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from quantlora.adapters.state import adapter_holders
+from quantlora.adapters.holders import adapter_holders
 from quantlora.discovery.registration import registry
 from quantlora.inspection.units import size
 from quantlora.wrapping.plan import FLOAT

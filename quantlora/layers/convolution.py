@@ -18,7 +18,7 @@ from quantlora.errors import ConfigError, MergeError
 from quantlora.formats.layouts import CONVOLUTIONS
 from quantlora.layers.autograd import working_dtype
 from quantlora.layers.layer import LoraLayer
-from quantlora.layers.mixed_batch import add_rows, pick_rows
+from quantlora.layers.rows import add_rows, pick_rows
 
 if TYPE_CHECKING:
     from quantlora.config.lora_config import LoraConfig

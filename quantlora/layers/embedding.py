@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from quantlora.errors import ConfigError
 from quantlora.formats.layouts import EMBEDDINGS
 from quantlora.layers.layer import LoraLayer
-from quantlora.layers.mixed_batch import add_rows, pick_rows
+from quantlora.layers.rows import add_rows, pick_rows
 
 if TYPE_CHECKING:
     from quantlora.config.lora_config import LoraConfig

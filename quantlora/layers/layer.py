@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from quantlora.errors import AdapterError
 from quantlora.formats.offloaded import at_hand
 from quantlora.layers.base_facts import BaseFacts, check_rank
-from quantlora.layers.mixed_batch import rows_by_adapter
+from quantlora.layers.rows import rows_by_adapter
 from quantlora.layers.scaling import Scalings
 from quantlora.layers.weight_update import WeightUpdate
 from quantlora.names import unknown

@@ -18,7 +18,7 @@ from quantlora.formats.layouts import is_linear_kind
 from quantlora.formats.offloaded import at_hand, read
 from quantlora.layers.autograd import Weight, frozen_linear, low_rank, working_dtype
 from quantlora.layers.layer import LoraLayer
-from quantlora.layers.mixed_batch import add_rows, pick_rows
+from quantlora.layers.rows import add_rows, pick_rows
 
 if TYPE_CHECKING:
     from quantlora.config.lora_config import LoraConfig

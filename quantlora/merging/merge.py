@@ -17,7 +17,8 @@ import torch
 from torch import nn
 
 from quantlora.adapters.biases import biases_of, place_biases
-from quantlora.adapters.state import adapter_state, known_adapter, lora_layers, saved_modules
+from quantlora.adapters.holders import lora_layers, saved_modules
+from quantlora.adapters.state import adapter_state, known_adapter
 from quantlora.adapters.switch import check_together, set_adapter, unload
 from quantlora.distributed.gather import is_shard
 from quantlora.errors import MergeError

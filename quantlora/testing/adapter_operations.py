@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from quantlora.adapters.hot_swap import hot_swap, prepare_hot_swap
+from quantlora.adapters.mixed_batch import mixed_batch
 from quantlora.adapters.switch import (
     adapters_disabled,
     delete_adapter,
@@ -19,7 +20,6 @@ from quantlora.adapters.switch import (
 from quantlora.checkpoint.load import load_adapter
 from quantlora.checkpoint.save import save_adapter
 from quantlora.combining.combination import add_weighted_adapter
-from quantlora.layers.mixed_batch import mixed_batch
 from quantlora.merging.merge import merge, unmerge
 from quantlora.testing import reference
 from quantlora.testing.base import Holder, SuiteBase

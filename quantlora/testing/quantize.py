@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from quantlora.formats.layouts import linear_from
 from quantlora.testing.base import Holder, Shape, SuiteBase
-from quantlora.wrapping.bases import linear_from
 from quantlora.wrapping.wrap import wrap
 
 

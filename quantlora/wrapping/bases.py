@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
+from quantlora.adapters.holders import own_modules
 from quantlora.discovery.diagnosis import diagnosed
 from quantlora.discovery.registration import registry
+from quantlora.formats.layouts import linear_from
 from quantlora.formats.offloaded import at_hand, read
 from quantlora.layers.layer import LoraLayer
 from quantlora.wrapping.plan import PlannedLayer, check_model
-from quantlora.wrapping.targets import own_modules
 
 
 def frozen_bases(
@@ -48,12 +49,3 @@ def as_linear(layer: nn.Module) -> nn.Linear:
         return layer
     quantizer = registry().match("", layer)
     return linear_from(quantizer.dequantize(layer), quantizer.bias(layer))
-
-
-def linear_from(weight: Tensor, bias: Tensor | None = None) -> nn.Linear:
-    """A frozen `nn.Linear` around ``weight`` ``(out, in)`` and ``bias``; nothing is copied."""
-    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
-    linear.weight = nn.Parameter(weight.detach(), requires_grad=False)
-    if bias is not None:
-        linear.bias = nn.Parameter(bias.detach(), requires_grad=False)
-    return linear

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from quantlora.adapters.holders import own_modules
 from quantlora.config.lora_config import LoraConfig
 from quantlora.discovery.registration import Registry, registry
 from quantlora.errors import QuantloraError, TargetError
@@ -21,7 +22,6 @@ from quantlora.wrapping.targets import (
     is_all_linear,
     looks_linear,
     output_heads,
-    own_modules,
     targeted,
 )
 from quantlora.wrapping.wrap import given_config

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear as NeverCalled
 
-from quantlora.adapters.saved_modules import SavedModule
+from quantlora.adapters.holders import own_modules
 from quantlora.config.expressions import full_match, match
 from quantlora.config.lora_config import LoraConfig
 from quantlora.discovery.registration import Registry
@@ -61,16 +61,6 @@ def find_targets(model: nn.Module, config: LoraConfig, registry: Registry) -> li
         *(_target(path, modules[path], config) for path in paths),
         *(_holder(path, modules[path], names, config) for path, names in holders.items()),
     ]
-
-
-def own_modules(model: nn.Module) -> Iterable[tuple[str, nn.Module]]:
-    """All modules by path, also under a second path; what is inside ours is left out."""
-    inside = None
-    for path, module in model.named_modules(remove_duplicate=False):
-        if inside is not None and path.startswith(inside):
-            continue
-        inside = f"{path}." if isinstance(module, (LoraLayer, SavedModule)) else None
-        yield path, module
 
 
 def is_all_linear(config: LoraConfig) -> bool:

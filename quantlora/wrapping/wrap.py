@@ -27,10 +27,10 @@ from quantlora.errors import ConfigError
 from quantlora.formats.offloaded import at_hand
 from quantlora.formats.quantizer import Quantizer
 from quantlora.formats.reference import Reference, open_reference
+from quantlora.initializers.initializer import InitContext, Initializer
 from quantlora.layers.layer import LoraLayer
 from quantlora.names import check_name
 from quantlora.wrapping.bases import as_linear, frozen_bases
-from quantlora.wrapping.initializer import InitContext, Initializer
 from quantlora.wrapping.plan import AUTO, PlannedLayer, make_plan
 from quantlora.wrapping.transaction import Transaction
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from quantlora import BackendError, LoraLayer, registry, wrap
-from quantlora.wrapping.bases import linear_from
+from quantlora.formats.layouts import linear_from
 
 from .gptq_checkpoint import Recipe
 from .gptq_loading import HAS_AUTO_GPTQ, KERNELS, WAYS, needs_library, tokens

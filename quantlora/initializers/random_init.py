@@ -7,8 +7,8 @@ from typing import ClassVar
 
 from torch import nn
 
+from quantlora.initializers.initializer import InitContext, Initializer
 from quantlora.layers.layer import LoraLayer
-from quantlora.wrapping.initializer import InitContext, Initializer
 
 
 class Default(Initializer):

@@ -1,0 +1,41 @@
+"""Where a model holds adapters, and what is the model's own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from torch import nn
+
+from quantlora.adapters.saved_modules import SavedModule
+from quantlora.layers.layer import LoraLayer
+
+
+def own_modules(model: nn.Module) -> Iterable[tuple[str, nn.Module]]:
+    """All modules by path, also under a second path; what is inside ours is left out."""
+    inside = None
+    for path, module in model.named_modules(remove_duplicate=False):
+        if inside is not None and path.startswith(inside):
+            continue
+        inside = f"{path}." if isinstance(module, (LoraLayer, SavedModule)) else None
+        yield path, module
+
+
+def adapter_holders(model: nn.Module) -> Iterator[tuple[str, LoraLayer | SavedModule]]:
+    """All that holds adapters, by path, each once: LoRA layers and modules trained in full."""
+    for path, module in model.named_modules():
+        if isinstance(module, (LoraLayer, SavedModule)):
+            yield path, module
+
+
+def saved_modules(model: nn.Module) -> Iterator[tuple[str, SavedModule]]:
+    """The modules that adapters train in full, by path."""
+    for path, holder in adapter_holders(model):
+        if isinstance(holder, SavedModule):
+            yield path, holder
+
+
+def lora_layers(model: nn.Module) -> Iterator[tuple[str, LoraLayer]]:
+    """The model's LoRA layers by path, each once."""
+    for path, module in model.named_modules():
+        if isinstance(module, LoraLayer):
+            yield path, module

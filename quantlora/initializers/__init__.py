@@ -1,0 +1,1 @@
+"""First values of A and B: what an initializer is, and the random ones."""
