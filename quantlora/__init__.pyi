@@ -56,6 +56,7 @@ from .formats.tensor_file import (
     TensorFile as TensorFile,
     write_tensors as write_tensors,
 )
+from .hardware import multiplies_bfloat16 as multiplies_bfloat16
 from .hookspecs import hookimpl as hookimpl
 from .initializers.initializer import InitContext as InitContext, Initializer as Initializer
 from .inspection.memory import MemoryUse as MemoryUse

@@ -15,16 +15,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from quantlora import multiplies_bfloat16
+
 METHODS = ("krylov", "exact")
 
-#: The last pass is the one that lowers the squared error by less than this share.
-_WORTH = 5e-5
+#: The last pass is the one that lowers the squared error by less than this share ...
+_WORTH = 1e-4
+#: ... and raises the captured energy by less than this one.
+_GAIN = 4e-3
 #: Where hardly any error is left: the captured energy itself is known no better than this.
 _PRECISION = 1e-6
 #: Passes before which nothing is judged.
 _AT_LEAST = 4
 #: Columns of a block: narrow ones go deeper for the same work, wide ones use the cores better.
-_NARROW, _WIDE = 32, 64
+_NARROW, _WIDE = 16, 32
 #: A column this small beside the largest of its block is rounding.
 _NOTHING = 1e-5
 #: Matrices up to this size, and high ranks, are left to a full SVD: it is quick there.
@@ -92,23 +96,44 @@ def _start(matrix: Tensor, r: int, seed: int, start: Tensor | None) -> Tensor:
 
 
 def _krylov(matrix: Tensor, r: int, block: Tensor) -> LowRank:
-    """Grow an orthonormal ``P`` and ``Z = matrixᵀ · P``; then ``matrix ≈ P Zᵀ`` is small."""
+    """Grow an orthonormal ``P`` and ``Z = matrixᵀ · P``; then ``matrix ≈ P Zᵀ`` is small.
+
+    Where the hardware multiplies bfloat16, the space grows in it: rounding a flat spectrum turns
+    its leading space by little, and the last pass, in full precision, turns it back.
+    """
+    coarse = matrix.bfloat16() if _rounds(matrix) else matrix
     P = matrix.new_empty(matrix.shape[0], 0)
     Z = matrix.new_empty(matrix.shape[1], 0)
     largest = min(*matrix.shape, _LARGEST * max(r, _NARROW)) - block.shape[1]
     total, energy = float(matrix.norm()) ** 2, 0.0
     while P.shape[1] <= largest:
-        fresh = _orthogonal(matrix @ block, P)
+        fresh = _orthogonal(_product(coarse, block), P)
         if not fresh.shape[1]:
             break
-        block = matrix.t() @ fresh
+        block = _product(coarse.t(), fresh)
         P, Z = torch.cat([P, fresh], 1), torch.cat([Z, block], 1)
         if P.shape[1] < max(r, _AT_LEAST * block.shape[1]):
             continue
         before, energy = energy, _captured(Z, r)
-        if energy - before <= _WORTH * (total - energy) + _PRECISION * energy:
+        if energy - before <= min(_WORTH * (total - energy), _GAIN * energy) + _PRECISION * energy:
             break
-    return _ritz(P, Z, r)
+    found = _ritz(P, Z, r)
+    return found if coarse is matrix else _once_more(matrix, found, r)
+
+
+def _rounds(matrix: Tensor) -> bool:
+    return matrix.dtype == torch.float32 and multiplies_bfloat16(matrix.device)
+
+
+def _product(coarse: Tensor, block: Tensor) -> Tensor:
+    """``coarse · block`` in the block's dtype."""
+    return (coarse @ block.to(coarse.dtype)).to(block.dtype)
+
+
+def _once_more(matrix: Tensor, found: LowRank, r: int) -> LowRank:
+    """One pass of subspace iteration from what was found, in the matrix's own precision."""
+    P = _orthogonal(matrix @ found.V, matrix.new_empty(matrix.shape[0], 0))
+    return _ritz(P, matrix.t() @ P, r)
 
 
 def _orthogonal(columns: Tensor, P: Tensor) -> Tensor:
