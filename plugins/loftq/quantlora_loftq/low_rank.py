@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from quantlora import multiplies_bfloat16
+from quantlora_loftq.krylov_space import KrylovSpace
 
 METHODS = ("krylov", "exact")
 
@@ -25,12 +26,10 @@ _WORTH = 1e-4
 _GAIN = 4e-3
 #: Where hardly any error is left: the captured energy itself is known no better than this.
 _PRECISION = 1e-6
-#: Passes before which nothing is judged.
+#: Blocks, and times the rank, before which nothing is judged.
 _AT_LEAST = 4
 #: Columns of a block: narrow ones go deeper for the same work, wide ones use the cores better.
 _NARROW, _WIDE = 16, 32
-#: A column this small beside the largest of its block is rounding.
-_NOTHING = 1e-5
 #: Matrices up to this size, and high ranks, are left to a full SVD: it is quick there.
 _SMALL = 512
 #: The space is grown to so many times the rank at most; beyond, a full SVD is as good.
@@ -96,28 +95,27 @@ def _start(matrix: Tensor, r: int, seed: int, start: Tensor | None) -> Tensor:
 
 
 def _krylov(matrix: Tensor, r: int, block: Tensor) -> LowRank:
-    """Grow an orthonormal ``P`` and ``Z = matrixᵀ · P``; then ``matrix ≈ P Zᵀ`` is small.
+    """Grow the space until ``matrix ≈ P Zᵀ`` as far as rank ``r`` goes; then it is small.
 
     Where the hardware multiplies bfloat16, the space grows in it: rounding a flat spectrum turns
     its leading space by little, and the last pass, in full precision, turns it back.
     """
     coarse = matrix.bfloat16() if _rounds(matrix) else matrix
-    P = matrix.new_empty(matrix.shape[0], 0)
-    Z = matrix.new_empty(matrix.shape[1], 0)
-    largest = min(*matrix.shape, _LARGEST * max(r, _NARROW)) - block.shape[1]
+    room = max(block.shape[1], min(*matrix.shape, _LARGEST * max(r, _NARROW)))
+    space = KrylovSpace(matrix, room)
     total, energy = float(matrix.norm()) ** 2, 0.0
-    while P.shape[1] <= largest:
-        fresh = _orthogonal(_product(coarse, block), P)
+    while space.width + block.shape[1] <= room:
+        fresh = space.beyond(_product(coarse, block))
         if not fresh.shape[1]:
             break
         block = _product(coarse.t(), fresh)
-        P, Z = torch.cat([P, fresh], 1), torch.cat([Z, block], 1)
-        if P.shape[1] < max(r, _AT_LEAST * block.shape[1]):
+        space.add(fresh, block)
+        if space.width < _AT_LEAST * max(r, block.shape[1]):
             continue
-        before, energy = energy, _captured(Z, r)
+        before, energy = energy, float(torch.linalg.eigvalsh(space.gram)[-r:].sum())
         if energy - before <= min(_WORTH * (total - energy), _GAIN * energy) + _PRECISION * energy:
             break
-    found = _ritz(P, Z, r)
+    found = _ritz(space, r)
     return found if coarse is matrix else _once_more(matrix, found, r)
 
 
@@ -132,39 +130,18 @@ def _product(coarse: Tensor, block: Tensor) -> Tensor:
 
 def _once_more(matrix: Tensor, found: LowRank, r: int) -> LowRank:
     """One pass of subspace iteration from what was found, in the matrix's own precision."""
-    P = _orthogonal(matrix @ found.V, matrix.new_empty(matrix.shape[0], 0))
-    return _ritz(P, matrix.t() @ P, r)
+    space = KrylovSpace(matrix, r)
+    P = space.beyond(matrix @ found.V)
+    space.add(P, matrix.t() @ P)
+    return _ritz(space, r)
 
 
-def _orthogonal(columns: Tensor, P: Tensor) -> Tensor:
-    """An orthonormal basis of ``columns`` without their part in ``P``; twice is enough.
-
-    Columns of which hardly anything is left are dropped: QR would make up directions for them.
-    """
-    least = _NOTHING * float(columns.norm(dim=0).max())
-    for _ in range(2):
-        columns = columns - P @ (P.t() @ columns)
-        Q, R = torch.linalg.qr(columns)
-        columns = Q[:, R.diagonal().abs() > least]
-        least = _NOTHING
-    return columns
-
-
-def _captured(Z: Tensor, r: int) -> float:
-    return float(torch.linalg.eigvalsh(_gram(Z))[-r:].sum())
-
-
-def _gram(Z: Tensor) -> Tensor:
-    """``Zᵀ Z`` in float64: squares need the room."""
-    return (Z.t() @ Z).double()
-
-
-def _ritz(P: Tensor, Z: Tensor, r: int) -> LowRank:
+def _ritz(space: KrylovSpace, r: int) -> LowRank:
     """The best rank-r part of ``P Zᵀ``; zeros where its rank is lower."""
-    values, vectors = torch.linalg.eigh(_gram(Z))
-    lacking = max(0, r - P.shape[1])
-    top = F.pad(vectors[:, -r:].flip(1), (0, lacking)).to(Z)
-    sigma = F.pad(values[-r:].flip(0).clamp(min=0).sqrt(), (0, lacking)).to(Z)
-    V = Z @ top
+    values, vectors = torch.linalg.eigh(space.gram)
+    lacking = max(0, r - space.width)
+    top = F.pad(vectors[:, -r:].flip(1), (0, lacking)).to(space.Z)
+    sigma = F.pad(values[-r:].flip(0).clamp(min=0).sqrt(), (0, lacking)).to(space.Z)
+    V = space.Z @ top
     V = V / torch.where(sigma > 0, sigma, 1.0)
-    return LowRank(P @ top, sigma, V)
+    return LowRank(space.P @ top, sigma, V)
