@@ -107,6 +107,18 @@ def measure(given: argparse.Namespace, done: set[tuple[int, str]]) -> Iterator[d
             yield {**row, "after": perplexity(model, held), "steps": given.steps, "r": given.rank}
 
 
+def earlier(results: Path) -> list[dict[str, Any]]:
+    """What earlier runs have measured, a row for each line."""
+    lines = results.read_text().splitlines() if results.exists() else []
+    return [json.loads(line) for line in lines]
+
+
+def keep(results: Path, row: dict[str, Any]) -> None:
+    """Write down a row as soon as it is measured."""
+    with results.open("a") as stream:
+        stream.write(json.dumps(row) + "\n")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("results", type=Path)
@@ -115,11 +127,9 @@ def main() -> None:
     parser.add_argument("--rank", type=int, default=32)
     parser.add_argument("--lr", type=float, default=3e-4)
     given = parser.parse_args()
-    lines = given.results.read_text().splitlines() if given.results.exists() else []
-    done = {(one["bits"], one["start"]) for one in map(json.loads, lines)}
+    done = {(one["bits"], one["start"]) for one in earlier(given.results)}
     for row in measure(given, done):
-        with given.results.open("a") as stream:
-            stream.write(json.dumps(row) + "\n")
+        keep(given.results, row)
         print(row, flush=True)
 
 

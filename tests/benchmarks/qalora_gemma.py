@@ -10,7 +10,6 @@ file when it is done, and is not measured again; the table is written beside it,
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import os
 import statistics
@@ -24,7 +23,7 @@ os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")  # GPTQModel would compile its
 os.environ.setdefault("GPTQMODEL_CPU_WORKERS", "2")
 
 import torch
-from loftq_gemma import load, perplexity, rows, train
+from loftq_gemma import earlier, keep, load, perplexity, rows, train
 from torch import Tensor, nn
 
 import quantlora
@@ -124,16 +123,14 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=3e-4)
     given = parser.parse_args()
     warnings.filterwarnings("ignore", "merging lost most")
-    lines = given.results.read_text().splitlines() if given.results.exists() else []
-    done = [json.loads(line) for line in lines]
+    done = earlier(given.results)
     data, held = rows(demo_model())
     for bits in given.bits:
         base = checkpoint(bits, given.results.parent, data)
         for method in MODES:
             if not any((one["bits"], one["method"]) == (bits, method) for one in done):
                 done.append({"bits": bits, **measure(base, method, data, held, given)})
-                with given.results.open("a") as stream:
-                    stream.write(json.dumps(done[-1]) + "\n")
+                keep(given.results, done[-1])
                 given.results.with_suffix(".md").write_text(table(done))
     print(table(done), end="")
 

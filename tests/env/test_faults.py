@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
@@ -143,14 +142,6 @@ RUNNING: dict[str, Fault] = {
         "pip install --upgrade --force-reinstall --no-cache-dir bitsandbytes",
     ),
 }
-
-
-@pytest.fixture
-def environment(tmp_path: Path) -> Environment:
-    found = Environment(tmp_path)
-    for library in ("gptqmodel", "auto-gptq", "optimum"):
-        found.remove(library)
-    return found
 
 
 @pytest.mark.parametrize("fault", MISSING)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,14 +12,6 @@ import quantlora
 from quantlora.env import machine
 from quantlora.merging.rounding import ROUNDING
 from tests.env.faulty_environment import Environment
-
-
-@pytest.fixture
-def environment(tmp_path: Path) -> Environment:
-    found = Environment(tmp_path)
-    for library in ("gptqmodel", "auto-gptq", "optimum"):
-        found.remove(library)
-    return found
 
 
 def gptqmodel(environment: Environment, version: str) -> dict:

@@ -6,23 +6,20 @@ python deepspeed_processes.py FOLDER STRATEGY:BACKEND...
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import deepspeed
 import torch.distributed as dist
-import torch.multiprocessing as processes
 from torch import nn
 
 import quantlora
 from tests.training.two_processes import (
     STEPS,
     batch,
-    compared,
+    from_command_line,
     make_optimizer,
     mean,
-    single,
     wrapped,
 )
 
@@ -62,12 +59,5 @@ def both(rank: int, folder: Path, pairs: list[tuple[str, str]]) -> None:
     dist.destroy_process_group()
 
 
-def main(folder: Path, pairs: list[tuple[str, str]]) -> dict[str, Any]:
-    alone = {one: single(one, folder / "single" / one) for one in {one for _, one in pairs}}
-    processes.start_processes(both, (folder, pairs), nprocs=2, start_method="fork")
-    return {f"{s}:{b}": compared(folder, s, b, alone[b]) for s, b in pairs}
-
-
 if __name__ == "__main__":
-    chosen = [tuple(one.split(":")) for one in sys.argv[2:]]
-    print(json.dumps(main(Path(sys.argv[1]), chosen)))
+    from_command_line(both)

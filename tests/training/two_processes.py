@@ -24,6 +24,9 @@ from torch.nn.parallel import DistributedDataParallel
 import quantlora
 from quantlora.testing.models import tiny_llama
 
+#: What each process runs: its rank, the folder, and pairs of strategy and backend.
+Both = Callable[[int, Path, list[tuple[str, str]]], None]
+
 STEPS = 4
 WEIGHTS = "adapter_model.safetensors"
 OPTIONS = {"bitsandbytes_4bit_float32": {"quant_storage": torch.float32}}
@@ -147,13 +150,19 @@ def distance(saved: dict[str, Tensor], wanted: dict[str, Tensor]) -> float:
     return max(float((saved[key] - wanted[key]).abs().max()) for key in wanted)
 
 
-def main(folder: Path, pairs: list[tuple[str, str]]) -> dict[str, Any]:
+def main(both: Both, folder: Path, pairs: list[tuple[str, str]]) -> dict[str, Any]:
+    """What ``both``, run in each of two processes, has done otherwise than a single one."""
     alone = {one: single(one, folder / "single" / one) for one in {one for _, one in pairs}}
     # Forked, so that the libraries are imported once.
     processes.start_processes(both, (folder, pairs), nprocs=2, start_method="fork")
     return {f"{s}:{b}": compared(folder, s, b, alone[b]) for s, b in pairs}
 
 
+def from_command_line(both: Both) -> None:
+    """``FOLDER STRATEGY:BACKEND...``: prints the comparison as JSON."""
+    chosen = [(strategy, backend) for strategy, backend in (a.split(":") for a in sys.argv[2:])]
+    print(json.dumps(main(both, Path(sys.argv[1]), chosen)))
+
+
 if __name__ == "__main__":
-    chosen = [tuple(one.split(":")) for one in sys.argv[2:]]
-    print(json.dumps(main(Path(sys.argv[1]), chosen)))
+    from_command_line(both)
