@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from quantlora.adapters.holders import lora_layers
 from quantlora.adapters.state import adapter_state, known_adapter
@@ -24,11 +24,12 @@ from quantlora.checkpoint.fitting import ByPath, by_path
 from quantlora.checkpoint.keys import plain_path
 from quantlora.checkpoint.place import find_folder
 from quantlora.checkpoint.read import read_adapter
+from quantlora.checkpoint.slot_tensors import slot_tensors, widened
 from quantlora.config.lora_config import LoraConfig
-from quantlora.errors import AdapterError
+from quantlora.errors import AdapterError, AdapterFileError
 from quantlora.layers.layer import LoraLayer
 from quantlora.wrapping.patterns import as_pattern
-from quantlora.wrapping.targets import by_pattern
+from quantlora.wrapping.targets import is_all_linear, targeted
 
 
 @torch.no_grad()
@@ -73,7 +74,7 @@ def hot_swap(
         revision, token: for the hub.
 
     Raises:
-        AdapterFileError: the files are missing or damaged.
+        AdapterFileError: the files are missing or damaged, or of another base model.
         AdapterError: the adapter does not fit the slot: a larger rank (see `prepare_hot_swap`),
             other layers, another variant; or the slot is merged.
     """
@@ -82,8 +83,9 @@ def hot_swap(
     slots = _slots(model, adapter_name)
     given = by_path(str(place), saved.tensors, model, ())
     _check(known_adapter(model, adapter_name), saved.config, slots, given)
+    _check_whole(str(place), saved.config, slots, given)
     new = {
-        path: _fitted(path, layer, adapter_name, saved.config, given.get(path))
+        path: slot_tensors(str(place), path, layer, adapter_name, saved.config, given.get(path))
         for path, layer in slots.items()
     }
     for path, layer in slots.items():
@@ -103,11 +105,12 @@ def _slots(model: nn.Module, adapter: str) -> dict[str, LoraLayer]:
 def _pad(layer: LoraLayer, name: str, config: LoraConfig, r: int) -> None:
     old = layer.adapter_tensors(name)
     A = old[layer.factor_names[0]]
-    rank = max(layer.r[name], min(r, layer.out_features, layer.in_features))
+    room = min(r, layer.out_features, layer.in_features)
+    rank = max(layer.r[name], room - room % layer.rank_multiple)
     layer.add_factors(name, config, rank, A.dtype)
     for key, parameter in layer.adapter_tensors(name).items():
         if parameter is not old[key]:
-            parameter.copy_(_widened(old[key], parameter))
+            parameter.copy_(widened(layer, key, old[key], parameter))
             parameter.requires_grad_(old[key].requires_grad)
     layer.r[name] = rank
     layer.lora_alpha[name] = layer.scaling[name] * (math.sqrt(rank) if config.use_rslora else rank)
@@ -137,33 +140,13 @@ def _check_factors_only(config: LoraConfig, which: str) -> None:
             )
 
 
-def _fitted(
-    path: str, layer: LoraLayer, name: str, config: LoraConfig, given: dict[str, Tensor] | None
-) -> dict[str, Tensor]:
-    """The new tensors, in the shapes and with the scale of the slot."""
-    slot = layer.adapter_tensors(name)
-    if given is None:
-        return {key: torch.zeros_like(one) for key, one in slot.items()}
-    if extra := [key for key in given if key not in slot]:
-        raise AdapterError(f"{path}: the slot has no {extra[0]} (lora_bias?).")
-    key_A, key_B = layer.factor_names
-    r = len(given[key_A])
-    if r > layer.r[name]:
-        raise AdapterError(
-            f"{path}: the adapter has rank {r}, the slot {layer.r[name]}: call "
-            f"quantlora.prepare_hot_swap(model, r={r}) before the model is compiled."
+def _check_whole(
+    source: str, config: LoraConfig, slots: Mapping[str, LoraLayer], given: ByPath
+) -> None:
+    """The file has tensors for every layer that its own config picks."""
+    wanted = () if is_all_linear(config) else (path for path in slots if targeted(path, config))
+    if absent := [path for path in wanted if path not in given]:
+        raise AdapterFileError(
+            f"{source} does not fit this model: it lacks those of {len(absent)} targeted layers, "
+            f"{absent[0]} first. Is it for another base model?"
         )
-    alpha = by_pattern(path, config.alpha_pattern, config.lora_alpha) / layer.alpha_factor(name)
-    ratio = config.scaling(r, alpha) / layer.scaling[name]
-    scaled = {key_B: ratio, "lora_B.bias": ratio}
-    return {
-        key: _widened(given[key] * scaled.get(key, 1.0), one) if key in given else 0 * one
-        for key, one in slot.items()
-    }
-
-
-def _widened(tensor: Tensor, like: Tensor) -> Tensor:
-    """``tensor`` in the corner of zeros of ``like``'s shape."""
-    wide = torch.zeros_like(like)
-    wide[tuple(slice(size) for size in tensor.shape)] = tensor.to(like)
-    return wide

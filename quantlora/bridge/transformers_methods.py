@@ -25,6 +25,7 @@ from quantlora.checkpoint.keys import PREFIX
 from quantlora.checkpoint.load import load_adapter, put_on
 from quantlora.checkpoint.place import DEFAULT
 from quantlora.checkpoint.save import adapter_tensors
+from quantlora.checkpoint.weights_file import check_values
 from quantlora.config.lora_config import LoraConfig
 from quantlora.errors import AdapterError
 from quantlora.wrapping.wrap import wrap
@@ -60,6 +61,7 @@ def _load_adapter(
         raise AdapterError("give a folder or hub id, or peft_config and adapter_state_dict.")
     else:
         config = replace(_own_config(peft_config), inference_mode=not is_trainable)
+        check_values("adapter_state_dict", adapter_state_dict)
         put_on(model, config, adapter_state_dict, name, "adapter_state_dict")
 
 

@@ -108,7 +108,21 @@ def check_paths(
 @torch.no_grad()
 def fill(source: str, wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> None:
     """Copy ``given`` into ``wanted`` where both have the same names and shapes."""
-    here = {name: tuple(tensor.shape) for name, tensor in wanted.items()}
+    check_shapes(source, {name: tuple(tensor.shape) for name, tensor in wanted.items()}, given)
+    for name, tensor in wanted.items():
+        if tensor.is_floating_point() != given[name].is_floating_point():
+            raise AdapterFileError(
+                f"{source} does not fit this model: {name} is {given[name].dtype} in the file, "
+                f"{tensor.dtype} in the model. Is it for another base model?"
+            )
+        tensor.copy_(given[name])
+        check_finite(source, name, tensor)
+
+
+def check_shapes(
+    source: str, here: Mapping[str, tuple[int, ...]], given: Mapping[str, Tensor]
+) -> None:
+    """Raise `AdapterFileError` unless ``given`` has these names and shapes, and no others."""
     there = {name: tuple(tensor.shape) for name, tensor in given.items()}
     if here != there:
         names = [name for name in {**here, **there} if here.get(name) != there.get(name)]
@@ -117,8 +131,15 @@ def fill(source: str, wanted: Mapping[str, Tensor], given: Mapping[str, Tensor])
             f"{source} does not fit this model: {'; '.join(facts)}. Is it for another base model, "
             f"or has adapter_config.json been changed?"
         )
-    for name, tensor in wanted.items():
-        tensor.copy_(given[name])
+
+
+def check_finite(source: str, name: str, tensor: Tensor) -> None:
+    """Raise `AdapterFileError` where a file's values are too large for the model's dtype."""
+    if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+        raise AdapterFileError(
+            f"{source} does not fit this model: {name} has values that {tensor.dtype} cannot hold. "
+            f"Load the model in a wider dtype."
+        )
 
 
 def _shape(shapes: Mapping[str, tuple[int, ...]], name: str) -> str:

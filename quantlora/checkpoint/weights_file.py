@@ -12,11 +12,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
 
+from quantlora.checkpoint.keys import split_key
 from quantlora.checkpoint.place import PICKLE, WEIGHTS, own_file
 from quantlora.errors import AdapterFileError
 from quantlora.formats.tensor_file import write_tensors
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_WHOLE = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 #: How a zip archive (torch.save since 1.6), a pickle (protocols 2 to 5) and a tar begin.
 _PICKLES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 #: What safetensors itself allows for the header, in bytes.
@@ -47,14 +49,14 @@ def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
-    """All tensors of the file in ``folder``, each of a float type and finite."""
+    """All tensors of the file in ``folder``, as `check_values` wants them."""
     data = _read(folder)
     file = folder / WEIGHTS
     try:
         tensors = load(data)
     except _DAMAGES as error:
         raise _damaged(file, len(data), error) from error
-    _check_values(file, tensors)
+    check_values(str(file), tensors)
     return tensors
 
 
@@ -122,17 +124,21 @@ def _pickle(file: Path) -> str:
     )
 
 
-def _check_values(file: Path, tensors: Mapping[str, Tensor]) -> None:
+def check_values(source: str, tensors: Mapping[str, Tensor]) -> None:
+    """Raise `AdapterFileError` unless ``tensors`` are finite floats.
+
+    Modules trained in full may have whole numbers too: BatchNorm counts its batches.
+    """
     if not tensors:
-        raise AdapterFileError(f"{file} holds no tensors.")
-    other = {key: t.dtype for key, t in tensors.items() if t.dtype not in _FLOATS}
-    if other:
-        key, dtype = next(iter(other.items()))
-        raise AdapterFileError(f"{file}: {key} has type {dtype}, expected a float type.")
+        raise AdapterFileError(f"{source} holds no tensors.")
+    for key, tensor in tensors.items():
+        kind = tensor.dtype if isinstance(tensor, Tensor) else f"of {type(tensor).__name__}"
+        if kind not in (_FLOATS if split_key(key)[0] else (*_FLOATS, *_WHOLE)):
+            raise AdapterFileError(f"{source}: {key} has type {kind}, expected a float type.")
     bad = [key for key, tensor in tensors.items() if not torch.isfinite(tensor).all()]
     if bad:
         raise AdapterFileError(
-            f"{file}: {_some(bad)} holds NaN or infinity: the training diverged, or the file is "
+            f"{source}: {_some(bad)} holds NaN or infinity: the training diverged, or the file is "
             f"damaged. Use an earlier checkpoint."
         )
 

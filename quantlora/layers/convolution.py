@@ -40,6 +40,11 @@ class LoraConv(LoraLayer):
     def conv(self) -> Conv:
         return cast(Conv, self.base_layer)
 
+    @property
+    def rank_multiple(self) -> int:
+        """B has the layer's groups, and each takes as many of the rank."""
+        return self.conv.groups
+
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         y: Tensor = self.conv(x, *args, **kwargs)
         for name, rows in self.shares(x):

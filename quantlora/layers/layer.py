@@ -117,6 +117,11 @@ class LoraLayer(BaseFacts, WeightUpdate, nn.Module):
         """A and B for one adapter, on the base's device."""
         raise NotImplementedError
 
+    @property
+    def rank_multiple(self) -> int:
+        """Ranks here are multiples of so many."""
+        return 1
+
     def check_rank(self, r: int) -> None:
         """Raise `ConfigError` where rank ``r`` exceeds what the layer's shape can hold."""
         check_rank(self.path, (self.out_features, self.in_features), r)

@@ -67,6 +67,22 @@ def test_we_read_peft_s_copies(make_base, logits, tmp_path, peft):
     assert relative_difference(logits(ours), logits(theirs)) < 1e-5
 
 
+def test_a_module_with_whole_numbers_is_saved_and_loaded(tmp_path, peft):
+    def base():
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
+
+    model = quantlora.wrap(base(), r=2, target_modules=["0"], modules_to_save=["1"])
+    x = torch.randn(9, 4)
+    model(x)  # counts a batch
+    quantlora.save_adapter(model.eval(), tmp_path)
+    again = quantlora.load_adapter(base(), tmp_path).eval()
+    theirs = peft.PeftModel.from_pretrained(base(), tmp_path).eval()
+    assert torch.equal(again(x), model(x))
+    assert torch.allclose(theirs(x), model(x))
+    assert again[1].chosen.num_batches_tracked == 1
+
+
 def test_new_head_of_a_classifier_is_trained_and_saved_unasked(logits, tmp_path, peft):
     def base():
         torch.manual_seed(0)

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import quantlora
-from quantlora.errors import AdapterError
+from quantlora.errors import AdapterError, QuantloraError
 from quantlora.testing.models import tiny_llama
 from tests.life.peft_oracle import IDS, relative
 
@@ -96,6 +97,31 @@ def test_convolutions_are_padded() -> None:
     assert relative(model(x), before) <= 1e-6
 
 
+GROUPED: dict[str, tuple[nn.Module, Tensor]] = {
+    "conv1d": (nn.Conv1d(8, 8, 3, groups=4), torch.randn(2, 8, 9)),
+    "conv2d": (nn.Conv2d(4, 8, 3, groups=2), torch.randn(2, 4, 8, 8)),
+    "depthwise": (nn.Conv2d(4, 8, 3, groups=4), torch.randn(2, 4, 8, 8)),
+}
+
+
+@pytest.mark.parametrize("kind", GROUPED)
+def test_each_group_of_a_convolution_is_padded_and_swapped_by_itself(
+    kind: str, tmp_path: Path
+) -> None:
+    layer, x = GROUPED[kind]
+    models = [nn.Sequential(copy.deepcopy(layer)) for _ in range(2)]
+    for model, alpha in zip(models, (8, 3), strict=True):
+        given: dict[str, Any] = {"target_modules": ["0"], "init_lora_weights": False}
+        quantlora.wrap(model, r=4, lora_alpha=alpha, **given)
+    before = models[0](x)
+    quantlora.prepare_hot_swap(models[0], r=9)
+    assert models[0][0].r["default"] % models[0][0].base_layer.groups == 0
+    assert relative(models[0](x), before) <= 1e-5
+    quantlora.save_adapter(models[1], tmp_path)
+    quantlora.hot_swap(models[0], tmp_path)
+    assert relative(models[0](x), models[1](x)) <= 1e-5
+
+
 @pytest.mark.parametrize("backend", ["auto", "bitsandbytes_4bit"])
 def test_a_compiled_model_is_not_compiled_again(backend: str, tmp_path: Path) -> None:
     from torch._dynamo.testing import CompileCounter
@@ -171,6 +197,66 @@ def test_what_does_not_fit_changes_nothing(
     with pytest.raises(AdapterError, match=message):
         quantlora.hot_swap(model, tmp_path)
     assert torch.equal(logits(model), before)
+
+
+#: What is done to the tensors of a good file, and what the error says.
+DAMAGES: dict[str, tuple[Any, str]] = {
+    "no A": (lambda key, t: None if "lora_A" in key else t, "lora_A.weight"),
+    "no B": (lambda key, t: None if "lora_B" in key else t, "lora_B.weight"),
+    "no magnitude": (lambda key, t: None if "magnitude" in key else t, "magnitude"),
+    "B of a lower rank": (lambda key, t: t[:, :1] if "lora_B" in key else t, "lora_B.weight"),
+    "another rank": (
+        lambda key, t: t[:1] if "lora_A" in key else t[:, :1] if "lora_B" in key else t,
+        "lora_A.weight",
+    ),
+    "narrower": (lambda key, t: t[:, :-8] if "lora_A" in key else t, "lora_A.weight"),
+    "shorter": (lambda key, t: t[:-8] if "lora_B" in key else t, "lora_B.weight"),
+    "flat": (lambda key, t: t.flatten(), "lora_A.weight"),
+    "one layer less": (lambda key, t: None if "0.self_attn" in key else t, "lacks|not those"),
+    "a value too large": (lambda key, t: t.double() * 1e200, "cannot hold"),
+}
+
+
+@pytest.mark.parametrize("use_dora", [False, True])
+@pytest.mark.parametrize("what", DAMAGES)
+def test_files_that_do_not_fit_change_nothing(what: str, use_dora: bool, tmp_path: Path) -> None:
+    if what == "no magnitude" and not use_dora:
+        pytest.skip("plain LoRA has none")
+    change, message = DAMAGES[what]
+    fields: dict[str, Any] = {"use_dora": use_dora, "target_modules": ["q_proj", "up_proj"]}
+    saved(tmp_path, **fields)
+    file = tmp_path / "adapter_model.safetensors"
+    tensors = {key: change(key, tensor) for key, tensor in load_file(file).items()}
+    save_file({key: t.contiguous() for key, t in tensors.items() if t is not None}, file)
+    model = adapted(**fields)
+    before = logits(model)
+    with pytest.raises(QuantloraError, match=message):
+        quantlora.hot_swap(model, tmp_path)
+    assert torch.equal(logits(model), before)
+
+
+def test_a_scale_is_applied_in_the_precision_of_the_slot(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(8, 8))
+    quantlora.wrap(model, r=2, lora_alpha=1e-4, init_lora_weights=False)
+    other = nn.Sequential(nn.Linear(8, 8)).half()
+    quantlora.wrap(other, r=2, lora_alpha=1e4, init_lora_weights=False)
+    quantlora.save_adapter(other, tmp_path)
+    file = tmp_path / "adapter_model.safetensors"
+    halves = {key: tensor.half() for key, tensor in load_file(file).items()}
+    save_file(halves, file)
+    quantlora.hot_swap(model, tmp_path)
+    A, B = (t.double() for _, t in sorted(halves.items()))
+    wanted = 1e4 / 2 * (B @ A)
+    assert relative(model[0].delta_weight("default", model[0].dequantize()), wanted) <= 1e-5
+
+
+def test_a_slot_without_an_effect_is_refused(tmp_path: Path) -> None:
+    saved(tmp_path)
+    model = adapted()
+    for _, layer in quantlora.lora_layers(model):
+        layer.scaling["default"] = 0.0
+    with pytest.raises(AdapterError, match="scale is 0"):
+        quantlora.hot_swap(model, tmp_path)
 
 
 def test_a_merged_slot_is_refused(tmp_path: Path) -> None:
