@@ -1,15 +1,17 @@
 """The public names of quantlora. Plugins import these and nothing else."""
 
+from .adapters.disabling import (
+    adapters_disabled as adapters_disabled,
+    disable_adapters as disable_adapters,
+    enable_adapters as enable_adapters,
+)
 from .adapters.holders import lora_layers as lora_layers
 from .adapters.hot_swap import hot_swap as hot_swap, prepare_hot_swap as prepare_hot_swap
 from .adapters.mixed_batch import mixed_batch as mixed_batch
 from .adapters.state import known_adapter as known_adapter
 from .adapters.switch import (
     active_adapters as active_adapters,
-    adapters_disabled as adapters_disabled,
     delete_adapter as delete_adapter,
-    disable_adapters as disable_adapters,
-    enable_adapters as enable_adapters,
     rename_adapter as rename_adapter,
     set_adapter as set_adapter,
     unload as unload,

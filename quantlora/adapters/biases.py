@@ -52,7 +52,7 @@ def _plain(model: nn.Module, owner: nn.Module, buffers: bool) -> Tensor | None:
 def place_biases(model: nn.Module, names: Sequence[str] | None = None) -> None:
     """Put the biases of the adapters ``names`` in place (default: of those that count now)."""
     state = adapter_state(model)
-    counting = (state.active if state.enabled else ()) if names is None else names
+    counting = (state.active if state.counts else ()) if names is None else names
     for adapter, biases in state.biases.items():
         for one in biases:
             one.place() if adapter in counting else one.restore()

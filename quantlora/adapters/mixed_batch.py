@@ -15,6 +15,7 @@ from quantlora.adapters.biases import check_biases_shared
 from quantlora.adapters.holders import adapter_holders
 from quantlora.adapters.state import known_adapter
 from quantlora.errors import AdapterError
+from quantlora.layers.calls import give_samples
 
 #: The name that stands for "no adapter" in a mixed batch, as in PEFT.
 BASE = "__base__"
@@ -24,7 +25,8 @@ BASE = "__base__"
 def mixed_batch(model: nn.Module, adapter_names: Sequence[str]) -> Iterator[None]:
     """Within the block, sample i of every batch goes through ``adapter_names[i]``.
 
-    With gradient checkpointing, call backward within the block too: it computes forward again.
+    It holds for the calls of this thread. With gradient checkpointing, call backward within the
+    block too: it computes forward again.
     """
     assign_samples(model, adapter_names)
     try:
@@ -45,11 +47,9 @@ def assign_samples(model: nn.Module, adapter_names: Sequence[str]) -> None:
             f"a mixed batch needs the plain base, but {', '.join(sorted(merged))} is merged into "
             f"it; call quantlora.unmerge(model) first."
         )
-    for layer in layers:
-        layer.sample_adapters = tuple(adapter_names)
+    give_samples(layers, tuple(adapter_names))
 
 
 def clear_samples(model: nn.Module) -> None:
     """From now on, every sample goes through the active adapters."""
-    for _, layer in adapter_holders(model):
-        layer.sample_adapters = None
+    give_samples([layer for _, layer in adapter_holders(model)], None)

@@ -12,10 +12,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from quantlora.layers.calls import PerCall
 from quantlora.layers.rows import rows_by_adapter
 
 
-class SavedModule(nn.Module):
+class SavedModule(PerCall, nn.Module):
     """``original_module``, and by adapter name its trained copies in ``modules_to_save``."""
 
     def __init__(self, original: nn.Module, path: str) -> None:
@@ -24,9 +25,7 @@ class SavedModule(nn.Module):
         self.modules_to_save = nn.ModuleDict()
         self.path = path
         self.active: tuple[str, ...] = ()
-        self.enabled = True
         self.merged: tuple[str, ...] = ()
-        self.sample_adapters: tuple[str, ...] | None = None  # set by `mixed_batch`
         self.train(original.training)
 
     def __getattr__(self, name: str) -> Any:

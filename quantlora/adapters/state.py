@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from torch import nn
+from torch import Tensor, nn
 
 from quantlora.adapters.trained_bias import TrainedBias
 from quantlora.config.lora_config import LoraConfig
 from quantlora.errors import AdapterError
+from quantlora.layers.calls import calls
 from quantlora.names import unknown
 
 _ATTRIBUTE = "quantlora_state"
@@ -16,12 +17,22 @@ _ATTRIBUTE = "quantlora_state"
 
 @dataclass
 class AdapterState:
-    """Kept at ``model.quantlora_state``; the layers hold the numbers."""
+    """Kept at ``model.quantlora_state``; the layers hold the numbers.
+
+    ``paused`` is what was trained before the first of ``pauses`` blocks without adapters began.
+    """
 
     configs: dict[str, LoraConfig] = field(default_factory=dict)
     active: tuple[str, ...] = ()
     enabled: bool = True
     biases: dict[str, list[TrainedBias]] = field(default_factory=dict)
+    pauses: int = 0
+    paused: list[Tensor] = field(default_factory=list)
+
+    @property
+    def counts(self) -> bool:
+        """Whether the active adapters count in this thread."""
+        return self.enabled and id(self) not in calls().off
 
 
 def has_adapters(model: nn.Module) -> bool:

@@ -1,9 +1,9 @@
-"""Which adapters count: set, enable, disable, delete. For any wrapped `nn.Module`."""
+"""Which adapters are active: set, delete, rename. For any wrapped `nn.Module`."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import warnings
+from collections.abc import Sequence
 from typing import TypeVar
 
 from torch import nn
@@ -14,11 +14,12 @@ from quantlora.adapters.biases import (
     leave_biases,
     place_biases,
 )
+from quantlora.adapters.disabling import train_only
 from quantlora.adapters.holders import adapter_holders, saved_modules
 from quantlora.adapters.saved_modules import SavedModule
 from quantlora.adapters.state import adapter_state, check_free, known_adapter, set_state
 from quantlora.bridge import transformers_bridge
-from quantlora.errors import AdapterError
+from quantlora.errors import AdapterError, AdapterWarning
 from quantlora.layers.layer import LoraLayer
 from quantlora.names import check_name
 
@@ -44,13 +45,7 @@ def set_adapter(model: nn.Module, names: str | Sequence[str]) -> None:
     for _, layer in adapter_holders(model):
         layer.activate(chosen)
         layer.enabled = state.enabled
-        for name in layer.adapters:
-            for tensor in layer.adapter_tensors(name).values():
-                if isinstance(tensor, nn.Parameter):
-                    tensor.requires_grad_(name in trained)
-    for name, biases in state.biases.items():
-        for one in biases:
-            one.own.requires_grad_(name in trained)
+    train_only(model, trained)
     place_biases(model)
 
 
@@ -81,43 +76,12 @@ def active_adapters(model: nn.Module) -> list[str]:
     return list(adapter_state(model).active)
 
 
-def enable_adapters(model: nn.Module) -> None:
-    """Let the active adapters count again after `disable_adapters`."""
-    _enable(model, True)
-
-
-def disable_adapters(model: nn.Module) -> None:
-    """Run the base model alone, until `enable_adapters`."""
-    _enable(model, False)
-
-
-@contextmanager
-def adapters_disabled(model: nn.Module) -> Iterator[None]:
-    """Run the base model alone within a ``with`` block, then restore what was."""
-    before = adapter_state(model).enabled
-    disable_adapters(model)
-    try:
-        yield
-    finally:
-        _enable(model, before)
-
-
-def _enable(model: nn.Module, enabled: bool) -> None:
-    state = adapter_state(model)
-    for path, layer in adapter_holders(model):
-        if layer.merged and not enabled:
-            raise AdapterError(
-                f"{path}: {', '.join(layer.merged)} is merged into the base and cannot be "
-                f"disabled; call quantlora.unmerge(model) first."
-            )
-    state.enabled = enabled
-    for _, layer in adapter_holders(model):
-        layer.enabled = enabled
-    place_biases(model)
-
-
 def delete_adapter(model: nn.Module, name: str) -> None:
-    """Remove adapter ``name`` for good; the layers keep their place for the others."""
+    """Remove adapter ``name`` for good; the layers keep their place for the others.
+
+    Where it was the only active one, the oldest of the others becomes so, with an
+    `AdapterWarning`: a model without an active adapter would answer as the base does.
+    """
     known_adapter(model, name)
     for path, layer in adapter_holders(model):
         if name in layer.merged:
@@ -126,10 +90,20 @@ def delete_adapter(model: nn.Module, name: str) -> None:
         if name in layer.adapters:
             layer.remove_adapter(name)
     state = adapter_state(model)
+    was_active = name in state.active
     state.active = tuple(one for one in state.active if one != name)
     place_biases(model)
     state.biases.pop(name, None)
     del state.configs[name]
+    if was_active and not state.active and state.configs:
+        successor = next(iter(state.configs))
+        set_adapter(model, successor)
+        warnings.warn(
+            f"adapter {name!r} was active and is deleted: {successor!r} is active now. Choose "
+            f"another one with quantlora.set_adapter.",
+            AdapterWarning,
+            stacklevel=2,
+        )
 
 
 def rename_adapter(model: nn.Module, old: str, new: str) -> None:

@@ -35,13 +35,13 @@ class TrainedBias:
 
     def place(self) -> None:
         if not self.placed:
-            self.own.data = self.own.data.to(self.plain.device)
+            self.own.data = self.own.data.to(self.plain)
             self.owner._buffers.pop(_NAME, None)
             self.owner._parameters[_NAME] = self.own
 
     def restore(self) -> None:
         if self.placed:
-            self.plain.data = self.plain.data.to(self.own.device)
+            self.plain.data = self.plain.data.to(self.own)
             if isinstance(self.plain, nn.Parameter):
                 self.owner._parameters[_NAME] = self.plain
             else:

@@ -15,6 +15,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from quantlora.adapters import switch as adapters
+from quantlora.adapters.disabling import disable_adapters, enable_adapters
 from quantlora.adapters.hot_swap import hot_swap, prepare_hot_swap
 from quantlora.adapters.state import adapter_state
 from quantlora.bridge.generation import generate
@@ -88,7 +89,8 @@ def _own_config(config: Any) -> LoraConfig:
 def _delete_adapter(model: nn.Module, adapter_names: str | Sequence[str]) -> None:
     """Delete adapters; with the last one the model is a plain model again."""
     names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
-    for name in names:
+    active = adapters.active_adapters(model)
+    for name in sorted(names, key=active.__contains__):  # so that none becomes active in between
         adapters.delete_adapter(model, name)
     if not adapter_state(model).configs:
         adapters.unload(model)
@@ -119,8 +121,8 @@ METHODS: dict[str, Callable[..., Any]] = {
     "set_adapter": adapters.set_adapter,
     "active_adapters": adapters.active_adapters,
     "active_adapter": _active_adapter,
-    "enable_adapters": adapters.enable_adapters,
-    "disable_adapters": adapters.disable_adapters,
+    "enable_adapters": enable_adapters,
+    "disable_adapters": disable_adapters,
     "get_adapter_state_dict": _get_adapter_state_dict,
     "enable_peft_hotswap": _enable_peft_hotswap,
     "generate": generate,

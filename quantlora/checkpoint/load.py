@@ -51,7 +51,8 @@ def load_adapter(
         folder: a folder, or an id on the Hugging Face hub. With a sub-folder called
             ``adapter_name``, the adapter in there is taken.
         adapter_name: the name it gets in the model.
-        is_trainable: train it on; else its parameters are frozen.
+        is_trainable: train it on; else its parameters are frozen, and the model is put into
+            evaluation mode as PEFT does, for an adapter that is used has no dropout.
         backend, quantize_options: as in `wrap`.
         revision, token: for the hub.
 
@@ -68,6 +69,8 @@ def load_adapter(
     saved = read_adapter(place)
     config = replace(saved.config, inference_mode=not is_trainable)
     put_on(model, config, saved.tensors, adapter_name, str(place), backend, quantize_options)
+    if not is_trainable:
+        model.eval()
     report_differences(saved.note, model, adapter_name, str(place))
     return model
 

@@ -8,19 +8,19 @@ parametrizations (`torch.nn.utils.parametrize`): reading the attribute unpacks t
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.nn.utils import parametrize
 
 from quantlora.formats.quantizer import Quantizer
+from quantlora.formats.twin import call_twin, parametrized, twin
 
 
 def parameter_names(module: nn.Module) -> tuple[str, ...]:
     """Names of the module's own parameters, then of its packed ones; nothing is unpacked."""
-    return (*module._parameters, *_packed(module))
+    return (*module._parameters, *parametrized(module))
 
 
 def weights(module: nn.Module) -> dict[str, Tensor]:
@@ -35,36 +35,19 @@ def weights(module: nn.Module) -> dict[str, Tensor]:
 
 def call_with(module: nn.Module, tensors: Mapping[str, Tensor], *args: Any, **kwargs: Any) -> Any:
     """``module(*args, **kwargs)`` with ``tensors`` in place of its parameters of those names."""
-    packed = {name: tensors.get(name, getattr(module, name)) for name in _packed(module)}
-    plain = {name: one for name, one in tensors.items() if name not in packed}
-    if not packed:
-        return functional_call(module, plain, args, kwargs)
-    kind = type(module)  # its properties unpack; the class from before has plain attributes
-    module.__class__ = parametrize.type_before_parametrizations(module)
-    vars(module).update(packed)
-    try:
-        return functional_call(module, plain, args, kwargs)
-    finally:
-        for name in packed:
-            del vars(module)[name]
-        module.__class__ = kind
+    if torch.compiler.is_compiling() and not parametrized(module):
+        return functional_call(module, dict(tensors), args, kwargs)  # one thread traces
+    return call_twin(module, tensors, *args, **kwargs)
 
 
 def with_parameters(like: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
     """A module of ``like``'s class with parameters of its own; all else is shared with it."""
-    kind: type[nn.Module] = parametrize.type_before_parametrizations(like)
-    new = kind.__new__(kind)
-    vars(new).update(vars(like))
     own = {name: nn.Parameter(tensor, requires_grad=False) for name, tensor in tensors.items()}
-    new._parameters = {**like._parameters, **own}
-    new._modules = {k: one for k, one in like._modules.items() if k != "parametrizations"}
+    new = twin(like, own)
+    for name in own:
+        vars(new).pop(name, None)
+    new._parameters = {**new._parameters, **own}
     return new
-
-
-def _packed(module: nn.Module) -> tuple[str, ...]:
-    if not parametrize.is_parametrized(module):
-        return ()
-    return tuple(cast(nn.ModuleDict, module.parametrizations))
 
 
 class PackedParameters(Quantizer):
@@ -110,4 +93,4 @@ class FloatParameters(PackedParameters):
 
 def format_of(module: nn.Module) -> PackedParameters:
     """The format of a module's parameters."""
-    return PackedParameters() if _packed(module) else FloatParameters()
+    return PackedParameters() if parametrized(module) else FloatParameters()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from quantlora.errors import AdapterError
 from quantlora.formats.offloaded import at_hand
 from quantlora.layers.base_facts import BaseFacts, check_rank
+from quantlora.layers.calls import PerCall
 from quantlora.layers.rows import rows_by_adapter
 from quantlora.layers.scaling import Scalings
 from quantlora.layers.weight_update import WeightUpdate
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from quantlora.formats.quantizer import Quantizer
 
 
-class LoraLayer(BaseFacts, WeightUpdate, nn.Module):
+class LoraLayer(BaseFacts, WeightUpdate, PerCall, nn.Module):
     """Holds ``base_layer`` and, by adapter name, ``lora_A``, ``lora_B`` and their settings.
 
     Which adapters count is in ``active``; which are folded into the base is in ``merged``.
@@ -42,9 +43,7 @@ class LoraLayer(BaseFacts, WeightUpdate, nn.Module):
         self.lora_alpha: dict[str, float] = {}
         self.scaling = Scalings()
         self.active: tuple[str, ...] = ()
-        self.enabled = True
         self.merged: tuple[str, ...] = ()
-        self.sample_adapters: tuple[str, ...] | None = None  # set by `mixed_batch`
         # The base from before a merge. In a list, so it is neither a submodule nor in state_dict.
         self.unmerged: list[tuple[nn.Module, Quantizer]] = []
         self.train(base_layer.training)
@@ -79,6 +78,13 @@ class LoraLayer(BaseFacts, WeightUpdate, nn.Module):
             if dtype is None:
                 return self.quantizer.dequantize(self.base_layer)
             return self.quantizer.dequantize_to(self.base_layer, dtype)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LoraLayer:
+        """The base from before a merge moves and changes its dtype with the rest."""
+        for base, _ in self.unmerged if recurse else ():
+            base._apply(fn)
+        super()._apply(fn, recurse)
+        return self
 
     # -- adapters
 

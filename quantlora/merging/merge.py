@@ -118,11 +118,16 @@ def chosen_adapters(model: nn.Module, adapters: str | Sequence[str] | None) -> t
     names = (chosen,) if isinstance(chosen, str) else tuple(dict.fromkeys(chosen))
     for name in names:
         known_adapter(model, name)
+    if not names:
+        raise MergeError(
+            "no adapter is active or named, so there is nothing to merge: choose one with "
+            "quantlora.set_adapter(model, name)."
+        )
     return names
 
 
 def check_enabled(model: nn.Module) -> None:
-    if not adapter_state(model).enabled:
+    if not adapter_state(model).counts:
         raise MergeError(
             "the adapters are disabled, and a merged one would count all the same: call "
             "quantlora.enable_adapters(model) before you merge."

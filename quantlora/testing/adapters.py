@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from quantlora.adapters.switch import adapters_disabled, delete_adapter, set_adapter
+from quantlora.adapters.disabling import adapters_disabled
+from quantlora.adapters.switch import delete_adapter, set_adapter
 from quantlora.config.lora_config import LoraConfig
 from quantlora.testing.base import Holder, SuiteBase
 from quantlora.wrapping.wrap import wrap

@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
 from quantlora.adapters.biases import find_biases
+from quantlora.adapters.disabling import enable_adapters
 from quantlora.adapters.modules_to_save import add_saved, find_saved, with_heads
 from quantlora.adapters.saved_modules import SavedModule
 from quantlora.adapters.state import AdapterState, adapter_state, has_adapters, set_state
-from quantlora.adapters.switch import enable_adapters, set_adapter
+from quantlora.adapters.switch import set_adapter
 from quantlora.adapters.trained_bias import TrainedBias
 from quantlora.bridge import transformers_bridge
 from quantlora.config.lora_config import LoraConfig
@@ -184,7 +186,7 @@ def _finish(model: nn.Module, config: LoraConfig, adapter: str, biases: list[Tra
         model.requires_grad_(False)
     configs = {**old.configs, adapter: config}
     trained = {**old.biases, adapter: biases} if biases else old.biases
-    set_state(model, AdapterState(configs, old.active, old.enabled, dict(trained)))
+    set_state(model, replace(old, configs=configs, biases=dict(trained)))
     set_adapter(model, adapter)
     enable_adapters(model)  # also after disable_adapters: the new one is to count
     _leave_fast_paths(model)

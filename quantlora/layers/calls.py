@@ -1,0 +1,85 @@
+"""What holds for the calls of one thread: the samples of a mixed batch, adapters that are off.
+
+As attributes of the modules they would hold for every thread that calls the model. They are kept
+where torch keeps its own state of a thread, which it hands on to the threads of a backward: there
+gradient checkpointing computes forward again. While a graph is traced they are attributes all the
+same, for a compiled graph can only depend on those.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+
+_KEY = "quantlora_calls"
+
+
+@dataclass(frozen=True)
+class Calls:
+    """By ``id`` of the module: the adapter of each sample; and whose adapters are off."""
+
+    samples: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
+    off: frozenset[int] = frozenset()
+
+
+_NONE = Calls()
+
+
+def calls() -> Calls:
+    """Those of this thread."""
+    if not torch._C._is_key_in_tls(_KEY):
+        return _NONE
+    found: Calls = torch._C._get_obj_in_tls(_KEY)
+    return found
+
+
+class PerCall:
+    """A module with adapters that may be told other adapters for the calls of one thread."""
+
+    _enabled = True
+    _traced_off = False
+    _traced_samples: tuple[str, ...] | None = None
+
+    @property
+    def enabled(self) -> bool:
+        """Whether the adapters count; set for all threads, switched off for one by `switch_off`."""
+        if torch.compiler.is_compiling():
+            return self._enabled and not self._traced_off
+        return self._enabled and id(self) not in calls().off
+
+    @enabled.setter
+    def enabled(self, value: bool) -> None:
+        self._enabled = value
+
+    @property
+    def sample_adapters(self) -> tuple[str, ...] | None:
+        """The adapter of each sample in a mixed batch."""
+        if torch.compiler.is_compiling():
+            return self._traced_samples
+        return calls().samples.get(id(self))
+
+
+def give_samples(modules: Collection[PerCall], names: tuple[str, ...] | None) -> None:
+    """From now on, in this thread, sample i goes through ``names[i]``; None: no mixed batch."""
+    keys = {id(module) for module in modules}
+    others = {key: one for key, one in calls().samples.items() if key not in keys}
+    given = {} if names is None else dict.fromkeys(keys, names)
+    _store(replace(calls(), samples={**others, **given}))
+    for module in modules:
+        module._traced_samples = names
+
+
+def switch_off(things: Collection[Any], off: bool) -> None:
+    """From now on, in this thread, the adapters of ``things`` are off, or as they are for all."""
+    keys = {id(thing) for thing in things}
+    _store(replace(calls(), off=calls().off | keys if off else calls().off - keys))
+    for thing in things:
+        if isinstance(thing, PerCall):
+            thing._traced_off = off
+
+
+def _store(new: Calls) -> None:
+    torch._C._stash_obj_in_tls(_KEY, new)

@@ -1,0 +1,79 @@
+"""What is trained and what is active once adapters are off or deleted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import quantlora
+from quantlora.errors import AdapterWarning
+
+
+def model(**fields: Any) -> nn.Sequential:
+    plain = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+    return quantlora.wrap(plain, r=2, target_modules=["0"], **fields)
+
+
+def trained(one: nn.Module) -> list[str]:
+    return [name for name, parameter in one.named_parameters() if parameter.requires_grad]
+
+
+@pytest.mark.parametrize("fields", [{}, {"modules_to_save": ["1"]}, {"bias": "all"}])
+def test_nothing_is_trained_while_the_adapters_are_off(fields: dict[str, Any]) -> None:
+    one = model(**fields)
+    before = trained(one)
+    with quantlora.adapters_disabled(one):
+        assert not trained(one)
+    assert trained(one) == before
+    quantlora.disable_adapters(one)
+    quantlora.disable_adapters(one)
+    assert not trained(one)
+    quantlora.enable_adapters(one)
+    assert trained(one) == before
+
+
+def test_what_was_frozen_by_hand_stays_so() -> None:
+    one = model()
+    one[0].lora_A.requires_grad_(False)
+    with quantlora.adapters_disabled(one), quantlora.adapters_disabled(one):
+        pass
+    assert trained(one) == ["0.lora_B.default.weight"]
+
+
+def test_an_adapter_chosen_while_off_is_trained_once_they_are_on() -> None:
+    one = model()
+    quantlora.wrap(one, r=2, target_modules=["0"], adapter_name="second")
+    with quantlora.adapters_disabled(one):
+        quantlora.set_adapter(one, "default")
+        assert not trained(one)
+    assert trained(one) == ["0.lora_A.default.weight", "0.lora_B.default.weight"]
+
+
+def test_an_adapter_added_while_off_is_trained() -> None:
+    one = model()
+    with quantlora.adapters_disabled(one):
+        quantlora.wrap(one, r=2, target_modules=["0"], adapter_name="second")
+    assert trained(one) == ["0.lora_A.second.weight", "0.lora_B.second.weight"]
+    assert one[0].enabled
+
+
+def test_another_adapter_takes_the_place_of_a_deleted_one() -> None:
+    one = model()
+    quantlora.wrap(one, r=2, target_modules=["0"], adapter_name="second")
+    with pytest.warns(AdapterWarning, match="'default' is active now"):
+        quantlora.delete_adapter(one, "second")
+    assert quantlora.active_adapters(one) == ["default"]
+    assert trained(one) == ["0.lora_A.default.weight", "0.lora_B.default.weight"]
+
+
+@pytest.mark.parametrize("trainable", [False, True])
+def test_dropout_is_for_adapters_that_are_trained(trainable: bool, tmp_path: Path) -> None:
+    quantlora.save_adapter(model(lora_dropout=0.5, init_lora_weights=False), tmp_path)
+    plain = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+    one = quantlora.load_adapter(plain, tmp_path, is_trainable=trainable)
+    x = torch.ones(4, 8)
+    assert torch.equal(one(x), one(x)) is not trainable
