@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
 from quantlora.errors import ConfigError
+from quantlora.formats.offloaded import at_hand
 
 if TYPE_CHECKING:
     from quantlora.formats.quantizer import Quantizer
@@ -45,6 +47,13 @@ class BaseFacts:
     @property
     def bias(self) -> Tensor | None:
         return self.quantizer.bias(self.base_layer)
+
+    def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
+        """The base's weight ``(out_features, in_features)``; by default in its own dtype."""
+        with at_hand(self.base_layer):
+            if dtype is None:
+                return self.quantizer.dequantize(self.base_layer)
+            return self.quantizer.dequantize_to(self.base_layer, dtype)
 
     @property
     def plain_base(self) -> tuple[nn.Module, Quantizer]:

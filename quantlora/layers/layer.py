@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from quantlora.errors import AdapterError
-from quantlora.formats.offloaded import at_hand
 from quantlora.layers.base_facts import BaseFacts, check_rank
 from quantlora.layers.calls import PerCall
 from quantlora.layers.rows import rows_by_adapter
@@ -71,13 +70,6 @@ class LoraLayer(BaseFacts, WeightUpdate, PerCall, nn.Module):
     def accepts(cls, base_layer: nn.Module, quantizer: Quantizer) -> bool:
         """Whether this class can wrap such a layer."""
         raise NotImplementedError
-
-    def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
-        """The base's weight ``(out_features, in_features)``; by default in its own dtype."""
-        with at_hand(self.base_layer):
-            if dtype is None:
-                return self.quantizer.dequantize(self.base_layer)
-            return self.quantizer.dequantize_to(self.base_layer, dtype)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LoraLayer:
         """The base from before a merge moves and changes its dtype with the rest."""
