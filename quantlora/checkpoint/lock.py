@@ -14,12 +14,15 @@ except ImportError:  # not on Windows: there the last of two savers wins
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[bool]:
+def locked(folder: Path, wait: bool = True) -> Iterator[bool]:
     """Hold the lock on ``folder``; yields False where the file system has none.
+
+    Args:
+        wait: for others to be through; else it yields False where another holds the lock.
 
     The lock is on the folder itself and goes with the process, however that ends.
     """
-    handle = _lock(folder)
+    handle = _lock(folder, wait)
     try:
         yield handle is not None
     finally:
@@ -27,11 +30,11 @@ def locked(folder: Path) -> Iterator[bool]:
             os.close(handle)
 
 
-def _lock(folder: Path) -> int | None:
+def _lock(folder: Path, wait: bool) -> int | None:
     while fcntl is not None:
         handle = os.open(folder, os.O_RDONLY)
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX)
+            fcntl.flock(handle, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
             here = os.stat(folder)
         except OSError:
             os.close(handle)

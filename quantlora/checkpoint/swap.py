@@ -1,6 +1,6 @@
 """Replacing several files of a folder at once, by exchanging the folder for a copy of it.
 
-    .<folder>.quantlora     the copy: what else is in the folder by hard links, the new files
+    .<folder>.quantlora-…   the copy: what else is in the folder by hard links, the new files
     exchange(copy, folder)
     the copy, now the old folder, is removed
 
@@ -10,7 +10,9 @@ between copy and exchange is carried over.
 
 from __future__ import annotations
 
+import glob
 import os
+import secrets
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -26,7 +28,8 @@ def swap(staging: Path, folder: Path, names: Sequence[str], gone: Sequence[str])
     Where the file system cannot exchange folders, in steps between which the folder holds no
     adapter at all: never a mixture.
     """
-    beside = _beside(folder)
+    # A name of its own: where the file system has no locks, another save may be at it too.
+    beside = folder.with_name(f"{_beside(folder)}-{secrets.token_hex(4)}")
     for name in gone:
         (staging / name).touch()  # all that is ours has its name in the staging folder
     try:
@@ -51,10 +54,10 @@ def recover(folder: Path, staging: str) -> None:
     Args:
         staging: how the names of staging folders begin.
     """
-    beside = _beside(folder)
-    for path in beside.glob(f"{staging}*"):  # killed when the folders were exchanged already
-        _retire(beside, folder, path.name)
-    shutil.rmtree(beside, ignore_errors=True)
+    for beside in folder.parent.glob(f"{glob.escape(_beside(folder))}*"):
+        for path in beside.glob(f"{staging}*"):  # killed when the folders were exchanged already
+            _retire(beside, folder, path.name)
+        shutil.rmtree(beside, ignore_errors=True)
     for path in folder.glob(f"{staging}*"):
         shutil.rmtree(path, ignore_errors=True)
 
@@ -67,8 +70,9 @@ def _step_by_step(staging: Path, folder: Path, names: Sequence[str], gone: Seque
     flush(folder)
 
 
-def _beside(folder: Path) -> Path:
-    return folder.with_name(f".{folder.name}.quantlora")
+def _beside(folder: Path) -> str:
+    """How the names of copies of ``folder`` begin."""
+    return f".{folder.name}.quantlora"
 
 
 def _inside(path: Path, folder: Path) -> bool:

@@ -6,8 +6,8 @@ beside it.
 
 from __future__ import annotations
 
+import errno
 import os
-import shutil
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,13 +20,16 @@ from torch import Tensor, nn
 
 from quantlora.adapters.biases import biases_of
 from quantlora.bridge.transformers_bridge import is_transformers_model
-from quantlora.checkpoint.flush import flush
 from quantlora.errors import MergeError
 from quantlora.exporting.export_check import Check, check_export
 from quantlora.exporting.export_config import check_mode, write_config
 from quantlora.exporting.export_shards import ShardWriter
 from quantlora.exporting.export_tensors import MergedTensors
+from quantlora.files.new_folder import new_folder
 from quantlora.merging.merge import check_enabled, chosen_adapters, outer_dtype
+
+#: What systems answer to a rename onto a folder that has files.
+_TAKEN = (errno.ENOTEMPTY, errno.EEXIST)
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,8 @@ def export_merged(
     """Write ``model`` with ``adapters`` folded in to ``folder``; the model itself stays as it is.
 
     The folder appears when everything is written and checked; before, or after a kill, there is
-    only ``.<folder>.partial`` beside it.
+    only ``.<folder>.partial-...`` beside it. Of several exports to one folder the first that is
+    through has it; the others fail.
 
     Args:
         folder: must not exist, or be empty.
@@ -98,24 +102,19 @@ def export_merged(
 @contextmanager
 def _staged(target: Path) -> Iterator[Path]:
     """A folder to write in that becomes ``target`` when the block is through."""
-    staging = target.with_name(f".{target.name}.partial")
-    shutil.rmtree(staging, ignore_errors=True)
     try:
-        staging.mkdir(parents=True)
-        yield staging
-        for place in (*staging.iterdir(), staging):
-            flush(place)
-        if target.exists():
-            target.rmdir()
-        staging.rename(target)
-        flush(target.parent)
+        with new_folder(target) as staging:
+            yield staging
     except OSError as error:
+        if error.errno in _TAKEN:
+            raise MergeError(
+                f"{target} has been filled by another export meanwhile, and is left as that made "
+                f"it: choose another folder."
+            ) from error
         raise MergeError(
             f"{target}: the export could not be written: {error.strerror or error}. Make room, or "
             f"choose another folder; nothing of it is left behind."
         ) from error
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
 
 
 def _free(folder: Path) -> Path:

@@ -210,3 +210,25 @@ def test_a_damaged_export_is_found_out(tmp_path: Path, monkeypatch: pytest.Monke
     with pytest.raises(MergeError, match="its logits differ"):
         quantlora.export_merged(wrapped(), tmp_path / "merged")
     assert not list(tmp_path.iterdir())
+
+
+def test_an_export_that_another_has_overtaken_fails_and_leaves_the_other_s(tmp_path: Path) -> None:
+    def plain(value: float) -> nn.Module:
+        model = nn.Sequential(*(nn.Linear(16, 16, bias=False) for _ in range(6)))
+        for layer in model:
+            nn.init.constant_(layer.weight, value)
+        return quantlora.wrap(model, r=2)
+
+    class Other:
+        """Exports while the first one is at it."""
+
+        def save_pretrained(self, folder: Path) -> None:
+            quantlora.export_merged(plain(2.0), tmp_path / "out", max_shard_size=2000)
+
+    with pytest.raises(MergeError, match="another export"):
+        quantlora.export_merged(
+            plain(1.0), tmp_path / "out", max_shard_size=2000, tokenizer=Other()
+        )
+    files = list((tmp_path / "out").glob("*.safetensors"))
+    assert {float(t.mean()) for file in files for t in load_file(file).values()} == {2.0}
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]

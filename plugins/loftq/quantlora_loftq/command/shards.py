@@ -73,7 +73,7 @@ def _write(file: Path, entries: list[Entry]) -> None:
         }
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    new = file.with_name(file.name + ".tmp")
+    new = file.with_name(f"{file.name}.{os.getpid()}.tmp")
     with new.open("wb") as stream:
         stream.write(struct.pack("<Q", len(text)) + text)
         for entry in entries:
