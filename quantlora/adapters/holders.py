@@ -39,3 +39,19 @@ def lora_layers(model: nn.Module) -> Iterator[tuple[str, LoraLayer]]:
     for path, module in model.named_modules():
         if isinstance(module, LoraLayer):
             yield path, module
+
+
+def embedding_ends(model: nn.Module) -> tuple[nn.Module | None, nn.Module | None]:
+    """The input and the output embeddings, where the model has such and says so.
+
+    Models of images and sound have the methods from their base class, which raise there.
+    """
+    return _end(model, "get_input_embeddings"), _end(model, "get_output_embeddings")
+
+
+def _end(model: nn.Module, method: str) -> nn.Module | None:
+    try:
+        found = getattr(model, method, lambda: None)()
+    except (NotImplementedError, AttributeError):
+        return None
+    return found if isinstance(found, nn.Module) else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +14,16 @@ from torch import Tensor, nn
 from quantlora.adapters.holders import lora_layers
 from quantlora.bridge.transformers_bridge import dtype_argument
 from quantlora.discovery.registration import registry
-from quantlora.errors import MergeError
+from quantlora.errors import AdapterWarning, MergeError
 from quantlora.exporting.export_tensors import MergedTensors
+from quantlora.exporting.model_outputs import (
+    active_only,
+    furthest,
+    never_called,
+    outputs,
+    relative,
+    usable_inputs,
+)
 from quantlora.wrapping.plan import FLOAT
 
 #: Largest relative error of the logits, by the dtype of the exported weights.
@@ -28,11 +37,13 @@ class Check:
     """What was compared.
 
     Args:
-        logits: relative error of the logits, ``max |export - model| / max |model|``.
-        weights: the same for the weight matrices of the first and last adapted layer.
+        logits: relative error of the model's outputs: ``max |export - model| / max |model|``;
+            None where no inputs could be made for this architecture.
+        weights: the same for the weight matrices of the first and last adapted layer, of all that
+            the inputs did not reach, and, without ``logits``, for every tensor of the export.
     """
 
-    logits: float
+    logits: float | None
     weights: dict[str, float]
 
 
@@ -42,55 +53,83 @@ def check_export(folder: Path, source: MergedTensors, inputs: Mapping[str, Tenso
     The logits of a packed export differ by what packing lost, so there only the weights decide.
     """
     model: Any = source.model
+    loaded = _load(folder, source)
+    unreached: set[str] = set()
+    with active_only(model, source.names), never_called(model, unreached):
+        asked = (inputs, outputs(model, inputs)) if inputs else usable_inputs(model)
+    weights = _weights(loaded, source, unreached)  # first: some kernels repack at their forward
+    if asked is None:
+        _say_no_inputs(model)
+        weights |= _tensors(loaded, source)
+    logits = None if asked is None else furthest(outputs(loaded, asked[0]), asked[1])
+    _decide(Check(logits, weights), source)
+    return Check(logits, weights)
+
+
+def _load(folder: Path, source: MergedTensors) -> nn.Module:
+    """The export as its own class reads it, computing its experts in the way the model does."""
+    model: Any = source.model
+    kept = getattr(model.config, "_experts_implementation", None)
+    experts = {"experts_implementation": kept} if isinstance(kept, str) else {}
     wanted = dtype_argument(source.dtype)
-    loaded = type(model).from_pretrained(folder, **wanted, device_map=None).eval()
-    weights = _weights(loaded, source)  # first: some kernels repack at their first forward
-    found = Check(_logits(loaded, model, inputs or _sample(model)), weights)
-    far = {path: error for path, error in found.weights.items() if error > _WEIGHT}
+    loaded: nn.Module = type(model).from_pretrained(folder, **wanted, **experts, device_map=None)
+    return loaded.eval()
+
+
+def _decide(found: Check, source: MergedTensors) -> None:
+    far = {path: error for path, error in found.weights.items() if not error <= _WEIGHT}
     if far:
         raise MergeError(
             f"the export was loaded again, and its weights are not those written: {far} (relative "
             f"error). This format's files differ from its layers in memory; use "
             f'mode="dequantize". Nothing was kept.'
         )
+    model: Any = source.model
     limit = max(TOLERANCES.get(dtype, 0.1) for dtype in (source.dtype, model.dtype))
-    if source.mode == "dequantize" and not found.logits <= limit:
+    if found.logits is None or source.mode != "dequantize":
+        return
+    if not found.logits <= limit:
         raise MergeError(
             f"the export was loaded again, and its logits differ by {found.logits:.3g} of the "
             f"largest one, more than {limit} for {source.dtype}. Nothing was kept."
         )
-    return found
+
+
+def _say_no_inputs(model: nn.Module) -> None:
+    warnings.warn(
+        f"export_merged: no inputs could be made for {type(model).__name__}, so the export was "
+        f"loaded again and compared tensor by tensor, not by its outputs; give sample={{...}} to "
+        f"compare these too.",
+        AdapterWarning,
+        stacklevel=2,
+    )
 
 
 @torch.no_grad()
-def _logits(loaded: nn.Module, model: nn.Module, inputs: Mapping[str, Tensor]) -> float:
-    training = model.training
-    model.eval()
-    try:
-        device = next(model.parameters()).device
-        wanted = model(**{key: value.to(device) for key, value in inputs.items()})[0].float().cpu()
-    finally:
-        model.train(training)
-    error = (loaded(**inputs)[0].float() - wanted).abs().max() / wanted.abs().max()
-    return float(error)
-
-
-def _sample(model: Any) -> dict[str, Tensor]:
-    """Random tokens, two sequences of eight."""
-    generator = torch.Generator().manual_seed(0)
-    vocabulary = model.config.get_text_config().vocab_size
-    return {"input_ids": torch.randint(0, vocabulary, (2, 8), generator=generator)}
-
-
-@torch.no_grad()
-def _weights(loaded: nn.Module, source: MergedTensors) -> dict[str, float]:
+def _weights(loaded: nn.Module, source: MergedTensors, unreached: set[str]) -> dict[str, float]:
+    """The first and the last adapted layer, and those that no output tells of."""
     paths = dict(lora_layers(source.model))
-    errors: dict[str, float] = {}
-    for path in dict.fromkeys((next(iter(paths)), next(reversed(paths)))):
-        base, quantizer = source.merged(path, paths[path])
-        wanted = quantizer.dequantize(base).float().cpu()
-        layer = loaded.get_submodule(path)
-        reader = quantizer if quantizer.name == FLOAT else registry().match(path, layer)
-        found = reader.dequantize(layer).float()
-        errors[path] = float((found - wanted).norm() / wanted.norm())
-    return errors
+    wanted = dict.fromkeys((next(iter(paths)), next(reversed(paths)), *sorted(unreached)))
+    return {path: _weight_error(loaded, source, path) for path in wanted}
+
+
+def _weight_error(loaded: nn.Module, source: MergedTensors, path: str) -> float:
+    base, quantizer = source.merged(path, dict(lora_layers(source.model))[path])
+    wanted = quantizer.dequantize(base).float().cpu()
+    layer = loaded.get_submodule(path)
+    reader = quantizer if quantizer.name == FLOAT else registry().match(path, layer)
+    found = reader.dequantize(layer).float().cpu()
+    return float((found - wanted).norm() / wanted.norm())
+
+
+@torch.no_grad()
+def _tensors(loaded: nn.Module, source: MergedTensors) -> dict[str, float]:
+    """Every tensor that was written beside the one that was read; a missing one is NaN."""
+    there = loaded.state_dict()
+    return {
+        name: relative(there[name].double().cpu(), tensor.double().cpu())
+        if name in there
+        else float("nan")
+        for name, tensor in source
+        if source.mode == "dequantize"
+    }

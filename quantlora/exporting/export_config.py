@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from quantlora.adapters.holders import lora_layers
+from quantlora.adapters.holders import embedding_ends, lora_layers
 from quantlora.bridge.transformers_bridge import is_transformers_model
 from quantlora.errors import MergeError
 from quantlora.exporting.export_tensors import MergedTensors, packed_by
@@ -94,6 +94,6 @@ def _float_linears(model: nn.Module) -> dict[str, nn.Module]:
 
 def _both_ends(model: Any, written: set[str]) -> bool:
     """Whether the input and the output embeddings are each in the export."""
-    ends = (model.get_input_embeddings(), model.get_output_embeddings())
+    ends = embedding_ends(model)
     paths = [path for path, module in model.named_modules() if any(module is e for e in ends)]
     return len(paths) == 2 and all(f"{path}.weight" in written for path in paths)

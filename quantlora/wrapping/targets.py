@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear as NeverCalled
 
-from quantlora.adapters.holders import own_modules
+from quantlora.adapters.holders import embedding_ends, own_modules
 from quantlora.config.expressions import full_match, match
 from quantlora.config.lora_config import LoraConfig
 from quantlora.discovery.registration import Registry
@@ -120,7 +120,7 @@ def looks_linear(module: nn.Module, registry: Registry) -> bool:
 
 def output_heads(model: nn.Module, config: LoraConfig) -> set[nn.Module]:
     """The output embeddings, or a classifier's head: what "all-linear" leaves out."""
-    output = getattr(model, "get_output_embeddings", lambda: None)()
+    output = embedding_ends(model)[1]
     if output is not None:
         return {output}
     classifier = type(model).__name__.endswith("ForSequenceClassification")

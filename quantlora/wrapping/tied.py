@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from quantlora.adapters.holders import embedding_ends
 from quantlora.errors import AdapterWarning
 
 
@@ -29,8 +30,7 @@ def untie_merged(model: nn.Module) -> None:
     config = getattr(model, "config", None)
     if not (_ties(config) or _ties(_text(config))):
         return
-    ends = [getattr(model, f"get_{one}_embeddings", lambda: None)() for one in ("input", "output")]
-    weights = [getattr(end, "weight", None) for end in ends]
+    weights = [getattr(end, "weight", None) for end in embedding_ends(model)]
     if all(one is not None for one in weights) and weights[0] is not weights[1]:
         untie(config)
 
