@@ -6,7 +6,6 @@ from .adapters.disabling import (
     enable_adapters as enable_adapters,
 )
 from .adapters.holders import lora_layers as lora_layers
-from .adapters.hot_swap import hot_swap as hot_swap, prepare_hot_swap as prepare_hot_swap
 from .adapters.mixed_batch import mixed_batch as mixed_batch
 from .adapters.state import known_adapter as known_adapter
 from .adapters.switch import (
@@ -14,9 +13,8 @@ from .adapters.switch import (
     delete_adapter as delete_adapter,
     rename_adapter as rename_adapter,
     set_adapter as set_adapter,
-    unload as unload,
 )
-from .checkpoint.load import load_adapter as load_adapter
+from .checkpoint.hot_swap import hot_swap as hot_swap, prepare_hot_swap as prepare_hot_swap
 from .checkpoint.save import save_adapter as save_adapter
 from .checkpoint.vllm import check_vllm as check_vllm
 from .checks import Check as Check, Note as Note, Status as Status, Verdict as Verdict
@@ -45,19 +43,19 @@ from .errors import (
     TargetError as TargetError,
 )
 from .exporting.export import ExportReport as ExportReport, export_merged as export_merged
-from .formats.affine import AffineWeight as AffineWeight, pool as pool, spread as spread
-from .formats.layouts import linear_from as linear_from
-from .formats.quantizer import Quantizer as Quantizer
-from .formats.reference import (
+from .files.reference import (
     WeightFiles as WeightFiles,
     folder_or_download as folder_or_download,
     open_reference as open_reference,
 )
-from .formats.tensor_file import (
+from .files.safetensors_file import (
     TENSOR_TYPES as TENSOR_TYPES,
     TensorFile as TensorFile,
     write_tensors as write_tensors,
 )
+from .formats.affine import AffineWeight as AffineWeight, pool as pool, spread as spread
+from .formats.layouts import linear_from as linear_from
+from .formats.quantizer import Quantizer as Quantizer
 from .hardware import multiplies_bfloat16 as multiplies_bfloat16
 from .hookspecs import hookimpl as hookimpl
 from .initializers.initializer import InitContext as InitContext, Initializer as Initializer
@@ -65,18 +63,23 @@ from .inspection.memory import MemoryUse as MemoryUse
 from .inspection.memory_estimate import memory_estimate as memory_estimate
 from .layers.layer import LoraLayer as LoraLayer
 from .layers.linear import LoraLinear as LoraLinear
-from .merging.merge import merge as merge, merge_and_unload as merge_and_unload, unmerge as unmerge
+from .merging.merge import merge as merge, unmerge as unmerge
 from .requirements import (
     AllOf as AllOf,
     AnyOf as AnyOf,
     Availability as Availability,
     Requirement as Requirement,
 )
+from .training.prepare import prepare as prepare
 from .training.stop_on_nan import StopOnNaN as StopOnNaN
+from .wrapped_model import (
+    load_adapter as load_adapter,
+    merge_and_unload as merge_and_unload,
+    unload as unload,
+    wrap as wrap,
+)
 from .wrapping.bases import as_linear as as_linear
 from .wrapping.explain import explain as explain
 from .wrapping.explanation import Explanation as Explanation, LayerRow as LayerRow
-from .wrapping.prepare import prepare as prepare
-from .wrapping.wrap import wrap as wrap
 
 __version__: str

@@ -6,6 +6,9 @@ the library, the caller) and what to do. ``docs/errors.md`` lists them; a test h
 
 from __future__ import annotations
 
+import sys
+import warnings
+
 
 class QuantloraError(Exception):
     """Base of all errors raised by quantlora."""
@@ -57,3 +60,21 @@ class AdapterWarning(UserWarning):
 
 class PluginWarning(UserWarning):
     """A plugin was put aside; everything else works on."""
+
+
+def warn(message: str, category: type[Warning] = AdapterWarning) -> None:
+    """A warning at the line outside quantlora and its plugins that led here."""
+    warnings.warn(message, category, stacklevel=_depth_of_caller())
+
+
+def _depth_of_caller() -> int:
+    """The ``stacklevel`` of that line, counted from `warn`."""
+    depth, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and _is_internal(str(frame.f_globals.get("__name__"))):
+        depth, frame = depth + 1, frame.f_back
+    return depth
+
+
+def _is_internal(module: str) -> bool:
+    package = module.partition(".")[0]  # torch: its decorators stand between our functions
+    return package in ("quantlora", "importlib", "torch") or package.startswith("quantlora_")

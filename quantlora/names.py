@@ -8,6 +8,14 @@ from difflib import get_close_matches
 
 from quantlora.errors import ConfigError
 
+#: Segments that torch.compile, FSDP and activation checkpointing put into module paths.
+_WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+
+
+def plain_path(path: str) -> str:
+    """``path`` in the model as it was before anything was wrapped around its modules."""
+    return ".".join(part for part in path.split(".") if part not in _WRAPPERS)
+
 
 def check_name(adapter: str) -> None:
     """A name becomes part of module paths, file keys and a folder's name."""

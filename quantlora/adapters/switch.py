@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
-from typing import TypeVar
 
 from torch import nn
 
@@ -18,12 +16,9 @@ from quantlora.adapters.disabling import train_only
 from quantlora.adapters.holders import adapter_holders, saved_modules
 from quantlora.adapters.saved_modules import SavedModule
 from quantlora.adapters.state import adapter_state, check_free, known_adapter, set_state
-from quantlora.bridge import transformers_bridge
-from quantlora.errors import AdapterError, AdapterWarning
+from quantlora.errors import AdapterError, warn
 from quantlora.layers.layer import LoraLayer
 from quantlora.names import check_name
-
-M = TypeVar("M", bound=nn.Module)
 
 
 def set_adapter(model: nn.Module, names: str | Sequence[str]) -> None:
@@ -98,11 +93,9 @@ def delete_adapter(model: nn.Module, name: str) -> None:
     if was_active and not state.active and state.configs:
         successor = next(iter(state.configs))
         set_adapter(model, successor)
-        warnings.warn(
+        warn(
             f"adapter {name!r} was active and is deleted: {successor!r} is active now. Choose "
             f"another one with quantlora.set_adapter.",
-            AdapterWarning,
-            stacklevel=2,
         )
 
 
@@ -125,8 +118,8 @@ def rename_adapter(model: nn.Module, old: str, new: str) -> None:
     state.active = tuple(new if name == old else name for name in state.active)
 
 
-def unload(model: M) -> M:
-    """Remove every adapter and give the model its plain layers back (merged ones stay merged)."""
+def remove_adapters(model: nn.Module) -> None:
+    """`quantlora.unload` but for Transformers' methods."""
     leave_biases(model)
     for path, module in list(model.named_modules(remove_duplicate=False)):
         if isinstance(module, LoraLayer):
@@ -134,5 +127,3 @@ def unload(model: M) -> M:
         elif isinstance(module, SavedModule):
             model.set_submodule(path, module.plain)
     set_state(model, None)
-    transformers_bridge.detach(model)
-    return model

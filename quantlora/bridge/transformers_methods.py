@@ -16,20 +16,21 @@ from torch import Tensor, nn
 
 from quantlora.adapters import switch as adapters
 from quantlora.adapters.disabling import disable_adapters, enable_adapters
-from quantlora.adapters.hot_swap import hot_swap, prepare_hot_swap
 from quantlora.adapters.state import adapter_state
+from quantlora.bridge.adapter_method import detach
+from quantlora.bridge.flags import HOTSWAP_FLAG
 from quantlora.bridge.generation import generate
-from quantlora.bridge.transformers_bridge import HOTSWAP_FLAG
 from quantlora.bridge.transformers_saving import load_state_dict, save_pretrained, some_active
 from quantlora.checkpoint.config_file import config_from
+from quantlora.checkpoint.hot_swap import hot_swap, prepare_hot_swap
 from quantlora.checkpoint.keys import PREFIX
-from quantlora.checkpoint.load import load_adapter, put_on
+from quantlora.checkpoint.load import add_loaded_adapter, put_on
 from quantlora.checkpoint.place import DEFAULT
 from quantlora.checkpoint.save import adapter_tensors
 from quantlora.checkpoint.weights_file import check_values
 from quantlora.config.lora_config import LoraConfig
 from quantlora.errors import AdapterError
-from quantlora.wrapping.wrap import wrap
+from quantlora.wrapping.add_adapter import add_adapter
 
 
 def _load_adapter(
@@ -55,7 +56,7 @@ def _load_adapter(
     if hotswap and peft_model_id is not None:
         hot_swap(model, peft_model_id, name, revision=revision, token=token)
     elif peft_model_id is not None:
-        load_adapter(
+        add_loaded_adapter(
             model, peft_model_id, name, is_trainable=is_trainable, revision=revision, token=token
         )
     elif peft_config is None or adapter_state_dict is None:
@@ -75,7 +76,7 @@ def _enable_peft_hotswap(model: nn.Module, target_rank: int = 128, **kwargs: Any
 
 def _add_adapter(model: nn.Module, adapter_config: Any, adapter_name: str | None = None) -> None:
     """Add a fresh adapter and make it the active one; a config of PEFT's will do."""
-    wrap(model, _own_config(adapter_config), adapter_name=adapter_name or DEFAULT)
+    add_adapter(model, _own_config(adapter_config), adapter_name=adapter_name or DEFAULT)
 
 
 def _own_config(config: Any) -> LoraConfig:
@@ -93,7 +94,8 @@ def _delete_adapter(model: nn.Module, adapter_names: str | Sequence[str]) -> Non
     for name in sorted(names, key=active.__contains__):  # so that none becomes active in between
         adapters.delete_adapter(model, name)
     if not adapter_state(model).configs:
-        adapters.unload(model)
+        adapters.remove_adapters(model)
+        detach(model)
 
 
 def _get_adapter_state_dict(

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 
 from quantlora.adapters.switch import active_adapters
 from quantlora.checkpoint.save import save_adapter, write_adapter, write_trained
-from quantlora.errors import AdapterError, AdapterWarning
+from quantlora.errors import AdapterError, warn
 
 #: The folders Trainer saves its checkpoints in.
 _CHECKPOINT = re.compile(r"checkpoint-\d+")
@@ -49,7 +48,7 @@ def save_pretrained(
         kwargs: for the hub; Transformers' options for saving a whole model have no effect.
     """
     if not safe_serialization:
-        warnings.warn("adapters are saved as safetensors only.", AdapterWarning, stacklevel=3)
+        warn("adapters are saved as safetensors only.")
     if is_main_process:
         _save(model, Path(os.path.realpath(save_directory)), state_dict)
     if push_to_hub:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from quantlora.checkpoint.place import CONFIG, own_file
 from quantlora.config.lora_config import LoraConfig
-from quantlora.errors import AdapterFileError, AdapterWarning, ConfigError
+from quantlora.errors import AdapterFileError, ConfigError, warn
 
 #: Written only where they differ from their default: older PEFT and vLLM do not know them.
 _WHERE_USED = ("use_qalora", "use_variant", "qalora_group_size", "lora_bias", "target_parameters")
@@ -105,21 +104,17 @@ def _check_others(source: str, others: dict[str, Any]) -> None:
             f"outputs would be wrong here. Use PEFT for it."
         )
     if unknown := sorted(name for name in given if name not in _OF_NO_EFFECT):
-        warnings.warn(
+        warn(
             f"{source}: unknown fields are ignored: {', '.join(unknown)}. If a newer PEFT has "
             f"written it, compare its outputs before you rely on them.",
-            AdapterWarning,
-            stacklevel=6,
         )
 
 
 def _first_values(source: str, init: Any) -> Any:
     """True for any start that left the base as it was; a changed base is warned about."""
     if isinstance(init, str) and init not in ("gaussian", "eva", "orthogonal"):
-        warnings.warn(
+        warn(
             f"{source}: init_lora_weights={init!r} changes the base weights when training starts. "
             f"Load the adapter on the base that was saved with it, not on the original one.",
-            AdapterWarning,
-            stacklevel=6,
         )
     return True if isinstance(init, (str, bool)) or init is None else init

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from quantlora.adapters.holders import own_modules
 from quantlora.adapters.saved_modules import SavedModule
-from quantlora.checkpoint.keys import plain_path
+from quantlora.names import plain_path
 
 
 def fingerprint(model: nn.Module) -> str | None:

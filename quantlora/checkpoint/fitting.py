@@ -7,9 +7,9 @@ from collections.abc import Collection, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from quantlora.checkpoint.keys import PREFIX, plain_path, split_key
+from quantlora.checkpoint.keys import PREFIX, split_key
 from quantlora.errors import AdapterFileError
-from quantlora.names import near
+from quantlora.names import near, plain_path
 from quantlora.wrapping.plan import PlannedLayer
 
 #: The tensors of a file by the path of their module, then by name: ``lora_A.weight``.

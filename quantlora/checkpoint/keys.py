@@ -14,14 +14,6 @@ PREFIX = "base_model.model."
 #: Several adapted parameters of one module are nested: ``<path>.base_layer.lora_A.weight``.
 _LORA_KEY = re.compile(r"(?P<path>.+?)\.(?P<name>(base_layer\.)*lora_(?!.*\.lora_).*)")
 
-#: Segments that torch.compile, FSDP and activation checkpointing put into module paths.
-_WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
-
-
-def plain_path(path: str) -> str:
-    """``path`` in the model as it was before anything was wrapped around its modules."""
-    return ".".join(part for part in path.split(".") if part not in _WRAPPERS)
-
 
 def file_key(path: str, name: str) -> str:
     """The key of tensor ``name`` (``lora_A.weight``) of the layer at ``path``."""

@@ -1,17 +1,15 @@
-"""`load_adapter`: an adapter from a folder or the hub onto a model, all of it or nothing."""
+"""An adapter from a folder or the hub onto a model, all of it or nothing."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any
 
 import regex
 from torch import Tensor, nn
 
-from quantlora.adapters.biases import find_biases
-from quantlora.adapters.modules_to_save import find_saved
 from quantlora.adapters.saved_modules import SavedModule
 from quantlora.adapters.trained_bias import TrainedBias
 from quantlora.checkpoint.fitting import by_path, check_paths, fill, split_biases
@@ -24,14 +22,14 @@ from quantlora.discovery.registration import registry
 from quantlora.errors import AdapterFileError, ConfigError
 from quantlora.layers.layer import LoraLayer
 from quantlora.names import check_name
+from quantlora.wrapping.add_adapter import apply_plan
+from quantlora.wrapping.biases import find_biases
+from quantlora.wrapping.modules_to_save import find_saved
 from quantlora.wrapping.plan import AUTO, PlannedLayer, make_plan
-from quantlora.wrapping.wrap import apply_plan
-
-M = TypeVar("M", bound=nn.Module)
 
 
-def load_adapter(
-    model: M,
+def add_loaded_adapter(
+    model: nn.Module,
     folder: str | os.PathLike[str],
     adapter_name: str = "default",
     *,
@@ -40,30 +38,8 @@ def load_adapter(
     quantize_options: Mapping[str, Any] | None = None,
     revision: str | None = None,
     token: str | bool | None = None,
-) -> M:
-    """Put the adapter in ``folder``, written by quantlora or PEFT, on ``model`` and activate it.
-
-    Everything is read and checked before the model is touched; if anything fails, the model is
-    as it was.
-
-    Args:
-        model: plain or wrapped; its layers in any format a plugin knows.
-        folder: a folder, or an id on the Hugging Face hub. With a sub-folder called
-            ``adapter_name``, the adapter in there is taken.
-        adapter_name: the name it gets in the model.
-        is_trainable: train it on; else its parameters are frozen, and the model is put into
-            evaluation mode as PEFT does, for an adapter that is used has no dropout.
-        backend, quantize_options: as in `wrap`.
-        revision, token: for the hub.
-
-    Returns:
-        The same model.
-
-    Raises:
-        AdapterFileError: the files are missing, damaged, unsafe, or do not fit the model.
-        AdapterError: the model has an adapter of that name.
-        LayerError, BackendError, MissingLibraryError: as in `wrap`.
-    """
+) -> None:
+    """`quantlora.load_adapter` but for Transformers' methods; arguments and errors are there."""
     check_name(adapter_name)
     place = find_folder(folder, adapter_name, revision, token)
     saved = read_adapter(place)
@@ -72,7 +48,6 @@ def load_adapter(
     if not is_trainable:
         model.eval()
     report_differences(saved.note, model, adapter_name, str(place))
-    return model
 
 
 def put_on(

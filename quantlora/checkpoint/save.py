@@ -11,9 +11,8 @@ from torch import Tensor, nn
 
 from quantlora.adapters.holders import adapter_holders
 from quantlora.adapters.state import adapter_state, known_adapter
-from quantlora.checkpoint.atomic import Writer, write_set
 from quantlora.checkpoint.config_file import config_text
-from quantlora.checkpoint.keys import PREFIX, file_key, plain_path
+from quantlora.checkpoint.keys import PREFIX, file_key
 from quantlora.checkpoint.place import CONFIG, PICKLE, SIDE, WEIGHTS, folders_of
 from quantlora.checkpoint.side_file import side_text
 from quantlora.checkpoint.target_names import written_targets
@@ -21,6 +20,8 @@ from quantlora.checkpoint.variant_fields import file_config
 from quantlora.checkpoint.weights_file import write_weights
 from quantlora.distributed.gather import is_shard, one_writes, whole
 from quantlora.errors import AdapterFileError
+from quantlora.files.atomic_set import Writer, write_set
+from quantlora.names import plain_path
 
 
 def save_adapter(

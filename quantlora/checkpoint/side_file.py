@@ -10,7 +10,6 @@ It is a note to the reader: an adapter loads without it.
 from __future__ import annotations
 
 import json
-import warnings
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -21,9 +20,9 @@ import quantlora
 from quantlora.adapters.holders import lora_layers
 from quantlora.checkpoint.config_file import LIMIT
 from quantlora.checkpoint.fingerprint import fingerprint
-from quantlora.checkpoint.keys import plain_path
 from quantlora.checkpoint.place import SIDE, own_file
-from quantlora.errors import AdapterWarning
+from quantlora.errors import warn
+from quantlora.names import plain_path
 
 #: Facts about a layer by name; ``quantizer`` is one of them.
 Facts = dict[str, Any]
@@ -53,7 +52,7 @@ def read_note(folder: Path) -> dict[str, Any]:
         return {}
     except (OSError, ValueError, RecursionError) as error:
         message = f"{file} cannot be read and is ignored: {error}"
-        warnings.warn(message, AdapterWarning, stacklevel=4)
+        warn(message)
         return {}
 
 
@@ -79,11 +78,9 @@ def report_differences(note: dict[str, Any], model: nn.Module, adapter: str, sou
         *_other_formats(note, model, adapter),
     ]
     if found:
-        warnings.warn(
+        warn(
             f"{source}: the adapter was trained on another base: {'; '.join(found)}. It is loaded; "
             f"evaluate it here before you rely on it.",
-            AdapterWarning,
-            stacklevel=3,
         )
 
 

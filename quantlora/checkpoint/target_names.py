@@ -7,10 +7,10 @@ from collections.abc import Iterable, Sequence
 from torch import nn
 
 from quantlora.adapters.holders import own_modules
-from quantlora.checkpoint.keys import plain_path
 from quantlora.config.lora_config import LoraConfig
 from quantlora.layers.layer import LoraLayer
 from quantlora.layers.parameters import LoraParameters
+from quantlora.names import plain_path
 from quantlora.wrapping.targets import is_all_linear
 
 

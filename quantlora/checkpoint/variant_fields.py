@@ -13,9 +13,9 @@ from torch import nn
 
 from quantlora.adapters.holders import lora_layers
 from quantlora.config.lora_config import LoraConfig
+from quantlora.config.patterns import as_pattern
 from quantlora.errors import AdapterFileError
 from quantlora.layers.layer import LoraLayer
-from quantlora.wrapping.patterns import as_pattern
 
 
 def file_config(model: nn.Module, config: LoraConfig, adapter: str) -> LoraConfig:

@@ -15,7 +15,7 @@ from torch import Tensor
 from quantlora.checkpoint.keys import split_key
 from quantlora.checkpoint.place import PICKLE, WEIGHTS, own_file
 from quantlora.errors import AdapterFileError
-from quantlora.formats.tensor_file import write_tensors
+from quantlora.files.safetensors_file import write_tensors
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _WHOLE = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)

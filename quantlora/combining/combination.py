@@ -14,15 +14,15 @@ from torch import nn
 
 from quantlora.adapters.holders import lora_layers, own_modules
 from quantlora.adapters.state import check_free, known_adapter
-from quantlora.checkpoint.keys import file_key, plain_path
+from quantlora.checkpoint.keys import file_key
 from quantlora.checkpoint.load import put_on
 from quantlora.checkpoint.target_names import minimal_names
 from quantlora.combining.combine_layer import CAT, COMBINATION_TYPES, SVD, Recipe, combine_layer
 from quantlora.combining.task_arithmetic import MAJORITIES
 from quantlora.config.lora_config import LoraConfig
+from quantlora.config.patterns import as_pattern
 from quantlora.errors import AdapterError, ConfigError
-from quantlora.names import check_name, unknown
-from quantlora.wrapping.patterns import as_pattern
+from quantlora.names import check_name, plain_path, unknown
 
 
 @torch.no_grad()

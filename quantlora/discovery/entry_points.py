@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
-import sys
-import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from quantlora import hookspecs
-from quantlora.errors import PluginWarning
+from quantlora.errors import PluginWarning, warn
 
 #: Comma-separated plugin names that are not to be loaded.
 DISABLE = "QUANTLORA_DISABLE"
@@ -47,12 +45,11 @@ class PluginRecord:
         if self.error:
             return
         self.error = error
-        warnings.warn(
+        warn(
             f"quantlora plugin {self.name!r} ({self.value}, from {self.distribution} "
             f"{self.version}) is put aside: {error} Everything else works on; "
             f"{DISABLE}={self.name} silences this.",
             PluginWarning,
-            stacklevel=_depth_of_caller(),
         )
 
 
@@ -122,15 +119,3 @@ def _load(entry: importlib.metadata.EntryPoint) -> PluginRecord:
 
 def _disabled() -> set[str]:
     return {name.strip() for name in os.environ.get(DISABLE, "").split(",") if name.strip()}
-
-
-def _depth_of_caller() -> int:
-    """The ``stacklevel`` at which a warning points out of this package, at the user's line."""
-    depth, frame = 1, sys._getframe(1)
-    while frame.f_back is not None and _ours(str(frame.f_globals.get("__name__"))):
-        depth, frame = depth + 1, frame.f_back
-    return depth
-
-
-def _ours(module: str) -> bool:
-    return module.partition(".")[0] in ("quantlora", "importlib")

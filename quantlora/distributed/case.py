@@ -11,9 +11,8 @@ from torch import Tensor, nn
 
 from quantlora.adapters.holders import own_modules
 from quantlora.discovery.registration import registry
-from quantlora.formats.quantizer import Quantizer
+from quantlora.formats.quantizer import FLOAT, Quantizer
 from quantlora.layers.layer import LoraLayer
-from quantlora.wrapping.plan import FLOAT
 
 DDP, ZERO2, FSDP2, ZERO3 = "ddp", "zero2", "fsdp2", "zero3"
 STRATEGIES = (DDP, FSDP2, ZERO2, ZERO3)

@@ -19,14 +19,14 @@ import torch
 from torch import Tensor, nn
 
 from quantlora.adapters.biases import biases_of
-from quantlora.bridge.transformers_bridge import is_transformers_model
 from quantlora.errors import MergeError
 from quantlora.exporting.export_check import Check, check_export
 from quantlora.exporting.export_config import check_mode, write_config
-from quantlora.exporting.export_shards import ShardWriter
 from quantlora.exporting.export_tensors import MergedTensors
 from quantlora.files.new_folder import new_folder
+from quantlora.files.shards import ShardWriter
 from quantlora.merging.merge import check_enabled, chosen_adapters, outer_dtype
+from quantlora.transformers_models import is_transformers_model
 
 #: What systems answer to a rename onto a folder that has files.
 _TAKEN = (errno.ENOTEMPTY, errno.EEXIST)

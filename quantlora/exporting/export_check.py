@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from quantlora.adapters.holders import lora_layers
-from quantlora.bridge.transformers_bridge import dtype_argument
 from quantlora.discovery.registration import registry
-from quantlora.errors import AdapterWarning, MergeError
+from quantlora.errors import MergeError, warn
 from quantlora.exporting.export_tensors import MergedTensors
 from quantlora.exporting.model_outputs import (
     active_only,
@@ -24,7 +22,8 @@ from quantlora.exporting.model_outputs import (
     relative,
     usable_inputs,
 )
-from quantlora.wrapping.plan import FLOAT
+from quantlora.formats.quantizer import FLOAT
+from quantlora.transformers_models import dtype_argument
 
 #: Largest relative error of the logits, by the dtype of the exported weights.
 TOLERANCES = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.05}
@@ -96,12 +95,10 @@ def _decide(found: Check, source: MergedTensors) -> None:
 
 
 def _say_no_inputs(model: nn.Module) -> None:
-    warnings.warn(
+    warn(
         f"export_merged: no inputs could be made for {type(model).__name__}, so the export was "
         f"loaded again and compared tensor by tensor, not by its outputs; give sample={{...}} to "
         f"compare these too.",
-        AdapterWarning,
-        stacklevel=2,
     )
 
 

@@ -9,12 +9,12 @@ from typing import Any
 from torch import nn
 
 from quantlora.adapters.holders import embedding_ends, lora_layers
-from quantlora.bridge.transformers_bridge import is_transformers_model
 from quantlora.errors import MergeError
 from quantlora.exporting.export_tensors import MergedTensors, packed_by
+from quantlora.formats.quantizer import FLOAT
 from quantlora.layers.layer import LoraLayer
-from quantlora.wrapping.plan import FLOAT
-from quantlora.wrapping.tied import untie
+from quantlora.merging.tied import untie
+from quantlora.transformers_models import is_transformers_model
 
 MODES = ("dequantize", "requantize", "exact")
 

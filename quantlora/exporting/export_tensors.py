@@ -10,10 +10,9 @@ from torch import Tensor, nn
 from quantlora.adapters.saved_modules import SavedModule
 from quantlora.discovery.registration import registry
 from quantlora.errors import MergeError
-from quantlora.formats.quantizer import Quantizer
+from quantlora.formats.quantizer import FLOAT, Quantizer
 from quantlora.layers.layer import LoraLayer
 from quantlora.merging.merge_layer import merge_layer
-from quantlora.wrapping.plan import FLOAT
 
 
 class MergedTensors:

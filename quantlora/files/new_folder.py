@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from quantlora.checkpoint.flush import flush
-from quantlora.checkpoint.lock import locked
+from quantlora.files.fsync import flush
+from quantlora.files.lock import locked
 
 
 @contextmanager

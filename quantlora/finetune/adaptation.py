@@ -17,9 +17,9 @@ from quantlora.finetune.base_model import BaseModel
 from quantlora.finetune.options import FinetuneOptions
 from quantlora.finetune.quantization import Format, choose_format
 from quantlora.names import unknown
+from quantlora.wrapped_model import wrap
 from quantlora.wrapping.bases import frozen_bases
 from quantlora.wrapping.plan import AUTO, make_plan
-from quantlora.wrapping.wrap import wrap
 
 _ADAPTER = "default"
 #: The start of LoRA itself, which needs nothing but the shapes.

@@ -14,13 +14,13 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from quantlora.bridge.pretrained import model_place, pretrained
-from quantlora.bridge.transformers_bridge import dtype_argument
 from quantlora.errors import FinetuneError
 from quantlora.finetune import demo_model
 from quantlora.finetune.compute_dtype import compute_dtype
 from quantlora.finetune.option_fields import Dtype
 from quantlora.finetune.options import FinetuneOptions
+from quantlora.inspection.pretrained import model_place, pretrained
+from quantlora.transformers_models import dtype_argument
 
 
 @dataclass(frozen=True)

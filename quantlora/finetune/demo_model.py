@@ -91,7 +91,7 @@ def _load_plain(source: Path) -> PreTrainedModel:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from quantlora.bridge.transformers_bridge import dtype_argument
+    from quantlora.transformers_models import dtype_argument
 
     wanted = dtype_argument(torch.float32)
     read = AutoModelForCausalLM.from_pretrained(source, gguf_file="model.gguf", **wanted)

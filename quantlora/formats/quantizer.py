@@ -20,6 +20,9 @@ from quantlora.formats.affine import AffineWeight
 from quantlora.formats.sharding import ShardingFacts
 from quantlora.requirements import AnyRequirement
 
+#: The name of the built-in format of plain floating weights.
+FLOAT = "float"
+
 
 class Quantizer(ShardingFacts, ABC):
     """One weight format. Subclass it, return an instance from ``quantlora_quantizers``.

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from quantlora.adapters.holders import adapter_holders
 from quantlora.discovery.registration import registry
+from quantlora.formats.quantizer import FLOAT
 from quantlora.inspection.units import size
-from quantlora.wrapping.plan import FLOAT
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ import transformers
 from torch import nn
 from transformers import AutoConfig, AutoModel, PretrainedConfig
 
-from quantlora.bridge.pretrained import model_place, pretrained
 from quantlora.errors import ConfigError
+from quantlora.inspection.pretrained import model_place, pretrained
 
 
 def load_config(model: str) -> PretrainedConfig:

@@ -9,9 +9,7 @@ before the merge is kept as it is, so `unmerge` is bit-exact.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
-from typing import TypeVar
 
 import torch
 from torch import nn
@@ -19,14 +17,12 @@ from torch import nn
 from quantlora.adapters.biases import biases_of, place_biases
 from quantlora.adapters.holders import lora_layers, saved_modules
 from quantlora.adapters.state import adapter_state, known_adapter
-from quantlora.adapters.switch import check_together, set_adapter, unload
+from quantlora.adapters.switch import check_together, remove_adapters, set_adapter
 from quantlora.distributed.gather import is_shard
-from quantlora.errors import MergeError
+from quantlora.errors import MergeError, warn
 from quantlora.merging.merge_layer import MODES, merge_layer
 from quantlora.merging.merge_report import MergeReport
-from quantlora.wrapping.tied import untie_merged
-
-M = TypeVar("M", bound=nn.Module)
+from quantlora.merging.tied import untie_merged
 
 
 @torch.no_grad()
@@ -73,7 +69,7 @@ def merge(
     set_adapter(model, active)
     report = MergeReport([one.report for one in merged])
     if loss := report.warning():
-        warnings.warn(loss, UserWarning, stacklevel=2)
+        warn(loss, UserWarning)
     return report
 
 
@@ -88,14 +84,10 @@ def unmerge(model: nn.Module) -> None:
         saved.merged = ()
 
 
-def merge_and_unload(
-    model: M, adapters: str | Sequence[str] | None = None, *, mode: str = "requantize"
-) -> M:
-    """Merge, then leave the plain model without any LoRA layer; the same object.
-
-    Raises:
-        MergeError: as `merge`; also when an active adapter would be dropped unmerged.
-    """
+def merge_and_remove(
+    model: nn.Module, adapters: str | Sequence[str] | None = None, *, mode: str = "requantize"
+) -> None:
+    """`quantlora.merge_and_unload` but for Transformers' methods."""
     names = chosen_adapters(model, adapters)
     left = [name for name in adapter_state(model).active if name not in names]
     if left:
@@ -108,9 +100,8 @@ def merge_and_unload(
             'mode="keep" leaves adapters on packed layers: there is nothing to unload.'
         )
     merge(model, names, mode=mode)
-    unload(model)
+    remove_adapters(model)
     untie_merged(model)
-    return model
 
 
 def chosen_adapters(model: nn.Module, adapters: str | Sequence[str] | None) -> tuple[str, ...]:

@@ -13,10 +13,9 @@ from quantlora.errors import MergeError
 from quantlora.formats.layouts import linear_from
 from quantlora.formats.offloaded import at_hand
 from quantlora.formats.parameters import FloatParameters, PackedParameters
-from quantlora.formats.quantizer import Quantizer
+from quantlora.formats.quantizer import FLOAT, Quantizer
 from quantlora.layers.layer import LoraLayer
 from quantlora.merging.merge_report import LayerMerge
-from quantlora.wrapping.plan import FLOAT
 
 
 @dataclass(frozen=True)

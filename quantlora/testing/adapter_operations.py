@@ -9,10 +9,9 @@ import torch
 from torch import Tensor
 
 from quantlora.adapters.disabling import adapters_disabled, disable_adapters, enable_adapters
-from quantlora.adapters.hot_swap import hot_swap, prepare_hot_swap
 from quantlora.adapters.mixed_batch import mixed_batch
 from quantlora.adapters.switch import delete_adapter, rename_adapter, set_adapter
-from quantlora.checkpoint.load import load_adapter
+from quantlora.checkpoint.hot_swap import hot_swap, prepare_hot_swap
 from quantlora.checkpoint.save import save_adapter
 from quantlora.combining.combination import add_weighted_adapter
 from quantlora.merging.merge import merge, unmerge
@@ -26,6 +25,7 @@ from quantlora.testing.operations import (
     operation,
     two_adapters,
 )
+from quantlora.wrapped_model import load_adapter
 
 
 @operation("add")

@@ -8,7 +8,7 @@ from quantlora.adapters.disabling import adapters_disabled
 from quantlora.adapters.switch import delete_adapter, set_adapter
 from quantlora.config.lora_config import LoraConfig
 from quantlora.testing.base import Holder, SuiteBase
-from quantlora.wrapping.wrap import wrap
+from quantlora.wrapped_model import wrap
 
 
 class AdapterTests(SuiteBase):

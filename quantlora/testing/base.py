@@ -14,7 +14,7 @@ from quantlora.errors import MissingLibraryError
 from quantlora.formats.quantizer import Quantizer
 from quantlora.layers.linear import LoraLinear
 from quantlora.testing import reference
-from quantlora.wrapping.wrap import wrap
+from quantlora.wrapped_model import wrap
 
 Shape = tuple[int, int]
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from quantlora.adapters.switch import set_adapter
 from quantlora.discovery.registration import registry
 from quantlora.exporting.export import export_merged
-from quantlora.merging.merge import merge, merge_and_unload, unmerge
+from quantlora.merging.merge import merge, unmerge
 from quantlora.testing import reference
 from quantlora.testing.base import SuiteBase
 from quantlora.testing.operations import (
@@ -23,6 +23,7 @@ from quantlora.testing.operations import (
     operation,
     two_adapters,
 )
+from quantlora.wrapped_model import merge_and_unload
 
 
 @operation('merge(mode="requantize")', packs=True)

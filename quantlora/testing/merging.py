@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from quantlora.errors import MergeError
 from quantlora.layers.linear import LoraLinear
-from quantlora.merging.merge import merge, merge_and_unload, unmerge
+from quantlora.merging.merge import merge, unmerge
 from quantlora.testing import reference
 from quantlora.testing.base import SuiteBase, merge_mode
-from quantlora.wrapping.wrap import wrap
+from quantlora.wrapped_model import merge_and_unload, wrap
 
 
 @pytest.mark.filterwarnings("ignore:merging lost most of the update")

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from quantlora.testing import reference
 from quantlora.testing.base import Holder, SuiteBase
-from quantlora.wrapping.wrap import wrap
+from quantlora.wrapped_model import wrap
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from quantlora.formats.layouts import linear_from
 from quantlora.testing.base import Holder, Shape, SuiteBase
-from quantlora.wrapping.wrap import wrap
+from quantlora.wrapped_model import wrap
 
 
 class QuantizeTests(SuiteBase):

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from quantlora.checkpoint.load import load_adapter
 from quantlora.checkpoint.save import save_adapter
 from quantlora.merging.merge import merge
 from quantlora.testing.base import Holder, SuiteBase, merge_mode
+from quantlora.wrapped_model import load_adapter
 
 
 @pytest.mark.filterwarnings("ignore:merging lost most of the update")

@@ -14,6 +14,7 @@ from quantlora.errors import QuantloraError, TargetError
 from quantlora.formats.quantizer import Quantizer
 from quantlora.layers.layer import LoraLayer
 from quantlora.names import check_name
+from quantlora.wrapping.add_adapter import given_config
 from quantlora.wrapping.explanation import Explanation, LayerRow
 from quantlora.wrapping.plan import AUTO, PlannedLayer, check_model, plan_layer
 from quantlora.wrapping.targets import (
@@ -24,7 +25,6 @@ from quantlora.wrapping.targets import (
     output_heads,
     targeted,
 )
-from quantlora.wrapping.wrap import given_config
 
 #: Fields of the config that take a layer out again, and how to say so.
 _REASONS = {

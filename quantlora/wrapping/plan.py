@@ -13,14 +13,13 @@ from quantlora.errors import AdapterError, BackendError, ConfigError
 from quantlora.formats.layouts import is_linear_kind
 from quantlora.formats.offloaded import is_offloaded
 from quantlora.formats.parameters import format_of
-from quantlora.formats.quantizer import Quantizer
+from quantlora.formats.quantizer import FLOAT, Quantizer
 from quantlora.layers.base_facts import check_rank
 from quantlora.layers.layer import LoraLayer
 from quantlora.layers.parameters import LoraParameters
 from quantlora.wrapping.targets import Target, find_targets
 
 AUTO = "auto"
-FLOAT = "float"
 
 
 @dataclass(frozen=True)

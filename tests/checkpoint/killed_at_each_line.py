@@ -15,17 +15,17 @@ import signal
 import sys
 from pathlib import Path
 
-from quantlora.checkpoint import atomic, swap
+from quantlora.files import atomic_set, swap_folder
 
 NAMES = ("config", "note", "weights")
-CODE = os.path.dirname(atomic.__file__)
+CODE = os.path.dirname(atomic_set.__file__)
 
 
 def save(folder: Path, text: str) -> None:
     def writer(path: Path) -> None:
         path.write_text(text)
 
-    atomic.write_set(folder, dict.fromkeys(NAMES, writer), obsolete=("pickle",))
+    atomic_set.write_set(folder, dict.fromkeys(NAMES, writer), obsolete=("pickle",))
 
 
 def kill_before(line: int):
@@ -99,5 +99,5 @@ if __name__ == "__main__":
         def refuse(one: Path, other: Path) -> None:
             raise OSError(errno.EINVAL, "not here")
 
-        swap.exchange = refuse
+        swap_folder.exchange = refuse
     print(json.dumps(main(Path(sys.argv[1]), "first" in sys.argv)))

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from quantlora.checkpoint import swap as swapping
-from quantlora.checkpoint.atomic import write_set
 from quantlora.errors import AdapterFileError
+from quantlora.files import swap_folder as swapping
+from quantlora.files.atomic_set import write_set
 
 HERE = Path(__file__).parent
 linux = pytest.mark.skipif(sys.platform != "linux", reason="folders are exchanged on Linux only")

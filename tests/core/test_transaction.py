@@ -107,7 +107,7 @@ def test_a_failure_after_the_last_layer_is_undone(
         model.left_behind = True
         raise MemoryError
 
-    monkeypatch.setattr("quantlora.bridge.transformers_bridge.attach", fail)
+    monkeypatch.setattr("quantlora.wrapped_model.attach", fail)
     check(model, x, MemoryError, adapter_name="second", target_modules=["down_proj"])
 
 

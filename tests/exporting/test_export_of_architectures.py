@@ -10,7 +10,7 @@ import torch
 
 import quantlora
 from quantlora.errors import AdapterWarning, MergeError
-from quantlora.exporting.export_shards import ShardWriter
+from quantlora.files.shards import ShardWriter
 from tests.compatibility.families import classes
 from tests.compatibility.tiny_config import tiny_config
 

@@ -9,7 +9,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from quantlora.checkpoint.load import load_adapter
 from quantlora.finetune.base_model import find_base, load_model
 from quantlora.finetune.dataset import collate_with, load_dataset
 from quantlora.finetune.evaluation import perplexity
@@ -17,6 +16,7 @@ from quantlora.finetune.examples import Tokens
 from quantlora.finetune.option_fields import Dtype
 from quantlora.finetune.options import FinetuneOptions
 from quantlora.finetune.run_folder import RunFolder
+from quantlora.wrapped_model import load_adapter
 
 from .conftest import report_in
 

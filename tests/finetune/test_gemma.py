@@ -8,12 +8,12 @@ import pytest
 import torch
 from rich.console import Console
 
-from quantlora.checkpoint.load import load_adapter
 from quantlora.finetune.base_model import load_model
 from quantlora.finetune.options import FinetuneOptions
 from quantlora.finetune.prepared_job import Job, prepare
 from quantlora.finetune.run_folder import RunFolder
 from quantlora.finetune.show import Show
+from quantlora.wrapped_model import load_adapter
 
 from .conftest import report_in
 

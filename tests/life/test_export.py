@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import quantlora
 from quantlora.errors import AdapterWarning, MergeError
-from quantlora.exporting.export_shards import ShardWriter
+from quantlora.files.shards import ShardWriter
 from quantlora.testing.models import save_tiny_llama, tiny_llama, tiny_tokenizer
 from tests.life.peft_oracle import relative
 

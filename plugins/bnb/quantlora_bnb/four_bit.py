@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, ClassVar
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from quantlora import BackendError
+from quantlora.errors import warn
 from quantlora_bnb.base import BitsandbytesQuantizer, frozen
 from quantlora_bnb.library import library
 from quantlora_bnb.packing import absmax, is_repacked, ordinary_state
@@ -36,7 +36,7 @@ class Bitsandbytes4bit(BitsandbytesQuantizer):
         a gradient must pass through them too.
         """
         if is_repacked(layer):
-            warnings.warn(str(REPACKED), UserWarning, stacklevel=2)
+            warn(str(REPACKED), UserWarning)
         if ordinary_state(layer) is None:
             raise self._not_packed(path)
         layer.support_avx512bf16_for_cpu = False  # type: ignore[assignment]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from quantlora import AffineWeight, Quantizer
+from quantlora.errors import warn
 from quantlora_gptq.checkpoints import check_reading, checkpoint_format
 from quantlora_gptq.dequantize import codes, dequantize, zeros
 from quantlora_gptq.kernels import check_kernel, is_gptq, keep_trainable
@@ -83,11 +83,10 @@ class GptqQuantizer(Quantizer):
             from quantlora_gptq.calibrate import calibrate
 
             return calibrate(model, layers, calibration, **options)
-        warnings.warn(
+        warn(
             "backend='gptq' without calibration texts rounds the weights to nearest, which costs "
             "accuracy: give quantize_options={'calibration': texts, 'tokenizer': tokenizer}.",
             UserWarning,
-            stacklevel=2,
         )
         return super().quantize_layers(model, layers, **options)
 

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from quantlora.discovery.registration import registry
 from quantlora.errors import ConfigError
+from quantlora.formats.quantizer import FLOAT
 from quantlora.layers.layer import LoraLayer
-from quantlora.wrapping.plan import FLOAT
 
 UPCASTS = ("norms", "all", "none")
 _HALF = (torch.float16, torch.bfloat16)

@@ -14,7 +14,7 @@ from pathlib import Path
 from torch import Tensor
 
 from quantlora.errors import ConfigError
-from quantlora.formats.tensor_file import TensorFile
+from quantlora.files.safetensors_file import TensorFile
 from quantlora.names import unknown
 
 #: Gives the float weight ``(out_features, in_features)`` of the layer at a path.

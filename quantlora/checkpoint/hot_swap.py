@@ -21,14 +21,14 @@ from torch import nn
 from quantlora.adapters.holders import lora_layers
 from quantlora.adapters.state import adapter_state, known_adapter
 from quantlora.checkpoint.fitting import ByPath, by_path
-from quantlora.checkpoint.keys import plain_path
 from quantlora.checkpoint.place import find_folder
 from quantlora.checkpoint.read import read_adapter
 from quantlora.checkpoint.slot_tensors import slot_tensors, widened
 from quantlora.config.lora_config import LoraConfig
+from quantlora.config.patterns import as_pattern
 from quantlora.errors import AdapterError, AdapterFileError
 from quantlora.layers.layer import LoraLayer
-from quantlora.wrapping.patterns import as_pattern
+from quantlora.names import plain_path
 from quantlora.wrapping.targets import is_all_linear, targeted
 
 

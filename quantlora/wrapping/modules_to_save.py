@@ -13,10 +13,9 @@ from quantlora.config.lora_config import LoraConfig
 from quantlora.discovery.registration import registry
 from quantlora.errors import AdapterError, LayerError, TargetError
 from quantlora.formats.layouts import linear_from
-from quantlora.formats.quantizer import Quantizer
+from quantlora.formats.quantizer import FLOAT, Quantizer
 from quantlora.layers.layer import LoraLayer
 from quantlora.names import near
-from quantlora.wrapping.plan import FLOAT
 
 #: Names of the heads that a task puts on a model, by ``task_type``: new, so they must be trained.
 _HEADS = {

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from quantlora.formats.tensor_file import write_tensors
+from quantlora.files.safetensors_file import write_tensors
 
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"

@@ -18,8 +18,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from quantlora.checkpoint.exchange import exchange
-from quantlora.checkpoint.flush import flush
+from quantlora.files.fsync import flush
+from quantlora.files.renameat2 import exchange
 
 
 def swap(staging: Path, folder: Path, names: Sequence[str], gone: Sequence[str]) -> None:

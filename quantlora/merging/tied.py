@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 from torch import nn
 
 from quantlora.adapters.holders import embedding_ends
-from quantlora.errors import AdapterWarning
+from quantlora.errors import warn
 
 
 def untie(config: Any) -> None:
@@ -17,11 +16,9 @@ def untie(config: Any) -> None:
     for part in parts:
         part.tie_word_embeddings = False
     if parts:
-        warnings.warn(
+        warn(
             "an adapter is merged into one of two tied weights (input and output embeddings), so "
             "they are one no more: both are kept, and the config says tie_word_embeddings=False.",
-            AdapterWarning,
-            stacklevel=3,
         )
 
 

@@ -18,10 +18,10 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from quantlora.checkpoint.flush import flush
-from quantlora.checkpoint.lock import locked
-from quantlora.checkpoint.swap import recover, swap
 from quantlora.errors import AdapterFileError
+from quantlora.files.fsync import flush
+from quantlora.files.lock import locked
+from quantlora.files.swap_folder import recover, swap
 
 #: Begins the names of staging folders. One that is there while no save runs is from a kill.
 STAGING = ".quantlora-"

@@ -1,4 +1,4 @@
-"""`wrap`: LoRA on any quantized model, in six stops.
+"""`add_adapter`: what `quantlora.wrap` does to a model, in six stops.
 
     find_targets -> registry.match -> quantize / initialize -> the variant's class -> set_module
 
@@ -10,37 +10,34 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import nn
 
-from quantlora.adapters.biases import find_biases
 from quantlora.adapters.disabling import enable_adapters
-from quantlora.adapters.modules_to_save import add_saved, find_saved, with_heads
 from quantlora.adapters.saved_modules import SavedModule
 from quantlora.adapters.state import AdapterState, adapter_state, has_adapters, set_state
 from quantlora.adapters.switch import set_adapter
 from quantlora.adapters.trained_bias import TrainedBias
-from quantlora.bridge import transformers_bridge
 from quantlora.config.lora_config import LoraConfig
 from quantlora.discovery.registration import registry
 from quantlora.errors import ConfigError
+from quantlora.files.reference import Reference, open_reference
 from quantlora.formats.offloaded import at_hand
 from quantlora.formats.quantizer import Quantizer
-from quantlora.formats.reference import Reference, open_reference
 from quantlora.initializers.initializer import InitContext, Initializer
 from quantlora.layers.layer import LoraLayer
 from quantlora.names import check_name
 from quantlora.wrapping.bases import as_linear, frozen_bases
+from quantlora.wrapping.biases import find_biases
+from quantlora.wrapping.modules_to_save import add_saved, find_saved, with_heads
 from quantlora.wrapping.plan import AUTO, PlannedLayer, make_plan
 from quantlora.wrapping.transaction import Transaction
 
-M = TypeVar("M", bound=nn.Module)
 
-
-def wrap(
-    model: M,
+def add_adapter(
+    model: nn.Module,
     config: LoraConfig | None = None,
     *,
     backend: str = AUTO,
@@ -48,25 +45,8 @@ def wrap(
     quantize_options: Mapping[str, Any] | None = None,
     reference: Reference | str | os.PathLike[str] | None = None,
     **fields: Any,
-) -> M:
-    """Put LoRA adapters on ``model``, in place, and freeze the rest.
-
-    Args:
-        model: any `nn.Module`; its layers may be float or in any format a plugin knows, mixed.
-        config: the adapter's settings; or give its fields as keywords: ``r=16``.
-        backend: ``"auto"`` takes each layer as it is. A quantizer's name asks for that format:
-            float layers are quantized to it first.
-        adapter_name: a second call with another name adds a second adapter.
-        quantize_options: settings for ``backend`` where it quantizes (block size and so on).
-        reference: the original float weights, for initializers that want them on a model that is
-            quantized already: a folder of safetensors, a hub id, or a function of the path.
-
-    Returns:
-        The same object. If anything fails, the model is as it was before the call.
-
-    Raises:
-        ConfigError, TargetError, BackendError, LayerError, AdapterError, MissingLibraryError.
-    """
+) -> None:
+    """`quantlora.wrap` but for Transformers' methods; arguments and errors are described there."""
     settings = with_heads(model, given_config(config, fields))
     check_name(adapter_name)
     initializer = registry().initializer(settings)
@@ -80,7 +60,6 @@ def wrap(
         layer.finish_adapter(adapter_name, settings)
 
     apply_plan(model, plan, settings, adapter_name, start, options)
-    return model
 
 
 def _options(
@@ -180,7 +159,7 @@ def _context(
 
 
 def _finish(model: nn.Module, config: LoraConfig, adapter: str, biases: list[TrainedBias]) -> None:
-    """Freeze the base, note the adapter, make it the active one, show the model to Transformers."""
+    """Freeze the base, note the adapter, make it the active one."""
     old = adapter_state(model) if has_adapters(model) else AdapterState()
     if not old.configs:
         model.requires_grad_(False)
@@ -190,7 +169,6 @@ def _finish(model: nn.Module, config: LoraConfig, adapter: str, biases: list[Tra
     set_adapter(model, adapter)
     enable_adapters(model)  # also after disable_adapters: the new one is to count
     _leave_fast_paths(model)
-    transformers_bridge.attach(model)
 
 
 def _leave_fast_paths(model: nn.Module) -> None:

@@ -1,0 +1,137 @@
+"""The doors: a model is wrapped, gets an adapter from a file, and is a plain model again.
+
+Each is the inner function of a lower room plus Transformers' adapter methods, put on the model or
+taken from it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
+
+from torch import nn
+
+from quantlora.adapters.switch import remove_adapters
+from quantlora.bridge.adapter_method import detach
+from quantlora.bridge.transformers_bridge import attach
+from quantlora.checkpoint.load import add_loaded_adapter
+from quantlora.config.lora_config import LoraConfig
+from quantlora.files.reference import Reference
+from quantlora.merging.merge import merge_and_remove
+from quantlora.wrapping.add_adapter import add_adapter
+from quantlora.wrapping.plan import AUTO
+from quantlora.wrapping.transaction import Transaction
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def wrap(
+    model: M,
+    config: LoraConfig | None = None,
+    *,
+    backend: str = AUTO,
+    adapter_name: str = "default",
+    quantize_options: Mapping[str, Any] | None = None,
+    reference: Reference | str | os.PathLike[str] | None = None,
+    **fields: Any,
+) -> M:
+    """Put LoRA adapters on ``model``, in place, and freeze the rest.
+
+    Args:
+        model: any `nn.Module`; its layers may be float or in any format a plugin knows, mixed.
+        config: the adapter's settings; or give its fields as keywords: ``r=16``.
+        backend: ``"auto"`` takes each layer as it is. A quantizer's name asks for that format:
+            float layers are quantized to it first.
+        adapter_name: a second call with another name adds a second adapter.
+        quantize_options: settings for ``backend`` where it quantizes (block size and so on).
+        reference: the original float weights, for initializers that want them on a model that is
+            quantized already: a folder of safetensors, a hub id, or a function of the path.
+
+    Returns:
+        The same object. If anything fails, the model is as it was before the call.
+
+    Raises:
+        ConfigError, TargetError, BackendError, LayerError, AdapterError, MissingLibraryError.
+    """
+    with Transaction(model):
+        add_adapter(
+            model,
+            config,
+            backend=backend,
+            adapter_name=adapter_name,
+            quantize_options=quantize_options,
+            reference=reference,
+            **fields,
+        )
+        attach(model)
+    return model
+
+
+def load_adapter(
+    model: M,
+    folder: str | os.PathLike[str],
+    adapter_name: str = "default",
+    *,
+    is_trainable: bool = False,
+    backend: str = AUTO,
+    quantize_options: Mapping[str, Any] | None = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
+) -> M:
+    """Put the adapter in ``folder``, written by quantlora or PEFT, on ``model`` and activate it.
+
+    Everything is read and checked before the model is touched; if anything fails, the model is
+    as it was.
+
+    Args:
+        model: plain or wrapped; its layers in any format a plugin knows.
+        folder: a folder, or an id on the Hugging Face hub. With a sub-folder called
+            ``adapter_name``, the adapter in there is taken.
+        adapter_name: the name it gets in the model.
+        is_trainable: train it on; else its parameters are frozen, and the model is put into
+            evaluation mode as PEFT does, for an adapter that is used has no dropout.
+        backend, quantize_options: as in `wrap`.
+        revision, token: for the hub.
+
+    Returns:
+        The same model.
+
+    Raises:
+        AdapterFileError: the files are missing, damaged, unsafe, or do not fit the model.
+        AdapterError: the model has an adapter of that name.
+        LayerError, BackendError, MissingLibraryError: as in `wrap`.
+    """
+    with Transaction(model):
+        add_loaded_adapter(
+            model,
+            folder,
+            adapter_name,
+            is_trainable=is_trainable,
+            backend=backend,
+            quantize_options=quantize_options,
+            revision=revision,
+            token=token,
+        )
+        attach(model)
+    return model
+
+
+def unload(model: M) -> M:
+    """Remove every adapter and give the model its plain layers back (merged ones stay merged)."""
+    remove_adapters(model)
+    detach(model)
+    return model
+
+
+def merge_and_unload(
+    model: M, adapters: str | Sequence[str] | None = None, *, mode: str = "requantize"
+) -> M:
+    """Merge, then leave the plain model without any LoRA layer; the same object.
+
+    Raises:
+        MergeError: as `merge`; also when an active adapter would be dropped unmerged.
+    """
+    merge_and_remove(model, adapters, mode=mode)
+    detach(model)
+    return model
