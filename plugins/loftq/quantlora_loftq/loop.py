@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from quantlora_loftq.low_rank import LowRank, low_rank
+from quantlora_loftq.norms import norm
 
 
 @dataclass(frozen=True)
@@ -71,23 +72,31 @@ def solve(problem: Problem, base: nn.Module, iterations: int) -> Solution:
     The best pair met is returned: rounding moves the blocks' scales, so that a round may lose
     a little, and more rounds must never be worse than fewer.
     """
-    best = current = _fit(problem, base, None)
-    for _ in range(1, iterations if problem.pack else 1):
+    rounds = iterations if problem.pack else 1
+    best = current = _fit(problem, base, None, rounds > 1)
+    for _ in range(1, rounds):
         assert problem.pack is not None
         repacked = problem.pack(problem.weight - current.product)
-        current = _fit(problem, repacked, current)
+        current = _fit(problem, repacked, current, True)
         best = min(best, current, key=lambda one: one.error)
     return best
 
 
-def _fit(problem: Problem, base: nn.Module, before: Solution | None) -> Solution:
+def _fit(problem: Problem, base: nn.Module, before: Solution | None, in_a_loop: bool) -> Solution:
     """The low-rank step for a given ``base``, started from the step before."""
     residual = problem.weight - problem.unpack(base).to(problem.weight)
     if problem.metric is not None:
         residual *= problem.metric
     start = None if before is None else before.low.V.t()
-    low = low_rank(residual, problem.r, method=problem.method, seed=problem.seed, start=start)
-    square = float(residual.norm()) ** 2
+    low = low_rank(
+        residual,
+        problem.r,
+        method=problem.method,
+        seed=problem.seed,
+        start=start,
+        in_a_loop=in_a_loop,
+    )
+    square = norm(residual) ** 2
     error = max(square - low.energy, 0.0) ** 0.5
     plain = square**0.5 if before is None else before.plain_error
     return Solution(base, low, problem.metric, error, plain)

@@ -40,11 +40,63 @@ def test_the_error_is_within_1e4_of_the_optimum(residual, squares, r):
     assert (residual - product(low_rank(residual, r))).norm() <= 1.0001 * best
 
 
-@pytest.mark.parametrize("coarse", [True, False])
-def test_growing_the_space_in_bfloat16_costs_no_accuracy(residual, squares, monkeypatch, coarse):
-    monkeypatch.setattr(MODULE, "_rounds", lambda matrix: coarse)
-    best = squares[16:].sum().sqrt()
-    assert (residual - product(low_rank(residual, 16))).norm() <= 1.0001 * best
+def cut(x):
+    """bfloat16 by cutting off, as no IEEE mode does it."""
+    return (x.contiguous().view(torch.int32) & ~0xFFFF).view(torch.float32)
+
+
+def in_tiles(width, rounded):
+    """Products of bfloat16 whose sums are rounded after each ``width`` of them."""
+
+    def product(coarse, block):
+        a, b = coarse.float(), block.to(coarse.dtype).float()
+        total = torch.zeros(a.shape[0], b.shape[1])
+        for left, right in zip(a.split(width, 1), b.split(width), strict=True):
+            total = rounded(total + rounded(left @ right))
+        return total
+
+    return product
+
+
+#: From what AVX512 and AMX do to what no hardware would.
+ROUNDINGS = {
+    "native": MODULE._product,
+    "in tiles": in_tiles(32, lambda x: x.bfloat16().float()),
+    "cut in tiles": in_tiles(32, cut),
+    "cut in short tiles": in_tiles(8, cut),
+}
+
+
+@pytest.fixture(params=[*ROUNDINGS, "no bfloat16"])
+def hardware(request, monkeypatch):
+    monkeypatch.setattr(MODULE, "_rounds", lambda matrix: request.param in ROUNDINGS)
+    full = MODULE._product
+    chosen = ROUNDINGS.get(request.param, full)
+    rounds = lambda coarse, block: (full, chosen)[coarse.dtype == torch.bfloat16](coarse, block)  # noqa: E731
+    monkeypatch.setattr(MODULE, "_product", rounds)
+
+
+@pytest.mark.usefixtures("hardware")
+@pytest.mark.parametrize("r", [8, 64])
+def test_however_the_hardware_rounds_the_error_is_the_optimum(residual, squares, r):
+    best = squares[r:].sum().sqrt()
+    assert (residual - product(low_rank(residual, r))).norm() <= 1.0001 * best
+
+
+@pytest.mark.parametrize("flag", [True, False])
+def test_within_a_loop_the_hardware_makes_no_difference(residual, monkeypatch, flag):
+    plain = low_rank(residual, 8, in_a_loop=True)
+    monkeypatch.setattr(MODULE, "multiplies_bfloat16", lambda device: flag)
+    assert torch.equal(low_rank(residual, 8, in_a_loop=True).U, plain.U)
+
+
+@pytest.mark.parametrize("size", [1e-42, 1e-30, 1e-10, 1e10, 1e30, 3e37])
+def test_a_matrix_of_any_size_is_served_alike(residual, squares, size):
+    found = low_rank(residual * size, 8)
+    assert torch.isfinite(found.U).all()
+    energy = (found.sigma.double() / size).square().sum()
+    lost = 0.02 if size < 1e-38 else 0.01  # denormals have few bits
+    assert energy >= (1 - lost) * squares[:8].sum()
 
 
 @pytest.mark.parametrize("method", ["krylov", "exact"])
