@@ -71,6 +71,7 @@ from .requirements import (
     Requirement as Requirement,
 )
 from .training.prepare import prepare as prepare
+from .training.reference_model import reference_model as reference_model
 from .training.stop_on_nan import StopOnNaN as StopOnNaN
 from .wrapped_model import (
     load_adapter as load_adapter,

@@ -12,11 +12,13 @@ from quantlora.bridge.adapter_method import AdapterMethod
 from quantlora.bridge.adapter_names import accept_adapter_names
 from quantlora.bridge.flags import TRAINABLE_FLAG
 from quantlora.bridge.transformers_methods import METHODS
+from quantlora.bridge.trl_references import teach_trl
 from quantlora.transformers_models import is_transformers_model
 
 
 def attach(model: nn.Module) -> None:
     """Set what Trainer looks at, and put our adapter methods in front of the PEFT-calling ones."""
+    teach_trl()
     if not is_transformers_model(model):
         return
     vars(model)[TRAINABLE_FLAG] = True
