@@ -25,11 +25,11 @@ def quantlora_quantizers() -> Iterable[Quantizer]:
 @hookimpl
 def quantlora_layer_wrappers() -> Iterable[type[LoraLayer]]:
     from quantlora.layers.convolution import LoraConv
-    from quantlora.layers.dora import DoraLinear
+    from quantlora.layers.dora import DoraConv, DoraEmbedding, DoraLinear
     from quantlora.layers.embedding import LoraEmbedding
     from quantlora.layers.linear import LoraLinear
 
-    return [LoraLinear, LoraEmbedding, LoraConv, DoraLinear]
+    return [LoraLinear, LoraEmbedding, LoraConv, DoraLinear, DoraEmbedding, DoraConv]
 
 
 @hookimpl

@@ -42,6 +42,10 @@ class AdapterFileError(QuantloraError, OSError):
     """An adapter on disk is missing, damaged, unsafe, or does not fit the model."""
 
 
+class ChangedBaseError(QuantloraError, RuntimeError):
+    """A frozen weight was changed between forward and backward, which needs it once more."""
+
+
 class MergeError(QuantloraError, ValueError):
     """A merge cannot be done in the mode asked for."""
 

@@ -67,7 +67,10 @@ class FloatQuantizer(Quantizer):
         return isinstance(y, Tensor) and y.shape == wanted.shape and _close(y, wanted)
 
     def dequantize(self, layer: nn.Module) -> Tensor:
-        weight, layout = _weight(layer).detach(), layout_of(layer)
+        return self.trainable(layer).detach()
+
+    def trainable(self, layer: nn.Module) -> Tensor:
+        weight, layout = _weight(layer), layout_of(layer)
         return weight if layout is None else layout.matrix(weight)
 
     def quantize(

@@ -73,6 +73,10 @@ class Quantizer(ShardingFacts, ABC):
         """
         return self.dequantize(layer).to(dtype)
 
+    def trainable(self, layer: nn.Module) -> Tensor | None:
+        """The weight ``(out_features, in_features)`` with its gradient; None where it is packed."""
+        return None
+
     def quantize(
         self, linear: nn.Linear, like: nn.Module | None = None, **options: Any
     ) -> nn.Module:

@@ -8,6 +8,9 @@ because FSDP may have sharded and gathered the layer in between. It never runs a
 kernel's autograd. Under `torch.compile` a checkpoint says the same to the compiler.
 
 `low_rank` is the last term. It saves x as it came (not a float32 copy) and s · A(x), of rank r.
+
+Under `torch.func` and forward-mode differentiation both are the plain products, which torch knows
+all rules for.
 """
 
 from __future__ import annotations
@@ -19,6 +22,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
+
+from quantlora.formats.seen import transformed
 
 #: Gives a frozen weight ``(out_features, in_features)`` in the dtype asked for.
 Weight = Callable[[torch.dtype], Tensor]
@@ -86,6 +91,8 @@ def frozen_linear(x: Tensor, weight: Weight, at_hand: Tensor | None = None) -> T
     """
     if torch.compiler.is_compiling():
         return recomputed(lambda x: F.linear(x, weight(x.dtype)), x)
+    if transformed():
+        return F.linear(x, weight(x.dtype) if at_hand is None else at_hand.to(x.dtype))
     product: Tensor = _FrozenLinear.apply(x, weight, at_hand)  # type: ignore[no-untyped-call]
     return product
 
@@ -107,5 +114,7 @@ def low_rank(x: Tensor, A: Tensor, B: Tensor, scaling: float | Tensor) -> Tensor
     Computed in A's dtype, or in autocast's.
     """
     dtype = working_dtype(x, A.dtype)
+    if transformed():
+        return F.linear(F.linear(x.to(dtype), A.to(dtype)) * scaling, B.to(dtype))
     product: Tensor = _LowRank.apply(x, A, B, scaling, dtype)  # type: ignore[no-untyped-call]
     return product

@@ -47,12 +47,21 @@ class LoraConv(LoraLayer):
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         y: Tensor = self.conv(x, *args, **kwargs)
+        base = y
         for name, rows in self.shares(x):
-            A, B = cast(Conv, self.lora_A[name]), cast(Conv, self.lora_B[name])
-            part = self.lora_dropout[name](pick_rows(x, rows))
-            delta = B(A(part.to(working_dtype(part, A.weight.dtype))))
-            y = add_rows(y, rows, self.scaling.operand(name) * delta)
+            dropped = self.lora_dropout[name](pick_rows(x, rows))
+            y = add_rows(y, rows, self.delta(name, dropped, pick_rows(base, rows)))
         return y
+
+    def delta(self, name: str, x: Tensor, base: Tensor) -> Tensor:
+        """What adapter ``name`` adds to the output ``base`` of the layer itself.
+
+        Args:
+            x: the layer's input, after the adapter's dropout.
+        """
+        A, B = cast(Conv, self.lora_A[name]), cast(Conv, self.lora_B[name])
+        y: Tensor = B(A(x.to(working_dtype(x, A.weight.dtype))))
+        return self.scaling.operand(name) * y
 
     def delta_weight(self, name: str, weight: Tensor) -> Tensor:
         if self.conv.groups > 1:

@@ -1,51 +1,25 @@
-"""DoRA: magnitude and direction of each output row are trained apart (arXiv:2402.09353, eq. 5).
-
-    W' = m · (W + sBA) / ‖W + sBA‖        the norm over each row, taken as a constant (section 4.3)
-
-As a sum over adapters, each adds ``g · (W + sBA) - W`` with ``g = m / ‖W + sBA‖``, so the output
-depends only on which adapters are active. The norm needs no second dequantization and no matrix
-of the weight's size:
-
-    ‖Wᵢ + sBᵢA‖² = ‖Wᵢ‖² + 2s Bᵢ·(W Aᵢᵀ) + s² Bᵢ (A Aᵀ) Bᵢᵀ
-"""
+"""DoRA on linear layers, convolutions and embeddings; the numbers are in `magnitude.py`."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from quantlora.formats.offloaded import at_hand
-from quantlora.layers.autograd import frozen_linear, recomputed
+from quantlora.errors import ConfigError
+from quantlora.formats.offloaded import read
+from quantlora.layers.convolution import LoraConv
+from quantlora.layers.embedding import LoraEmbedding
 from quantlora.layers.linear import LoraLinear
+from quantlora.layers.magnitude import Magnitudes
 
 if TYPE_CHECKING:
     from quantlora.config.lora_config import LoraConfig
-    from quantlora.formats.quantizer import Quantizer
 
 
-class _Magnitude(nn.Module):
-    """Holds m ``(out_features,)`` as ``.weight``, where PEFT's state dict has it."""
-
-    def __init__(self, weight: Tensor) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(weight)
-
-
-class DoraLinear(LoraLinear):
-    """DoRA on a linear layer; adapters of this layer without a magnitude are plain LoRA.
-
-    What is merged is one summand, over the base as it was before: an adapter that is not merged
-    refers to that base too.
-    """
-
-    variant: ClassVar[str] = "dora"
-
-    def __init__(self, base_layer: nn.Module, quantizer: Quantizer, path: str) -> None:
-        super().__init__(base_layer, quantizer, path)
-        self.lora_magnitude_vector = nn.ModuleDict()
-        self._base_squares: tuple[nn.Module, Tensor] | None = None
+class DoraLinear(Magnitudes, LoraLinear):
+    """DoRA on a linear layer."""
 
     def forward_weight(self) -> Tensor | None:
         if self.merged or not self.lora_magnitude_vector or torch.compiler.is_compiling():
@@ -54,81 +28,54 @@ class DoraLinear(LoraLinear):
 
     def delta(self, name: str, x: Tensor, product: Tensor, weight: Tensor | None) -> Tensor:
         lora = super().delta(name, x, product, weight)
-        if name not in self.lora_magnitude_vector:
+        if not self.has_magnitude(name):
             return lora
-        gain = self._gain(name, weight)
+        gain = self.gain(name, weight)
         if self.drops(name) or self.merged:
-            product = frozen_linear(x.to(product.dtype), self._plain_weight, weight)
+            product = self.product(x.to(product.dtype), *self.plain_base, weight)
         return (gain - 1).to(product.dtype) * product + gain.to(lora.dtype) * lora
 
-    def _plain_weight(self, dtype: torch.dtype | None = None) -> Tensor:
-        """The base from before any merge: what every adapter's update refers to."""
-        base, quantizer = self.plain_base
-        with at_hand(base):
-            if dtype is None:
-                return quantizer.dequantize(base)
-            return quantizer.dequantize_to(base, dtype)
 
-    def delta_weight(self, name: str, weight: Tensor) -> Tensor:
-        lora = super().delta_weight(name, weight)
-        if name not in self.lora_magnitude_vector:
+class DoraConv(Magnitudes, LoraConv):
+    """DoRA on a convolution; m is ``(1, out_channels, 1...)`` in files."""
+
+    def magnitude_shape(self) -> tuple[int, ...]:
+        return (1, -1, *[1] * len(self.conv.kernel_size))
+
+    def delta(self, name: str, x: Tensor, base: Tensor) -> Tensor:
+        lora = super().delta(name, x, base)
+        if not self.has_magnitude(name):
             return lora
-        gain = self._gain(name, weight)[:, None]
-        return (gain - 1) * weight.to(lora.dtype) + gain * lora
+        conv, quantizer = self.plain_base
+        if self.drops(name) or self.merged:
+            base = conv(x)
+        bias, ones = read(quantizer.bias, conv), [1] * len(self.conv.kernel_size)
+        product = base if bias is None else base - bias.to(base.dtype).view(-1, *ones)
+        gain = self.gain(name, None).view(-1, *ones)
+        return (gain - 1).to(product.dtype) * product + gain.to(lora.dtype) * lora
 
-    def delta_bias(self, name: str, weight: Tensor) -> Tensor | None:
-        bias = super().delta_bias(name, weight)
-        if bias is None or name not in self.lora_magnitude_vector:
-            return bias
-        return self._gain(name, weight) * bias
+    def new_factors(
+        self, config: LoraConfig, r: int, dtype: torch.dtype
+    ) -> tuple[nn.Module, nn.Module]:
+        if self.conv.groups > 1 and config.variant == self.variant:
+            raise ConfigError(
+                f"{self.path}: DoRA needs the norm of W + sBA, and the adapter of a convolution "
+                f"with groups={self.conv.groups} has no such sum; use plain LoRA here."
+            )
+        return super().new_factors(config, r, dtype)
 
-    def _gain(self, name: str, weight: Tensor | None) -> Tensor:
-        """``m / ‖W + sBA‖`` by row; the gradient reaches m alone."""
 
-        def gain(magnitude: Tensor) -> Tensor:
-            plain = self._plain_weight() if weight is None else weight
-            return magnitude / self._norm(name, plain)
+class DoraEmbedding(Magnitudes, LoraEmbedding):
+    """DoRA on an embedding: the norm is over all tokens, for each of its dimensions."""
 
-        return recomputed(gain, self._magnitude(name))
+    def matrices(self, name: str) -> tuple[Tensor, Tensor]:
+        return self.lora_embedding_A[name], self.lora_embedding_B[name]
 
-    def _magnitude(self, name: str) -> nn.Parameter:
-        return cast(_Magnitude, self.lora_magnitude_vector[name]).weight
-
-    @torch.no_grad()
-    def _norm(self, name: str, weight: Tensor) -> Tensor:
-        A, B = (factor.weight for factor in self.factors(name))
-        s = self.scaling.operand(name)
-        cross = B * (weight @ A.t().to(weight.dtype)).to(A.dtype)
-        square = B * (B @ (A @ A.t()))
-        return (self._squares(weight).to(A.dtype) + (2 * s * cross + s * s * square).sum(1)).sqrt()
-
-    def _squares(self, weight: Tensor) -> Tensor:
-        """``‖Wᵢ‖²``, kept for as long as the base stays the same object."""
-        kept = self._base_squares
-        base = self.plain_base[0]
-        if kept is None or kept[0] is not base or kept[1].device != weight.device:
-            wide = torch.promote_types(weight.dtype, torch.float32)
-            kept = (base, weight.to(wide).square().sum(1))
-            if not torch.compiler.is_compiling():
-                self._base_squares = kept
-        return kept[1]
-
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        self._base_squares = None
-        super()._load_from_state_dict(*args, **kwargs)
-
-    # -- the books: the magnitude is one more parameter of the adapter
-
-    def finish_adapter(self, name: str, config: LoraConfig) -> None:
-        """Start at m = ‖W + sBA‖, where the update is that of plain LoRA."""
-        if config.variant == self.variant:
-            self.lora_magnitude_vector[name] = _Magnitude(self._norm(name, self.dequantize()))
-
-    def tables(self) -> tuple[Any, ...]:
-        return (*super().tables(), self.lora_magnitude_vector)
-
-    def adapter_tensors(self, name: str) -> dict[str, nn.Parameter]:
-        tensors = super().adapter_tensors(name)
-        if name in self.lora_magnitude_vector:
-            tensors["lora_magnitude_vector"] = self._magnitude(name)
-        return tensors
+    def delta(self, name: str, x: Tensor, base: Tensor) -> Tensor:
+        lora = super().delta(name, x, base)
+        if not self.has_magnitude(name):
+            return lora
+        gain = self.gain(name, None)
+        if self.merged:
+            base = self.plain_base[0](x)
+        return (gain - 1).to(base.dtype) * base + gain.to(lora.dtype) * lora

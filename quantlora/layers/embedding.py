@@ -40,12 +40,13 @@ class LoraEmbedding(LoraLayer):
         return isinstance(base_layer, EMBEDDINGS)
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        y: Tensor = self.base_layer(x, *args, **kwargs)
+        y = base = self.base_layer(x, *args, **kwargs)
         for name, rows in self.shares(x):
-            y = add_rows(y, rows, self._delta(name, pick_rows(x, rows)))
+            y = add_rows(y, rows, self.delta(name, pick_rows(x, rows), pick_rows(base, rows)))
         return y
 
-    def _delta(self, name: str, x: Tensor) -> Tensor:
+    def delta(self, name: str, x: Tensor, base: Tensor) -> Tensor:
+        """What adapter ``name`` adds to the output for tokens ``x``; the base's is ``base``."""
         A, B = self.lora_embedding_A[name], self.lora_embedding_B[name]
         padding = cast("int | None", self.base_layer.padding_idx)
         y: Tensor = self.scaling.operand(name) * (F.embedding(x, A.t(), padding) @ B.t())

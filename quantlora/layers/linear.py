@@ -11,11 +11,13 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from quantlora.errors import LayerError
 from quantlora.formats.layouts import is_linear_kind
-from quantlora.formats.offloaded import at_hand, read
+from quantlora.formats.offloaded import at_hand, is_offloaded, read
+from quantlora.formats.seen import Seen, transformed
 from quantlora.layers.autograd import Weight, frozen_linear, low_rank, working_dtype
 from quantlora.layers.layer import LoraLayer
 from quantlora.layers.rows import add_rows, pick_rows
@@ -52,15 +54,41 @@ class LoraLinear(LoraLayer):
     def base_product(self, x: Tensor, weight: Tensor | None) -> Tensor:
         """``x · dequantize(Q)ᵀ`` in the layer's compute dtype; ``weight`` if it is at hand."""
         x = x.to(working_dtype(x, self.quantizer.compute_dtype(self.base_layer) or x.dtype))
-        if weight is None and not torch.is_grad_enabled():
+        if weight is None and not torch.is_grad_enabled() and not transformed():
             fast = self.quantizer.matmul(self.base_layer, x)
             if fast is not None:
                 return fast
-        return frozen_linear(x, self.frozen_weight(), weight)
+        return self.product(x, self.base_layer, self.quantizer, weight)
 
-    def frozen_weight(self) -> Weight:
-        """Gives the weight of the base as it is now, also once a merge has put another in place."""
-        return partial(read, self.quantizer.dequantize_to, self.base_layer)
+    def product(
+        self, x: Tensor, base: nn.Module, quantizer: Quantizer, weight: Tensor | None
+    ) -> Tensor:
+        """``x · dequantize(Q)ᵀ`` of ``base``, with the backward that its weight asks for."""
+        trained = self._trained(base, quantizer)
+        if trained is not None:
+            return F.linear(x, trained.to(x.dtype))
+        return frozen_linear(x, self.frozen_weight(base, quantizer), weight)
+
+    def _trained(self, base: nn.Module, quantizer: Quantizer) -> Tensor | None:
+        """The weight of ``base`` where it needs a gradient: made trainable after `wrap`."""
+        own = (one for name, one in base.named_parameters() if name != "bias")
+        if not any(one.requires_grad for one in own):
+            return None
+        weight = quantizer.trainable(base)
+        if weight is None:
+            raise LayerError(
+                f"{self.path}: the base's weight needs a gradient (requires_grad), and it is "
+                f"packed in format {quantizer.name!r}, which has none: freeze it with "
+                f"requires_grad_(False)."
+            )
+        return weight
+
+    def frozen_weight(self, base: nn.Module, quantizer: Quantizer) -> Weight:
+        """Gives the weight of ``base`` as it is now, also in a backward that finds another one."""
+        if torch.compiler.is_compiling() or not torch.is_grad_enabled() or is_offloaded(base):
+            return partial(read, quantizer.dequantize_to, base)
+        seen = Seen(base, self.path)
+        return lambda dtype: read(quantizer.dequantize_to, seen.layer(base), dtype)
 
     def forward_weight(self) -> Tensor | None:
         """The dequantized base, for variants that need more of it than its product."""

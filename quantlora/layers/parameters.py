@@ -13,7 +13,7 @@ made again in backward instead of kept.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
@@ -21,13 +21,19 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from quantlora.errors import AdapterError
+from quantlora.formats.offloaded import is_offloaded
 from quantlora.formats.parameters import call_with, weights
+from quantlora.formats.seen import Seen, transformed
 from quantlora.layers.base_facts import check_rank
 from quantlora.layers.layer import LoraLayer
 
 if TYPE_CHECKING:
     from quantlora.config.lora_config import LoraConfig
     from quantlora.formats.quantizer import Quantizer
+
+
+#: By parameter: its own value unless it is packed, and A, B and scale of each adapter.
+_Parts = dict[str, tuple[Tensor | None, list[tuple[Tensor, Tensor, float]]]]
 
 
 class LoraParameters(LoraLayer):
@@ -45,12 +51,35 @@ class LoraParameters(LoraLayer):
         return False  # no kind of layer: it is planned for parameters alone
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        names = self._counting()
-        if not names:
+        parts = self._parts(self._counting())
+        if not parts:
             return self.base_layer(*args, **kwargs)
-        if not torch.is_grad_enabled():
-            return self._updated(names, *args, **kwargs)
-        return checkpoint(self._updated, names, *args, use_reentrant=False, **kwargs)
+        if not torch.is_grad_enabled() or transformed():
+            return call_with(self.base_layer, self._updated(parts), *args, **kwargs)
+        return checkpoint(self._with(parts), *args, use_reentrant=False, **kwargs)
+
+    def _with(self, parts: _Parts) -> Callable[..., Any]:
+        """The module's forward with ``parts``, also where backward finds others in their place."""
+        known = {id(one) for own, deltas in parts.values() for one in (own, *sum(deltas, ()))}
+        compared = not (torch.compiler.is_compiling() or is_offloaded(self.base_layer))
+        seen = Seen(self, self.path) if compared else None
+
+        def run(*args: Any, **kwargs: Any) -> Any:
+            if seen is not None:
+                found = seen.exchanged(self)
+                seen.check_own({name: one for name, one in found.items() if id(one) not in known})
+            return call_with(self.base_layer, self._updated(parts), *args, **kwargs)
+
+        return run
+
+    def _parts(self, names: Sequence[str]) -> _Parts:
+        """What the updated parameters are made of; packed ones (None) are unpacked when needed."""
+        parts: _Parts = {}
+        for name in names:
+            for key, (A, B) in self._factors(name).items():
+                own = self.base_layer._parameters.get(key)
+                parts.setdefault(key, (own, []))[1].append((A, B, self.scaling[name]))
+        return parts
 
     def _counting(self) -> tuple[str, ...]:
         """The contributing adapters; routed tokens no longer know their sample."""
@@ -62,21 +91,24 @@ class LoraParameters(LoraLayer):
             )
         return self.contributing if self.sample_adapters is None else ()
 
-    def _updated(self, names: Sequence[str], *args: Any, **kwargs: Any) -> Any:
-        own: dict[str, Tensor] = {}
-        for name in names:
-            for key, delta in self.deltas(name).items():
-                weight = own[key] if key in own else getattr(self.base_layer, key)
-                own[key] = weight + delta.to(weight.dtype)
-        return call_with(self.base_layer, own, *args, **kwargs)
+    def _updated(self, parts: _Parts) -> dict[str, Tensor]:
+        """``W + Σ ΔW`` by name."""
+        updated = {}
+        for key, (own, deltas) in parts.items():
+            weight = getattr(self.base_layer, key) if own is None else own
+            for A, B, scaling in deltas:
+                weight = weight + self._delta(key, A, B, scaling).to(weight.dtype)
+            updated[key] = weight
+        return updated
 
     def deltas(self, name: str) -> dict[str, Tensor]:
         """The update of each parameter, in the parameter's shape."""
-        with torch.autocast(self.quantizer.device(self.base_layer).type, enabled=False):
-            return {
-                key: self.scaling[name] * self._product(A, B, self.shapes[key])
-                for key, (A, B) in self._factors(name).items()
-            }
+        factors = self._factors(name)
+        return {key: self._delta(key, *pair, self.scaling[name]) for key, pair in factors.items()}
+
+    def _delta(self, key: str, A: Tensor, B: Tensor, scaling: float) -> Tensor:
+        with torch.autocast(A.device.type, enabled=False):
+            return scaling * self._product(A, B, self.shapes[key])
 
     def _product(self, A: Tensor, B: Tensor, shape: torch.Size) -> Tensor:
         experts, _, _ = self._sizes(shape)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import quantlora
-from quantlora.errors import BackendError, ConfigError, LayerError, MergeError
+from quantlora.errors import BackendError, ConfigError, MergeError
 from quantlora.layers.convolution import LoraConv
 from quantlora.layers.embedding import LoraEmbedding
 from quantlora.testing.models import tiny_llama
@@ -181,7 +181,6 @@ def test_an_adapter_on_a_tied_embedding_leaves_the_head() -> None:
 @pytest.mark.parametrize(
     ("fields", "error", "message"),
     [
-        ({"target_modules": ["embed_tokens"], "use_dora": True}, LayerError, "'dora'"),
         ({"target_modules": ["embed_tokens"], "lora_bias": True}, ConfigError, "no bias"),
         (
             {"target_modules": ["embed_tokens"], "backend": "normalfloat"},
