@@ -31,6 +31,7 @@ def save_pretrained(
     state_dict: Mapping[str, Tensor] | None = None,
     push_to_hub: bool = False,
     safe_serialization: bool = True,
+    save_embedding_layers: bool | str = "auto",
     **kwargs: Any,
 ) -> None:
     """Save the active adapter, and only it, in PEFT's format.
@@ -45,27 +46,30 @@ def save_pretrained(
         state_dict: take the values from here, by their names in ``model.state_dict()``.
         push_to_hub: also upload; ``repo_id``, ``token`` and the like are passed on.
         safe_serialization: there is no other: False has no effect.
+        save_embedding_layers: as in `save_adapter`.
         kwargs: for the hub; Transformers' options for saving a whole model have no effect.
     """
     if not safe_serialization:
         warn("adapters are saved as safetensors only.")
     if is_main_process:
-        _save(model, Path(os.path.realpath(save_directory)), state_dict)
+        _save(model, Path(os.path.realpath(save_directory)), state_dict, save_embedding_layers)
     if push_to_hub:
         options = {name: kwargs[name] for name in _HUB if name in kwargs}
         repo_id = kwargs.get("repo_id") or Path(save_directory).name
         model.push_to_hub(repo_id, **options)  # type: ignore[operator]
 
 
-def _save(model: nn.Module, folder: Path, state_dict: Mapping[str, Tensor] | None) -> None:
+def _save(
+    model: nn.Module, folder: Path, values: Mapping[str, Tensor] | None, embeddings: bool | str
+) -> None:
     active = some_active(model)
     if _CHECKPOINT.fullmatch(folder.name):
-        write_trained(model, folder, state_dict)
+        write_trained(model, folder, values)
     if len(active) == 1:
-        write_adapter(model, folder, active[0], state_dict)
+        write_adapter(model, folder, active[0], values, save_embedding_layers=embeddings)
         return
     for name in active:
-        save_adapter(model, folder, name, state_dict=state_dict)
+        save_adapter(model, folder, name, state_dict=values, save_embedding_layers=embeddings)
 
 
 def load_state_dict(

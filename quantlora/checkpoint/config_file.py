@@ -62,7 +62,9 @@ def config_from(fields: Mapping[str, Any], source: str) -> LoraConfig:
             f"{source}: peft_type is {fields.get('peft_type')!r}: quantlora reads LORA only."
         )
     own = {field.name for field in dataclasses.fields(LoraConfig)}
-    known = {name: value for name, value in fields.items() if name in own}
+    numbers = ("r", "lora_alpha", "lora_dropout")  # the others have their default where null
+    known = {n: v for n, v in fields.items() if n in own and (v is not None or n in numbers)}
+    known.setdefault("target_modules", None)  # then those that the file has tensors for
     _check_others(source, {name: value for name, value in fields.items() if name not in own})
     known["init_lora_weights"] = _first_values(source, known.get("init_lora_weights", True))
     known["loftq_config"] = None
@@ -112,7 +114,7 @@ def _check_others(source: str, others: dict[str, Any]) -> None:
 
 def _first_values(source: str, init: Any) -> Any:
     """True for any start that left the base as it was; a changed base is warned about."""
-    if isinstance(init, str) and init not in ("gaussian", "eva", "orthogonal"):
+    if isinstance(init, str) and init.lower() not in ("gaussian", "eva", "orthogonal"):
         warn(
             f"{source}: init_lora_weights={init!r} changes the base weights when training starts. "
             f"Load the adapter on the base that was saved with it, not on the original one.",

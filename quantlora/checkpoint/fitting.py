@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from quantlora.checkpoint.keys import PREFIX, split_key
 from quantlora.errors import AdapterFileError
-from quantlora.names import near, plain_path
+from quantlora.names import near
 from quantlora.wrapping.plan import PlannedLayer
 
 #: The tensors of a file by the path of their module, then by name: ``lora_A.weight``.
@@ -17,9 +17,9 @@ ByPath = dict[str, dict[str, Tensor]]
 
 
 def by_path(
-    source: str, tensors: Mapping[str, Tensor], model: nn.Module, saved: Collection[str]
-) -> ByPath:
-    """Sort the tensors of a file; those that only repeat the base's own are left out.
+    tensors: Mapping[str, Tensor], saved: Collection[str]
+) -> tuple[ByPath, dict[str, Tensor]]:
+    """Sort the tensors of a file; what belongs to no adapter's place is given apart, by its key.
 
     Args:
         saved: paths of the modules that the adapter trains in full.
@@ -31,12 +31,13 @@ def by_path(
         if not path:
             path = next((one for one in saved if name.startswith(f"{one}.")), "")
             name = name.removeprefix(f"{path}.")
-        if path:
+        if path and name.startswith("modules_to_save."):  # PEFT writes resized copies twice
+            found.setdefault(path, {}).setdefault(name.removeprefix("modules_to_save."), tensor)
+        elif path and not name.startswith("original_module."):
             found.setdefault(path, {})[name] = tensor
         else:
-            others[name] = tensor
-    _check_base(source, others, model)
-    return found
+            others[key.removeprefix(PREFIX)] = tensor
+    return found, others
 
 
 def split_biases(
@@ -56,30 +57,6 @@ def split_biases(
         values[names[0]] = tensors[found[0]]
     taken = {plain[name] for names in biases for name in names if name in plain}
     return values, {key: one for key, one in tensors.items() if key not in taken}
-
-
-def _check_base(source: str, others: Mapping[str, Tensor], model: nn.Module) -> None:
-    """PEFT also saves embeddings that it targets, though it does not train them."""
-    if not others:
-        return
-    own = {_base_name(name): p.detach() for name, p in model.named_parameters()}
-    for name, tensor in others.items():
-        base = own.get(_base_name(name))
-        if base is None:
-            raise AdapterFileError(
-                f"{source}: {name} belongs to no LoRA layer, and to no module that the config "
-                f"names in modules_to_save: quantlora reads LoRA adapters only."
-            )
-        if base.shape != tensor.shape or not torch.equal(base.cpu(), tensor.to(base.dtype)):
-            raise AdapterFileError(
-                f"{source}: {name} {tuple(tensor.shape)} differs from the base's own "
-                f"{tuple(base.shape)}: the adapter was trained on a changed base (a larger "
-                f"vocabulary?). Change the base in the same way before you load it."
-            )
-
-
-def _base_name(name: str) -> str:
-    return plain_path(name).replace(".base_layer.", ".")
 
 
 def check_paths(

@@ -20,6 +20,7 @@ from torch import nn
 
 from quantlora.adapters.holders import lora_layers
 from quantlora.adapters.state import adapter_state, known_adapter
+from quantlora.checkpoint.base_tensors import base_values
 from quantlora.checkpoint.fitting import ByPath, by_path
 from quantlora.checkpoint.place import find_folder
 from quantlora.checkpoint.read import read_adapter
@@ -81,7 +82,8 @@ def hot_swap(
     place = find_folder(folder, adapter_name, revision, token)
     saved = read_adapter(place)
     slots = _slots(model, adapter_name)
-    given = by_path(str(place), saved.tensors, model, ())
+    given, others = by_path(saved.tensors, ())
+    base_values(str(place), others, model)  # embeddings of its own are refused
     _check(known_adapter(model, adapter_name), saved.config, slots, given)
     _check_whole(str(place), saved.config, slots, given)
     new = {

@@ -9,10 +9,23 @@ from __future__ import annotations
 
 import re
 
+from quantlora.names import plain_path
+
 PREFIX = "base_model.model."
 
 #: Several adapted parameters of one module are nested: ``<path>.base_layer.lora_A.weight``.
 _LORA_KEY = re.compile(r"(?P<path>.+?)\.(?P<name>(base_layer\.)*lora_(?!.*\.lora_).*)")
+
+#: What PEFT puts between a module's path and the names of its frozen tensors.
+_FROZEN = (".token_adapter.base_layer.", ".base_layer.", ".original_module.")
+
+
+def base_name(key: str) -> str:
+    """The name in the plain model of a frozen tensor that is called ``key`` in a wrapped one."""
+    name = plain_path(key.removeprefix(PREFIX))
+    for part in _FROZEN:
+        name = name.replace(part, ".")
+    return name
 
 
 def file_key(path: str, name: str) -> str:

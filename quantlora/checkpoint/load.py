@@ -12,7 +12,9 @@ from torch import Tensor, nn
 
 from quantlora.adapters.saved_modules import SavedModule
 from quantlora.adapters.trained_bias import TrainedBias
+from quantlora.checkpoint.base_tensors import base_values, in_place
 from quantlora.checkpoint.fitting import by_path, check_paths, fill, split_biases
+from quantlora.checkpoint.keys import split_key
 from quantlora.checkpoint.place import find_folder
 from quantlora.checkpoint.read import read_adapter
 from quantlora.checkpoint.side_file import report_differences
@@ -65,13 +67,15 @@ def put_on(
         tensors: by their keys in an adapter file.
         source: where it comes from, for messages.
     """
+    config = _with_targets(config, tensors)
     try:
-        plan = make_plan(model, config, backend, adapter, registry())
+        plan = make_plan(model, config, backend, adapter, registry(), strict=False)
         saved = find_saved(model, config)
         biases = find_biases(model, config, {planned.path for planned in plan})
         values, rest = split_biases(source, tensors, [bias.names for bias in biases])
-        given = by_path(source, rest, model, saved)
+        given, others = by_path(rest, saved)
         check_paths(source, given, plan, saved)
+        base = base_values(source, others, model)
 
         def start(planned: PlannedLayer, layer: LoraLayer) -> None:
             layer.finish_adapter(adapter, config)
@@ -84,6 +88,16 @@ def put_on(
         def copy_bias(bias: TrainedBias) -> None:
             fill(source, {bias.names[0]: bias.own}, {bias.names[0]: values[bias.names[0]]})
 
-        apply_plan(model, plan, config, adapter, start, quantize_options, copy_values, copy_bias)
+        with in_place(source, base, model):
+            apply_plan(
+                model, plan, config, adapter, start, quantize_options, copy_values, copy_bias
+            )
     except (ConfigError, regex.error) as error:
         raise AdapterFileError(f"{source} does not fit this model: {error}") from error
+
+
+def _with_targets(config: LoraConfig, tensors: Mapping[str, Tensor]) -> LoraConfig:
+    """``config``, where it names no targets with the layers that the file has tensors for."""
+    if config.target_modules is not None or config.target_parameters:
+        return config
+    return replace(config, target_modules=sorted({split_key(key)[0] for key in tensors} - {""}))

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from quantlora.adapters.holders import adapter_holders
 from quantlora.adapters.state import adapter_state, known_adapter
+from quantlora.adapters.switch import active_adapters
+from quantlora.checkpoint.base_tensors import changed_base
 from quantlora.checkpoint.config_file import config_text
 from quantlora.checkpoint.keys import PREFIX, file_key
 from quantlora.checkpoint.place import CONFIG, PICKLE, SIDE, WEIGHTS, folders_of
@@ -30,6 +32,7 @@ def save_adapter(
     adapter_name: str = "default",
     *,
     state_dict: Mapping[str, Tensor] | None = None,
+    save_embedding_layers: bool | str = "auto",
 ) -> Path:
     """Write the adapter ``adapter_name`` of ``model``, for quantlora, PEFT and vLLM to read.
 
@@ -45,6 +48,8 @@ def save_adapter(
             sub-folder of its name.
         state_dict: take the values from here, by their names in ``model.state_dict()``, where
             they are gathered already; then nothing is, and only one process may call this.
+        save_embedding_layers: also write the base's embeddings; ``"auto"`` where their vocabulary
+            is not that of the checkpoint the base was loaded from, or they came with the adapter.
 
     Returns:
         The folder the files are in.
@@ -55,7 +60,7 @@ def save_adapter(
     """
     known_adapter(model, adapter_name)
     root, place = folders_of(folder, adapter_name)
-    return write_adapter(model, place, adapter_name, state_dict, root)
+    return write_adapter(model, place, adapter_name, state_dict, root, save_embedding_layers)
 
 
 def write_adapter(
@@ -64,12 +69,13 @@ def write_adapter(
     adapter: str,
     state_dict: Mapping[str, Tensor] | None = None,
     root: Path | None = None,
+    save_embedding_layers: bool | str = "auto",
 ) -> Path:
     """Write ``adapter`` to the folder ``place`` itself, whatever its name."""
     config = file_config(model, known_adapter(model, adapter), adapter)
     targets = written_targets(model, config, adapter)
     text = config_text(config, targets, model.__dict__.get("name_or_path") or None)
-    tensors = adapter_tensors(model, adapter, state_dict)
+    tensors = adapter_tensors(model, adapter, state_dict, save_embedding_layers)
     files: dict[str, Writer] = {
         CONFIG: partial(Path.write_text, data=text, encoding="utf-8"),
         SIDE: partial(Path.write_text, data=side_text(model, adapter), encoding="utf-8"),
@@ -82,12 +88,18 @@ def write_adapter(
 
 
 def adapter_tensors(
-    model: nn.Module, adapter: str, state_dict: Mapping[str, Tensor] | None = None
+    model: nn.Module,
+    adapter: str,
+    state_dict: Mapping[str, Tensor] | None = None,
+    save_embedding_layers: bool | str = "auto",
 ) -> dict[str, Tensor]:
     """The adapter's tensors by their keys in the file."""
     value = _values(model, state_dict)
+    base = changed_base(model, adapter, save_embedding_layers)
     biases = adapter_state(model).biases.get(adapter, [])
-    return {PREFIX + bias.names[0]: value(bias.own) for bias in biases} | {
+    own = {plain_path(name): one for name, one in base.items()}
+    own |= {bias.names[0]: bias.own for bias in biases}
+    return {PREFIX + name: value(one) for name, one in own.items()} | {
         file_key(plain_path(path), name): value(parameter)
         for path, holder in adapter_holders(model)
         if adapter in holder.adapters
@@ -98,15 +110,19 @@ def adapter_tensors(
 def write_trained(
     model: nn.Module, folder: Path, state_dict: Mapping[str, Tensor] | None = None
 ) -> None:
-    """Write what is trained under its names in the model: the file Trainer resumes from.
+    """Write what is trained, and the embeddings that the base's checkpoint does not have, under
+    their names in the model: the file Trainer resumes from.
 
     Without PEFT, Trainer looks for no adapter, only for a state dict of this name.
     """
     value = _values(model, state_dict)
-    trained = {name: value(p) for name, p in model.named_parameters() if p.requires_grad}
+    kept = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    for adapter in active_adapters(model):
+        kept |= changed_base(model, adapter)
+    tensors = {name: value(p) for name, p in kept.items()}
     with one_writes(model, state_dict) as here:
         if here:
-            write_set(folder, {"model.safetensors": partial(write_weights, tensors=trained)})
+            write_set(folder, {"model.safetensors": partial(write_weights, tensors=tensors)})
 
 
 def _values(

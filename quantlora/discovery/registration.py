@@ -129,6 +129,8 @@ class Registry:
         chosen = config.init_lora_weights
         name = {True: "default", False: "uniform"}[chosen] if isinstance(chosen, bool) else chosen
         if name not in self.initializers:
+            name = name.lower()  # PEFT takes "Gaussian" and "OLoRA" too
+        if name not in self.initializers:
             raise ConfigError(unknown("initializer", name, self.initializers) + self._aside())
         return self.initializers[name]
 

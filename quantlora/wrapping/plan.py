@@ -41,13 +41,22 @@ class PlannedLayer:
 
 
 def make_plan(
-    model: nn.Module, config: LoraConfig, backend: str, adapter: str, registry: Registry
+    model: nn.Module,
+    config: LoraConfig,
+    backend: str,
+    adapter: str,
+    registry: Registry,
+    strict: bool = True,
 ) -> list[PlannedLayer]:
-    """One `PlannedLayer` for each target, or the error that `wrap` would raise."""
+    """One `PlannedLayer` for each target, or the error that `wrap` would raise.
+
+    Args:
+        strict: as in `find_targets`; False for an adapter that is loaded.
+    """
     check_free(model, adapter)
     if backend != AUTO:
         registry.quantizer(backend)  # unknown, or its library missing: say so before the model
-    targets = find_targets(model, config, registry)
+    targets = find_targets(model, config, registry, strict)
     return [plan_layer(target, config, backend, adapter, registry) for target in targets]
 
 

@@ -37,10 +37,13 @@ class Target:
     parameters: tuple[str, ...] = ()
 
 
-def find_targets(model: nn.Module, config: LoraConfig, registry: Registry) -> list[Target]:
+def find_targets(
+    model: nn.Module, config: LoraConfig, registry: Registry, strict: bool = True
+) -> list[Target]:
     """The layers that ``config`` targets, in the model's order.
 
-    Raises `TargetError` when the targets, or a rank or alpha pattern, match nothing.
+    Raises `TargetError` when the targets match nothing; where ``strict``, also for a rank or alpha
+    pattern that does. In a file such a pattern has had no effect, and has none here.
     """
     modules = dict(own_modules(model))
     paths = [path for path in modules if path and targeted(path, config)]
@@ -55,7 +58,7 @@ def find_targets(model: nn.Module, config: LoraConfig, registry: Registry) -> li
     if not paths and not holders:
         raise TargetError(_nothing(config, modules, registry))
     keys = [f"{path}.{name}" for path, names in holders.items() for name in names]
-    for name in ("rank_pattern", "alpha_pattern"):
+    for name in ("rank_pattern", "alpha_pattern") if strict else ():
         _check_patterns(name, getattr(config, name), [*paths, *keys])
     return [
         *(_target(path, modules[path], config) for path in paths),

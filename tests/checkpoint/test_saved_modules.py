@@ -215,8 +215,6 @@ def test_embeddings_targeted_in_peft_load_though_the_file_repeats_the_base(
     theirs.save_pretrained(tmp_path)
     ours = quantlora.load_adapter(make_base(), tmp_path)
     assert relative_difference(logits(ours), logits(theirs)) < 1e-5
-    with pytest.raises(AdapterFileError, match="differs from the base's own"):
-        quantlora.load_adapter(make_base(seed=5), tmp_path)
 
 
 @pytest.fixture
