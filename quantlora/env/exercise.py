@@ -99,7 +99,7 @@ class Exercise:
     def _dense(self) -> tuple[Tensor, Tensor | None]:
         """The same layer as one float matrix and bias."""
         weight = self.layer.quantizer.dequantize(self.layer.base_layer).float()
-        return self.layer.merged_parameters(("default",), weight, self.layer.bias)
+        return self.layer.merged_parameters(("default",), weight, self.layer.base_bias)
 
     def _gradients(self) -> dict[str, Tensor]:
         x = self.x.clone().requires_grad_()

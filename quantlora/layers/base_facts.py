@@ -1,4 +1,4 @@
-"""What a LoRA layer says of the frozen layer inside it: shape, weight, bias."""
+"""What a LoRA layer says of the frozen layer inside it: its shape, its other attributes."""
 
 from __future__ import annotations
 
@@ -40,12 +40,8 @@ class BaseFacts:
         return self.quantizer.shape(self.base_layer)[1]
 
     @property
-    def weight(self) -> Any:
-        """The base's own weight, as stored; Transformers asks some layers for its dtype."""
-        return getattr(self.base_layer, "weight", None)
-
-    @property
-    def bias(self) -> Tensor | None:
+    def base_bias(self) -> Tensor | None:
+        """The frozen layer's bias."""
         return self.quantizer.bias(self.base_layer)
 
     def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
@@ -59,3 +55,13 @@ class BaseFacts:
     def plain_base(self) -> tuple[nn.Module, Quantizer]:
         """The base from before any merge, and its format."""
         return self.unmerged[-1] if self.unmerged else (self.base_layer, self.quantizer)
+
+    def __getattr__(self, name: str) -> Any:
+        """What models read of a layer besides: ``padding_idx``, ``nf``, their own attributes."""
+        try:
+            return super().__getattr__(name)  # type: ignore[misc]
+        except AttributeError:
+            base = self.__dict__.get("_modules", {}).get("base_layer")
+            if base is None or name.startswith("_"):
+                raise
+        return getattr(base, name)

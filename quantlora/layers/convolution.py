@@ -77,6 +77,9 @@ class LoraConv(LoraLayer):
         bias = cast(Conv, self.lora_B[name]).bias
         return None if bias is None else self.scaling[name] * bias
 
+    def has_bias(self, name: str) -> bool:
+        return cast(Conv, self.lora_B[name]).bias is not None
+
     def new_factors(
         self, config: LoraConfig, r: int, dtype: torch.dtype
     ) -> tuple[nn.Module, nn.Module]:

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from quantlora.errors import AdapterError
-from quantlora.layers.base_facts import BaseFacts, check_rank
+from quantlora.layers.base_facts import check_rank
 from quantlora.layers.calls import PerCall
+from quantlora.layers.effective_weight import EffectiveWeight
 from quantlora.layers.rows import rows_by_adapter
 from quantlora.layers.scaling import Scalings
-from quantlora.layers.weight_update import WeightUpdate
 from quantlora.names import unknown
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from quantlora.formats.quantizer import Quantizer
 
 
-class LoraLayer(BaseFacts, WeightUpdate, PerCall, nn.Module):
+class LoraLayer(PerCall, EffectiveWeight, nn.Module):
     """Holds ``base_layer`` and, by adapter name, ``lora_A``, ``lora_B`` and their settings.
 
     Which adapters count is in ``active``; which are folded into the base is in ``merged``.

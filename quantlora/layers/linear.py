@@ -64,24 +64,10 @@ class LoraLinear(LoraLayer):
         self, x: Tensor, base: nn.Module, quantizer: Quantizer, weight: Tensor | None
     ) -> Tensor:
         """``x · dequantize(Q)ᵀ`` of ``base``, with the backward that its weight asks for."""
-        trained = self._trained(base, quantizer)
+        trained = self.trained_weight(base, quantizer)
         if trained is not None:
             return F.linear(x, trained.to(x.dtype))
         return frozen_linear(x, self.frozen_weight(base, quantizer), weight)
-
-    def _trained(self, base: nn.Module, quantizer: Quantizer) -> Tensor | None:
-        """The weight of ``base`` where it needs a gradient: made trainable after `wrap`."""
-        own = (one for name, one in base.named_parameters() if name != "bias")
-        if not any(one.requires_grad for one in own):
-            return None
-        weight = quantizer.trainable(base)
-        if weight is None:
-            raise LayerError(
-                f"{self.path}: the base's weight needs a gradient (requires_grad), and it is "
-                f"packed in format {quantizer.name!r}, which has none: freeze it with "
-                f"requires_grad_(False)."
-            )
-        return weight
 
     def frozen_weight(self, base: nn.Module, quantizer: Quantizer) -> Weight:
         """Gives the weight of ``base`` as it is now, also in a backward that finds another one."""
@@ -126,6 +112,9 @@ class LoraLinear(LoraLayer):
         """The update of the bias (``lora_bias``), ``(out_features,)``."""
         bias = self.factors(name)[1].bias
         return None if bias is None else self.scaling[name] * bias
+
+    def has_bias(self, name: str) -> bool:
+        return self.factors(name)[1].bias is not None
 
     def new_factors(
         self, config: LoraConfig, r: int, dtype: torch.dtype

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 import torch
 from torch import Tensor, nn
 
-from quantlora.formats.offloaded import at_hand
 from quantlora.formats.seen import Seen, transformed
 from quantlora.layers.autograd import recomputed
 from quantlora.layers.layer import LoraLayer
@@ -64,12 +63,6 @@ class Magnitudes(LoraLayer):
 
     def has_magnitude(self, name: str) -> bool:
         return name in self.lora_magnitude_vector
-
-    def plain_weight(self) -> Tensor:
-        """The base from before any merge: what every adapter's update refers to."""
-        base, quantizer = self.plain_base
-        with at_hand(base):
-            return quantizer.dequantize(base)
 
     def delta_weight(self, name: str, weight: Tensor) -> Tensor:
         lora = super().delta_weight(name, weight)

@@ -138,7 +138,7 @@ def _bias(suite: SuiteBase) -> None:
 
 
 def _own_bias(model: Holder) -> Tensor:
-    bias = model.lora.bias
+    bias = model.lora.base_bias
     assert bias is not None
     return bias
 

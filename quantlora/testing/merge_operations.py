@@ -36,7 +36,7 @@ def _merge_requantize(suite: SuiteBase) -> None:
     assert lora.quantizer.name == suite.quantizer
     error = (lora.dequantize().double() - wanted).norm() / wanted.norm()
     assert error <= max(suite.closeness, 1e-6)
-    bias = 0 if lora.bias is None else reference.float64(lora.bias)
+    bias = 0 if lora.base_bias is None else reference.float64(lora.base_bias)
     product = reference.float64(x) @ reference.float64(lora.dequantize()).t() + bias
     assert reference.relative(model(x), product) <= suite.tolerance(lora.base_layer, x.dtype)
 

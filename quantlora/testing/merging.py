@@ -91,4 +91,4 @@ class MergeTests(SuiteBase):
 
 def _product(lora: LoraLinear, x: Tensor) -> Tensor:
     y = reference.float64(x) @ reference.float64(lora.dequantize()).t()
-    return y if lora.bias is None else y + reference.float64(lora.bias)
+    return y if lora.base_bias is None else y + reference.float64(lora.base_bias)

@@ -28,8 +28,8 @@ def float64(tensor: Tensor) -> Tensor:
 def output(lora: LoraLinear, weight: Tensor, x: Tensor) -> Tensor:
     """``x · weightᵀ + bias + Σ s · x · Aᵀ · Bᵀ`` over the active adapters, in float64."""
     y = float64(x) @ float64(weight).t()
-    if lora.bias is not None:
-        y = y + float64(lora.bias)
+    if lora.base_bias is not None:
+        y = y + float64(lora.base_bias)
     for name in lora.active:
         A, B = (float64(factor.weight) for factor in lora.factors(name))
         y = y + lora.scaling[name] * (float64(x) @ A.t() @ B.t())
@@ -50,7 +50,7 @@ def expected(lora: LoraLinear, weight: Tensor, x: Tensor, grad: Tensor) -> Resul
     (name,) = lora.active
     x, A, B = (float64(t).requires_grad_() for t in (x, *(f.weight for f in lora.factors(name))))
     y = x @ float64(weight).t() + lora.scaling[name] * (x @ A.t() @ B.t())
-    y = y if lora.bias is None else y + float64(lora.bias)
+    y = y if lora.base_bias is None else y + float64(lora.base_bias)
     return Result(y.detach(), *torch.autograd.grad(y, (x, A, B), float64(grad)))
 
 

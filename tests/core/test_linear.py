@@ -17,7 +17,7 @@ def test_the_output_is_the_formula_of_the_docstring(wrapped: Callable[..., nn.Mo
     layer = wrapped(r=4, lora_alpha=6).layers[0].up_proj
     A, B = (float64(factor.weight) for factor in layer.factors("default"))
     x = torch.randn(3, 8)
-    base = float64(x) @ float64(layer.weight).t() + float64(layer.bias)
+    base = float64(x) @ float64(layer.base_layer.weight).t() + float64(layer.bias)
     assert relative(layer(x), base + 6 / 4 * float64(x) @ A.t() @ B.t()) <= 1e-6
 
 
@@ -84,12 +84,13 @@ def test_a_float64_model_computes_in_float64(x: Tensor) -> None:
     assert model[0].lora_A["default"].weight.grad.dtype == torch.float64
 
 
-def test_the_weight_and_bias_of_the_base_can_be_looked_at(
+def test_shape_and_dtype_of_the_weight_can_be_looked_at(
     wrapped: Callable[..., nn.Module],
 ) -> None:
     """Transformers reads the dtype of some layers' weights."""
     layer = wrapped().layers[0].up_proj
-    assert layer.weight is layer.base_layer.weight
+    assert layer.weight.dtype == layer.base_layer.weight.dtype
+    assert layer.weight.shape == (16, 8)
     assert layer.bias is layer.base_layer.bias
     assert (layer.out_features, layer.in_features) == (16, 8)
 

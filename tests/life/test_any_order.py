@@ -42,7 +42,7 @@ class Life(RuleBasedStateMachine):
         self.enabled = True
         self.add_anyway("a", 2, ["0", "2"], "lora", 1)
         for path, layer in quantlora.lora_layers(self.model):
-            self.base[path] = (layer.dequantize().double(), layer.bias.double())
+            self.base[path] = (layer.dequantize().double(), layer.base_bias.double())
 
     # -- operations; one that is refused must leave everything as it was
 
