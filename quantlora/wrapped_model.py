@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from torch import nn
 
+from quantlora.adapters.adapter_dtype import match_base_dtype
 from quantlora.adapters.switch import remove_adapters
 from quantlora.bridge.adapter_method import detach
 from quantlora.bridge.transformers_bridge import attach
@@ -34,6 +35,7 @@ def wrap(
     adapter_name: str = "default",
     quantize_options: Mapping[str, Any] | None = None,
     reference: Reference | str | os.PathLike[str] | None = None,
+    autocast_adapter_dtype: bool = True,
     **fields: Any,
 ) -> M:
     """Put LoRA adapters on ``model``, in place, and freeze the rest.
@@ -47,6 +49,8 @@ def wrap(
         quantize_options: settings for ``backend`` where it quantizes (block size and so on).
         reference: the original float weights, for initializers that want them on a model that is
             quantized already: a folder of safetensors, a hub id, or a function of the path.
+        autocast_adapter_dtype: float32 adapters over float16 and bfloat16 layers too; where False
+            they are in the layer's dtype.
 
     Returns:
         The same object. If anything fails, the model is as it was before the call.
@@ -64,6 +68,8 @@ def wrap(
             reference=reference,
             **fields,
         )
+        if not autocast_adapter_dtype:
+            match_base_dtype(model, adapter_name)
         attach(model)
     return model
 
@@ -78,6 +84,7 @@ def load_adapter(
     quantize_options: Mapping[str, Any] | None = None,
     revision: str | None = None,
     token: str | bool | None = None,
+    autocast_adapter_dtype: bool = True,
 ) -> M:
     """Put the adapter in ``folder``, written by quantlora or PEFT, on ``model`` and activate it.
 
@@ -91,7 +98,7 @@ def load_adapter(
         adapter_name: the name it gets in the model.
         is_trainable: train it on; else its parameters are frozen, and the model is put into
             evaluation mode as PEFT does, for an adapter that is used has no dropout.
-        backend, quantize_options: as in `wrap`.
+        backend, quantize_options, autocast_adapter_dtype: as in `wrap`.
         revision, token: for the hub.
 
     Returns:
@@ -113,6 +120,8 @@ def load_adapter(
             revision=revision,
             token=token,
         )
+        if not autocast_adapter_dtype:
+            match_base_dtype(model, adapter_name)
         attach(model)
     return model
 

@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from quantlora.layers.calls import PerCall
-from quantlora.layers.rows import rows_by_adapter
+from quantlora.layers.rows import pick_rows, put_rows, rows_by_adapter
 
 
 class SavedModule(PerCall, nn.Module):
@@ -47,13 +47,19 @@ class SavedModule(PerCall, nn.Module):
         """The active adapter's copy, or the original."""
         return self.modules_to_save[self.active[0]] if self.enabled and self.active else self.plain
 
-    def forward(self, x: Any, *args: Any, **kwargs: Any) -> Any:
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
         if self.sample_adapters is None or not self.enabled:
-            return self.chosen(x, *args, **kwargs)
-        y: Tensor = self.original_module(x, *args, **kwargs)
-        for name, rows in rows_by_adapter(self.sample_adapters, self.adapters, x, self.path):
-            own = self.modules_to_save[name](x.index_select(0, rows), *args, **kwargs)
-            y = y.index_copy(0, rows, own.to(y.dtype))
+            return self.chosen(*args, **kwargs)
+        y = self.original_module(*args, **kwargs)
+        given = [one for one in (*args, *kwargs.values()) if isinstance(one, Tensor)]
+        if not given or not {*self.sample_adapters} & {*self.adapters}:
+            return y
+        for name, rows in rows_by_adapter(self.sample_adapters, self.adapters, given[0], self.path):
+            copy = self.modules_to_save[name]
+            if len(args) == 1 and not kwargs and isinstance(y, Tensor):
+                y = y.index_copy(0, rows, copy(pick_rows(args[0], rows)).to(y.dtype))
+            else:  # what else there is may belong to the samples or not: give all of it
+                y = put_rows(y, rows, copy(*args, **kwargs), len(given[0]), self.path)
         return y
 
     # -- adapters, as in `LoraLayer`

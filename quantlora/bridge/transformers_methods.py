@@ -15,6 +15,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from quantlora.adapters import switch as adapters
+from quantlora.adapters.adapter_dtype import match_base_dtype
 from quantlora.adapters.disabling import disable_adapters, enable_adapters
 from quantlora.adapters.state import adapter_state
 from quantlora.bridge.adapter_method import detach
@@ -43,6 +44,7 @@ def _load_adapter(
     adapter_state_dict: Mapping[str, Tensor] | None = None,
     is_trainable: bool = False,
     hotswap: bool | str = "auto",
+    autocast_adapter_dtype: bool = True,
     **kwargs: Any,
 ) -> None:
     """Load an adapter from a folder or the hub, or from a config and tensors in memory.
@@ -65,6 +67,8 @@ def _load_adapter(
         config = replace(_own_config(peft_config), inference_mode=not is_trainable)
         check_values("adapter_state_dict", adapter_state_dict)
         put_on(model, config, adapter_state_dict, name, "adapter_state_dict")
+    if not (autocast_adapter_dtype or hotswap):
+        match_base_dtype(model, name)
 
 
 def _enable_peft_hotswap(model: nn.Module, target_rank: int = 128, **kwargs: Any) -> None:

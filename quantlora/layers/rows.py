@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from quantlora.errors import AdapterError
 
@@ -35,3 +37,31 @@ def add_rows(y: Tensor, rows: Tensor | None, delta: Tensor) -> Tensor:
     """``y`` with ``delta`` added to its samples ``rows``."""
     delta = delta.to(y.dtype)
     return y + delta if rows is None else y.index_add(0, rows, delta)
+
+
+def put_rows(y: Any, rows: Tensor, other: Any, samples: int, path: str) -> Any:
+    """``y`` with the samples ``rows`` of ``other``, an output of the same form: tensors in tuples,
+    lists, dicts.
+
+    Raises `AdapterError` for a tensor that is not by sample, and differs.
+    """
+    mine, form = tree_flatten(y)
+    theirs, other_form = tree_flatten(other)
+    if form != other_form:
+        raise AdapterError(f"{path}: its trained copy gives another kind of output in this batch.")
+    return tree_unflatten(
+        [_put(one, rows, two, samples, path) for one, two in zip(mine, theirs, strict=True)], form
+    )
+
+
+def _put(y: Any, rows: Tensor, other: Any, samples: int, path: str) -> Any:
+    if not isinstance(y, Tensor) or not isinstance(other, Tensor):
+        return y
+    if y.ndim and len(y) == samples and y.shape == other.shape:
+        return y.index_copy(0, rows, other.index_select(0, rows).to(y.dtype))
+    if y.shape == other.shape and torch.equal(y, other.to(y.dtype)):
+        return y
+    raise AdapterError(
+        f"{path}: an output {tuple(y.shape)} of this module (modules_to_save) is not by sample, so "
+        f"its adapters cannot share a batch: run them one by one."
+    )

@@ -54,7 +54,17 @@ def find_saved(model: nn.Module, config: LoraConfig) -> dict[str, nn.Module]:
     return {path: modules[path] for path in outer}
 
 
+#: Lists of modules or parameters: a model takes their items and never calls the list itself.
+_CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
+
+
 def _check(path: str, module: nn.Module) -> None:
+    plain = module.original_module if isinstance(module, SavedModule) else module
+    if isinstance(plain, _CONTAINERS):
+        raise TargetError(
+            f"{path}: modules_to_save cannot have a {type(plain).__name__}, whose items the model "
+            f"calls and not the list itself: name the items ({path}.0 and so on)."
+        )
     if any(isinstance(one, LoraLayer) for one in module.modules()):
         raise AdapterError(
             f"{path}: another adapter has LoRA layers here, so it cannot be trained in full as "

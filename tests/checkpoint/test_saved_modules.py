@@ -236,3 +236,76 @@ def test_module_that_holds_quantized_layers_cannot_be_trained_in_full(packed_hea
     packed_head.tail = nn.Sequential(packed_head.lm_head)
     with pytest.raises(quantlora.LayerError, match="tail: it holds quantized layers"):
         quantlora.wrap(packed_head, r=2, target_modules=["q_proj"], modules_to_save=["tail"])
+
+
+class Keyword(nn.Module):
+    """Calls its head by keyword, with a second argument, and takes two outputs."""
+
+    def __init__(self):
+        super().__init__()
+        self.lin, self.head = nn.Linear(8, 8), Pair()
+        self.parts = nn.ModuleList([nn.Linear(8, 8)])
+
+    def forward(self, x):
+        return self.head(input=self.lin(x), mask=torch.arange(len(x))[:, None])["out"][0]
+
+
+class Pair(nn.Linear):
+    def __init__(self):
+        super().__init__(8, 3)
+
+    def forward(self, input, mask):
+        return {"out": (super().forward(input) * mask, mask)}
+
+
+@pytest.fixture
+def called_by_keyword():
+    torch.manual_seed(0)
+    model, fields = Keyword(), {"r": 2, "target_modules": ["lin"], "modules_to_save": ["head"]}
+    for seed, name in enumerate("ab"):
+        train(quantlora.wrap(model, adapter_name=name, **fields), seed)
+    return model
+
+
+def test_a_module_called_by_keywords_and_with_several_outputs_is_trained(called_by_keyword):
+    called_by_keyword(torch.randn(4, 8)).sum().backward()
+    assert called_by_keyword.head.modules_to_save["b"].weight.grad.abs().max() > 0
+
+
+def test_a_mixed_batch_takes_each_output_of_each_sample_from_its_adapter(called_by_keyword):
+    model, x, names = called_by_keyword, torch.randn(4, 8), ["a", "__base__", "b", "a"]
+    with quantlora.mixed_batch(model, names):
+        got = model(x)
+    with quantlora.adapters_disabled(model):
+        want = {"__base__": model(x)}
+    for name in "ab":
+        quantlora.set_adapter(model, name)
+        want[name] = model(x)
+    assert torch.allclose(got, torch.stack([want[n][i] for i, n in enumerate(names)]), atol=1e-6)
+
+
+class Summed(nn.Linear):
+    def forward(self, x, scale):
+        y = super().forward(x) * scale
+        return y, y.sum()
+
+
+def test_an_output_that_is_not_by_sample_is_refused_in_a_mixed_batch():
+    head = Summed(8, 3)
+    model = nn.ModuleDict({"lin": nn.Linear(8, 8), "head": head})
+    model.forward = lambda x: model["head"](model["lin"](x), 2.0)
+    quantlora.wrap(model, r=2, target_modules=["lin"], modules_to_save=["head"])
+    train(model)
+    message = "head: an output .* is not by sample"
+    shared = quantlora.mixed_batch(model, ["default", "__base__"])
+    with shared, pytest.raises(AdapterError, match=message):
+        model(torch.randn(2, 8))
+
+
+@pytest.mark.parametrize("name", ["parts", "table"])
+def test_a_list_of_modules_is_refused_when_it_is_named(name):
+    model = Keyword()
+    model.table = nn.ModuleDict({"x": nn.Linear(8, 8)})
+    with pytest.raises(TargetError, match=f"{name}: modules_to_save cannot have a Module"):
+        quantlora.wrap(model, r=2, target_modules=["lin"], modules_to_save=[name])
+    assert model.lin.weight.requires_grad
