@@ -81,4 +81,6 @@ def _depth_of_caller() -> int:
 
 def _is_internal(module: str) -> bool:
     package = module.partition(".")[0]  # torch: its decorators stand between our functions
-    return package in ("quantlora", "importlib", "torch") or package.startswith("quantlora_")
+    return package in ("quantlora", "importlib", "contextlib", "torch") or package.startswith(
+        "quantlora_"
+    )

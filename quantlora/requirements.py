@@ -95,6 +95,8 @@ class AllOf:
 class AnyOf:
     """One part is enough; the first available one is reported, else all reasons.
 
+    A library that is here beside it and does not fit is named too.
+
     Args:
         parts: in the order of preference.
         order: why in this order; told where several are available.
@@ -106,10 +108,11 @@ class AnyOf:
     def check(self) -> Availability:
         found = [part.check() for part in self.parts]
         available = [one for one in found if one]
-        if len(available) > 1:
-            return replace(available[0], reason=self._choice(available))
         if available:
-            return available[0]
+            choice = self._choice(available) if len(available) > 1 else available[0].reason
+            pairs = zip(self.parts, found, strict=True)
+            unfit = [one.reason for part, one in pairs if not one and _installed(part)]
+            return replace(available[0], reason=" ".join(filter(None, [choice, *unfit])))
         reason = " Or: ".join(one.reason for one in found)
         fix = "\n   or: ".join(one.fix for one in found)
         return Availability(_names(found, " or "), False, _versions(found), reason, fix)
@@ -117,6 +120,13 @@ class AnyOf:
     def _choice(self, available: list[Availability]) -> str:
         both = " and ".join(f"{one.name} {one.version}" for one in available)
         return f"{both} are installed: {self.order or f'{available[0].name} is used'}."
+
+
+def _installed(part: AnyRequirement) -> bool:
+    """Whether the library that ``part`` is about is here, in whatever version."""
+    if isinstance(part, Requirement):
+        return part.check().version is not None
+    return any(map(_installed, part.parts[:1] if isinstance(part, AllOf) else part.parts))
 
 
 AnyRequirement = Requirement | AllOf | AnyOf

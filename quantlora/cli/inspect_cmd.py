@@ -23,11 +23,14 @@ def inspect(
     """
     from rich.console import Console
 
-    from quantlora.inspection.report import inspect_model
-    from quantlora.inspection.show import show
+    from quantlora.env.clean_output import strays_to_stderr
 
     chosen = targets if targets == "all-linear" else targets.split(",")
-    found = inspect_model(model, backend, r=rank, target_modules=chosen)
+    with strays_to_stderr():
+        from quantlora.inspection.report import inspect_model
+        from quantlora.inspection.show import show
+
+        found = inspect_model(model, backend, r=rank, target_modules=chosen)
     if json:
         typer.echo(json_format.dumps(found.as_json(), indent=2))
     else:

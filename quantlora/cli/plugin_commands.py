@@ -9,6 +9,7 @@ from typing import Any
 
 import typer
 
+from quantlora.discovery.entry_points import cause, kept_apart, shown
 from quantlora.discovery.plugins import load_plugins
 
 COMMANDS = "quantlora_commands"
@@ -23,14 +24,19 @@ def plugin_commands() -> dict[str, Any]:
         own: dict[str, Any] = {}
         for function in plugins.collect(record, COMMANDS):
             if not isinstance(function, FunctionType):
-                record.put_aside(f"{COMMANDS}() must return functions, got {function!r}.")
+                record.put_aside(f"{COMMANDS}() must return functions, got {shown(function)}.")
             elif (name := command_name(function)) in {**found, **own}:
                 record.put_aside(f"the command {name!r} is taken: choose another name.")
             else:
-                own[name] = _command(name, function)
+                with kept_apart(lambda error, to=record: to.put_aside(_no_command(error))):  # type: ignore[misc]
+                    own[name] = _command(name, function)
         if not record.error:
             found |= own
     return found
+
+
+def _no_command(error: BaseException) -> str:
+    return f"{COMMANDS}() returned a function that makes no command: {cause(error)}"
 
 
 def command_name(function: FunctionType) -> str:

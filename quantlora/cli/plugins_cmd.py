@@ -44,7 +44,10 @@ def plugins(
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """List the plugins: what each offers, and those put aside with the reason."""
-    rows = plugin_rows()
+    from quantlora.env.clean_output import strays_to_stderr
+
+    with strays_to_stderr():
+        rows = plugin_rows()
     if json:
         data = {"schema": SCHEMA, "plugins": [asdict(row) for row in rows]}
         typer.echo(json_format.dumps(data, indent=2))

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from quantlora.discovery.entry_points import text_of
 from quantlora.errors import BackendError, MissingLibraryError, QuantloraError
 from quantlora.requirements import AnyRequirement
 
@@ -93,12 +94,12 @@ def diagnosed(quantizer: Quantizer) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        found = diagnose(str(error), quantizer.requires)
+        found = diagnose(text_of(error), quantizer.requires)
         if found is None:
             raise
         broken = MissingLibraryError if isinstance(error, ImportError) else BackendError
         kind = type(error) if isinstance(error, QuantloraError) else broken
-        text = " ".join(str(error).split())
+        text = " ".join(text_of(error).split())
         raise kind(
             f"backend {quantizer.name!r} fails here: {found.cause} ({type(error).__name__}: "
             f"{text}).\n{found.fix}"

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
-from collections.abc import Iterable, Iterator
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,9 +19,6 @@ from quantlora.errors import PluginWarning, warn
 
 #: Comma-separated plugin names that are not to be loaded.
 DISABLE = "QUANTLORA_DISABLE"
-
-#: What a plugin's own code may raise without harm to others.
-FAULTS = (Exception, SystemExit)
 
 UNKNOWN = "unknown"
 
@@ -38,24 +37,65 @@ class PluginRecord:
     @property
     def api(self) -> Any:
         """The API the plugin says it was written for; checked before it is admitted."""
-        return getattr(self.module, "QUANTLORA_API", hookspecs.API_VERSION)
+        api = None
+        with kept_apart(lambda error: None):
+            api = getattr(self.module, "QUANTLORA_API", hookspecs.API_VERSION)
+        return api
 
     def put_aside(self, error: str) -> None:
         """Take the plugin out of use; only the first reason is kept and warned about."""
         if self.error:
             return
         self.error = error
-        warn(
+        message = (
             f"quantlora plugin {self.name!r} ({self.value}, from {self.distribution} "
             f"{self.version}) is put aside: {error} Everything else works on; "
-            f"{DISABLE}={self.name} silences this.",
-            PluginWarning,
+            f"{DISABLE}={self.name} silences this."
         )
+        try:
+            warn(message, PluginWarning)
+        except PluginWarning:  # -W error: said all the same, but nothing else stops for it
+            print(f"{PluginWarning.__name__}: {message}", file=sys.stderr)
+
+
+@contextmanager
+def kept_apart(blame: Callable[[BaseException], object]) -> Iterator[None]:
+    """Give ``blame`` what a plugin's code raises within the block, whatever it is.
+
+    Only the user's Ctrl-C goes on: Rust's panics, say, are no `Exception`.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        blame(error)
+
+
+def text_of(error: BaseException) -> str:
+    """``str(error)``, also where that raises."""
+    text = ""
+    with kept_apart(lambda error: None):
+        text = str(error)
+    return text
+
+
+def shown(item: Any) -> str:
+    """``repr(item)``, also where that raises."""
+    text = f"an object of {type(item).__name__}"
+    with kept_apart(lambda error: None):
+        text = repr(item)
+    return text
 
 
 def sentence(error: BaseException) -> str:
     """The error's text on one line, without its full stop."""
-    return " ".join(str(error).split()).rstrip(".") or type(error).__name__
+    return " ".join(text_of(error).split()).rstrip(".") or type(error).__name__
+
+
+def cause(error: BaseException) -> str:
+    """The error's class and text."""
+    return f"{type(error).__name__}: {sentence(error)}."
 
 
 def find_plugins() -> list[PluginRecord]:
@@ -110,10 +150,8 @@ def _load(entry: importlib.metadata.EntryPoint) -> PluginRecord:
     if entry.name in _disabled():
         record.error = f"disabled by {DISABLE}."
         return record
-    try:
+    with kept_apart(lambda error: record.put_aside(f"it cannot be imported: {cause(error)}")):
         record.module = entry.load()
-    except FAULTS as error:
-        record.put_aside(f"it cannot be imported: {type(error).__name__}: {sentence(error)}.")
     return record
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from quantlora.discovery.entry_points import DISABLE, PluginRecord
+from quantlora.discovery.entry_points import DISABLE, PluginRecord, cause, kept_apart, shown
 from quantlora.discovery.plugins import BUILTIN, Plugins
 from quantlora.formats.quantizer import Quantizer
 from quantlora.initializers.initializer import Initializer
@@ -36,20 +36,24 @@ class _FaultError(Exception):
     """Why a plugin is put aside."""
 
 
+def _reason(error: BaseException) -> str:
+    ours = isinstance(error, _FaultError)
+    return str(error) if ours else f"what it offers cannot be read: {cause(error)}"
+
+
 def accepted_offers(plugins: Plugins) -> list[Offer]:
     """The offers of every plugin that is without fault; ours come first, so ours keep a name."""
     kept: dict[tuple[str, str], Offer] = {}
     accepted: list[Offer] = []
     for record in plugins.loaded:
-        try:
+        offers: list[Offer] = []
+        with kept_apart(lambda error, to=record: to.put_aside(_reason(error))):  # type: ignore[misc]
             offers = [
                 _offer(record, hook, item)
                 for hook in _KINDS
                 for item in plugins.collect(record, hook)
             ]
             _check_names(offers, kept)
-        except _FaultError as fault:
-            record.put_aside(str(fault))
         if not record.error:
             kept |= {(offer.hook, offer.name): offer for offer in offers}
             accepted += offers
@@ -60,9 +64,11 @@ def _offer(record: PluginRecord, hook: str, item: Any) -> Offer:
     kind = _KINDS[hook]
     if hook == WRAPPERS:
         if not (isinstance(item, type) and issubclass(item, kind)):
-            raise _FaultError(f"{hook}() must return subclasses of {kind.__name__}, got {item!r}.")
+            raise _FaultError(
+                f"{hook}() must return subclasses of {kind.__name__}, got {shown(item)}."
+            )
     elif not isinstance(item, kind):
-        raise _FaultError(f"{hook}() must return {kind.__name__} objects, got {item!r}.")
+        raise _FaultError(f"{hook}() must return {kind.__name__} objects, got {shown(item)}.")
     name = _text(hook, item, "variant" if hook == WRAPPERS else "name")
     if hook == QUANTIZERS:
         _check_quantizer(hook, item)
@@ -73,7 +79,7 @@ def _text(hook: str, item: Any, attribute: str) -> str:
     value = getattr(item, attribute, None)
     if not isinstance(value, str) or not value:
         raise _FaultError(
-            f"{hook}() returned {item!r}: {attribute!r} must be a name, got {value!r}."
+            f"{hook}() returned {shown(item)}: {attribute!r} must be a name, got {shown(value)}."
         )
     return value
 

@@ -17,7 +17,14 @@ from typing import Any
 import pluggy
 
 from quantlora import hookspecs
-from quantlora.discovery.entry_points import DISABLE, FAULTS, PluginRecord, find_plugins, sentence
+from quantlora.discovery.entry_points import (
+    DISABLE,
+    PluginRecord,
+    cause,
+    find_plugins,
+    kept_apart,
+    sentence,
+)
 
 #: Set to 1 to print every hook call to stderr.
 TRACE = "QUANTLORA_TRACE"
@@ -47,15 +54,14 @@ class Plugins:
         """The objects that one plugin returns from ``hook``; none if it fails."""
         if record.error:
             return []
-        try:
+        found: list[Any] = []
+        with kept_apart(lambda error: record.put_aside(f"{hook}() failed: {cause(error)}")):
             results = getattr(self._managers[record.name].hook, hook)()
-            return [item for result in results for item in _listed(result)]
-        except FAULTS as error:
-            record.put_aside(f"{hook}() failed: {type(error).__name__}: {sentence(error)}.")
-            return []
+            found = [item for result in results for item in _listed(result)]
+        return found
 
     def _admit(self, record: PluginRecord) -> None:
-        try:
+        with kept_apart(lambda error: record.put_aside(f"{sentence(error)}.")):
             if record.name in self._managers:
                 raise ValueError(
                     f"another plugin is named {record.name!r}: uninstall one of the two, "
@@ -63,8 +69,6 @@ class Plugins:
                 )
             _check_api(record.api)
             self._managers[record.name] = _manager(record)
-        except FAULTS as error:
-            record.put_aside(f"{sentence(error)}.")
 
 
 def _check_api(api: Any) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from quantlora.config.lora_config import LoraConfig
-from quantlora.discovery.entry_points import PluginRecord, sentence
+from quantlora.discovery.entry_points import PluginRecord, cause, kept_apart
 from quantlora.discovery.offers import INITIALIZERS, QUANTIZERS, WRAPPERS, accepted_offers
 from quantlora.discovery.plugins import BUILTIN, Plugins, load_plugins
 from quantlora.errors import BackendError, ConfigError, LayerError
@@ -57,19 +57,17 @@ class Registry:
         return [q for q in list(self.quantizers.values()) if self._takes(q, layer)]
 
     def _takes(self, quantizer: Quantizer, layer: nn.Module) -> bool:
-        try:
-            return quantizer.imported and quantizer.matches(layer)
-        except Exception as error:
-            self._blame(quantizer, error)
-            return False
+        takes = False
+        with kept_apart(lambda error: self._blame(quantizer, error)):
+            takes = quantizer.imported and bool(quantizer.matches(layer))
+        return takes
 
-    def _blame(self, quantizer: Quantizer, error: Exception) -> None:
+    def _blame(self, quantizer: Quantizer, error: BaseException) -> None:
         """A plugin's fault, or its library's: out it goes, alone. Ours blames the layer."""
         owner = self._owner(quantizer)
         if owner.name == BUILTIN:
             return
-        reason = f"{type(error).__name__}: {sentence(error)}"
-        owner.put_aside(f"{quantizer.name}.matches() failed: {reason}.")
+        owner.put_aside(f"{quantizer.name}.matches() failed: {cause(error)}")
         self._tabulate()
 
     def quantizer(self, backend: str) -> Quantizer:

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from quantlora.env.clean_output import strays_to_stderr
 from quantlora.env.report import Report, make_report
 from quantlora.env.show import as_json, as_markdown, show
 
@@ -40,7 +41,8 @@ def env(
     """
     form = Form.JSON if json else Form.MARKDOWN if markdown else Form.TABLES
     try:
-        report = make_report(backend, deep)
+        with strays_to_stderr():
+            report = make_report(backend, deep)
         _print(report, form)
     except Exception:
         traceback.print_exc()

@@ -10,7 +10,11 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from typing import IO, Any
 
 #: Seconds one backend may take; compiling a kernel for the first time takes a minute.
 PATIENCE = 300.0
@@ -35,22 +39,47 @@ class Step:
 def run_deep(backend: str, patience: float = PATIENCE) -> tuple[Step, ...]:
     """The steps of `exercise` for one backend; the last one is the one that failed, if any."""
     command = [sys.executable, "-m", "quantlora.env.exercise", backend]
-    with subprocess.Popen(
+    with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
+        code = _run(command, output, errors, patience)
+        text = _text(errors)
+        end = _ending(code, text) if code is not None else f"it did not end within {patience:g} s"
+        return _steps(_text(output), end)
+
+
+def _run(command: list[str], output: IO[bytes], errors: IO[bytes], patience: float) -> int | None:
+    """The exit code of ``command``; None where it did not end in time.
+
+    Files, not pipes: a process that it leaves behind would hold a pipe open, and us with it. What
+    it started ends with it.
+    """
+    process = subprocess.Popen(
         command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        stdout=output,
+        stderr=errors,
         stdin=subprocess.DEVNULL,
-        text=True,
         env=_environment(),
-    ) as process:
-        try:
-            output, errors = process.communicate(timeout=patience)
-            end = _ending(process.returncode, errors)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            output, _ = process.communicate()
-            end = f"it did not end within {patience:g} s"
-    return _steps(output, end)
+        start_new_session=True,
+    )
+    try:
+        return process.wait(patience)
+    except subprocess.TimeoutExpired:
+        return None
+    finally:
+        _end(process)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Kill ``process`` and whatever is left of its group."""
+    if hasattr(os, "killpg"):
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
+    process.kill()
+    process.wait()
+
+
+def _text(file: IO[bytes]) -> str:
+    file.seek(0)
+    return file.read().decode("utf-8", "replace")
 
 
 def failed_step(steps: tuple[Step, ...]) -> Step | None:
@@ -72,12 +101,18 @@ def _ending(code: int, errors: str) -> str:
     return f"the process ended with exit code {code}: {last}" if code else ""
 
 
+def _events(output: str) -> Iterator[dict[str, Any]]:
+    """One for each line; the last may have broken off."""
+    for line in output.splitlines():
+        with suppress(ValueError):
+            yield json.loads(line)
+
+
 def _steps(output: str, end: str) -> tuple[Step, ...]:
     """Lines are ``{"begin": name}`` and ``{"name", "ok", ...}``; what only began, broke off."""
     steps: list[Step] = []
     open_step = "start"
-    for line in output.splitlines():
-        event = json.loads(line)
+    for event in _events(output):
         if "begin" in event:
             open_step = event["begin"]
         else:

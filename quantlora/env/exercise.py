@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 import quantlora
 from quantlora.checks import Check
+from quantlora.discovery.entry_points import kept_apart, text_of
 from quantlora.discovery.registration import Registry, registry
 from quantlora.env.verdicts import backend_checks
 
@@ -149,14 +150,15 @@ def main(backend: str) -> int:
 
 def _error_of(step: Callable[[], None]) -> tuple[str, str]:
     """The error on one line, and its remedy: what follows the first line of an error of ours."""
-    try:
+    raised: list[BaseException] = []
+    with kept_apart(raised.append):
         step()
-    except (Exception, SystemExit) as error:
-        text, fix = str(error), ""
-        if isinstance(error, quantlora.QuantloraError):
-            text, _, fix = text.partition("\n")
-        return f"{type(error).__name__}: {' '.join(text.split())}", fix
-    return "", ""
+    if not raised:
+        return "", ""
+    text, fix = text_of(raised[0]), ""
+    if isinstance(raised[0], quantlora.QuantloraError):
+        text, _, fix = text.partition("\n")
+    return f"{type(raised[0]).__name__}: {' '.join(text.split())}", fix
 
 
 if __name__ == "__main__":

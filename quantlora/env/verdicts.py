@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from quantlora.checks import Check, Status, Verdict
-from quantlora.discovery.entry_points import FAULTS, PluginRecord, sentence
+from quantlora.discovery.entry_points import PluginRecord, cause, kept_apart, shown
 from quantlora.discovery.plugins import Plugins, load_plugins
 from quantlora.errors import PluginWarning
 from quantlora.names import unknown
@@ -24,13 +24,18 @@ class BackendCheck:
 
     def run(self) -> Verdict:
         """The check's verdict; a check that raises is a verdict too."""
-        try:
+        failed: list[Verdict] = []
+        with kept_apart(lambda error: failed.append(self._failed(error))):
             return self.check.run()
-        except FAULTS as error:
-            reason = f"its check failed: {type(error).__name__}: {sentence(error)}."
-            return Verdict(
-                self.check.backend, Status.UNAVAILABLE, None, reason, f"report it to {self.plugin}"
-            )
+        return failed[0]
+
+    def _failed(self, error: BaseException) -> Verdict:
+        return Verdict(
+            self.check.backend,
+            Status.UNAVAILABLE,
+            reason=f"its check failed: {cause(error)}",
+            fix=f"report it to {self.plugin}",
+        )
 
 
 def quiet_plugins() -> Plugins:
@@ -51,7 +56,7 @@ def _checks(plugins: Plugins, record: PluginRecord) -> Iterator[BackendCheck]:
     found = plugins.collect(record, HOOK)
     wrong = [item for item in found if not isinstance(item, Check)]
     if wrong:
-        record.put_aside(f"{HOOK}() must return Check objects, got {wrong[0]!r}.")
+        record.put_aside(f"{HOOK}() must return Check objects, got {shown(wrong[0])}.")
         return
     for item in found:
         yield BackendCheck(record.name, item)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import time
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
@@ -55,6 +58,36 @@ def test_a_backend_that_hangs_is_ended(monkeypatch):
     monkeypatch.setattr(deep, "_environment", lambda: {"PYTHONPATH": "tests/data/crashing"})
     *_, last = deep.run_deep("hangs", patience=20)
     assert last == deep.Step("quantize", False, 0.0, "it did not end within 20 s")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("backend", "works"), [("leaves_one", True), ("leaves_one_and_hangs", False)]
+)
+def test_a_process_left_behind_holds_nobody_and_is_ended(backend, works, monkeypatch):
+    monkeypatch.setattr(deep, "_environment", lambda: {"PYTHONPATH": "tests/data/crashing"})
+    start = time.monotonic()
+    steps = deep.run_deep(backend, patience=25)
+    assert time.monotonic() - start < 40
+    assert steps[-1].ok is works
+    while _sleepers():  # killed, and on their way out
+        assert time.monotonic() - start < 60
+        time.sleep(0.1)
+
+
+def _sleepers() -> list[str]:
+    """Processes of ours that the backend has left behind."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):
+            found.append(path.read_bytes().decode())
+    return [text for text in found if "time.sleep(60)" in text]
+
+
+def test_a_line_that_broke_off_is_no_step():
+    assert deep._steps('{"begin": "quantize"}\n{"name": "quan', "ended") == (
+        deep.Step("quantize", False, 0.0, "ended"),
+    )
 
 
 def test_no_token_reaches_the_process_that_runs_a_backend(monkeypatch):

@@ -16,6 +16,11 @@ FAULTS = {
     "import_error": "it cannot be imported: ModuleNotFoundError: No module named "
     "'a_library_that_is_not_there'.",
     "exits": "it cannot be imported: SystemExit: 3.",
+    "panics": "it cannot be imported: PanicException: called `Option::unwrap()` on a `None` value.",
+    "hook_panics": "quantlora_quantizers() failed: PanicException: index out of bounds.",
+    "no_text": "it cannot be imported: SilentError: SilentError.",
+    "no_repr": "quantlora_quantizers() must return Quantizer objects, got an object of Shy.",
+    "offer_raises": "what it offers cannot be read: RuntimeError: ask later.",
     "unknown_hook": "unknown hook 'quantlora_quantisers'; the hooks are quantlora_quantizers, "
     "quantlora_layer_wrappers, quantlora_initializers, quantlora_checks, quantlora_commands.",
     "wrong_arguments": "Argument(s) {'model'} are declared in the hookimpl but can not be found",
@@ -139,3 +144,35 @@ def test_a_distribution_with_unreadable_entry_points_is_put_aside_in_the_report(
     plugins = {one["name"]: one["error"] for one in json.loads(done.stdout)["plugins"]}
     assert plugins["good"] == ""
     assert "its entry_points.txt cannot be read" in plugins["broken_entry_points"]
+
+
+@pytest.mark.parametrize("fault", ["import_error", "panics", "hook_raises"])
+def test_under_warnings_as_errors_wrap_works_on_and_the_reason_is_said(fault, run_python):
+    code = (
+        "import torch, quantlora;"
+        "quantlora.wrap(torch.nn.Sequential(torch.nn.Linear(8, 8)), r=2); print('wrapped')"
+    )
+    done = run_python("-W", "error::UserWarning", "-c", code, path=[fault])
+    assert done.stdout == "wrapped\n"
+    assert "is put aside" in done.stderr
+    assert FAULTS[fault] in done.stderr
+
+
+def test_the_user_s_interrupt_is_no_fault_of_a_plugin(tmp_path):
+    from quantlora.discovery.entry_points import kept_apart
+
+    blamed = []
+    with pytest.raises(KeyboardInterrupt), kept_apart(blamed.append):
+        raise KeyboardInterrupt
+    assert blamed == []
+
+
+@pytest.mark.parametrize(
+    "command", [("quantlora", "plugins"), ("quantlora.env",), ("quantlora", "env")], ids=" ".join
+)
+def test_a_plugin_that_prints_does_not_get_into_the_json(command, run_python):
+    done = run_python("-m", *command, "--json", path=["prints"])
+    found = {one["distribution"]: one["error"] for one in json.loads(done.stdout)["plugins"]}
+    assert found["prints"] == ""
+    for where in ("in Python", "in C", "elsewhere"):
+        assert f"import {where}" in done.stderr

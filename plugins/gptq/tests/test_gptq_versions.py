@@ -81,6 +81,27 @@ def test_either_library_is_enough(installed: Install) -> None:
     assert REQUIRES.check()
 
 
+@pytest.mark.parametrize(
+    ("auto_gptq", "reason"),
+    [
+        ("0.4.2", "Found an incompatible version of auto-gptq. Found version 0.4.2, "),
+        ("0.7.1", "auto-gptq cannot be imported with transformers 5.23.0"),
+    ],
+)
+def test_an_auto_gptq_that_does_not_fit_is_named_beside_a_good_gptqmodel(
+    auto_gptq, reason, installed: Install
+) -> None:
+    installed(gptqmodel="7.6.0", optimum="2.3.0", auto_gptq=auto_gptq, transformers="5.23.0")
+    verdict = CHECK.run()
+    assert verdict.status is Status.READY
+    assert reason in verdict.reason
+
+
+def test_what_is_not_installed_is_not_named_beside_a_good_gptqmodel(installed: Install) -> None:
+    installed(gptqmodel="7.6.0", optimum="2.3.0", transformers="5.23.0")
+    assert CHECK.run().reason == ""
+
+
 def test_auto_gptq_with_transformers_5_is_refused(installed: Install) -> None:
     installed(auto_gptq="0.7.1", transformers="5.23.0")
     assert "auto-gptq cannot be imported with transformers 5.23.0" in CHECK.run().reason

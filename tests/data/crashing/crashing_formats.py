@@ -2,6 +2,8 @@
 
 import ctypes
 import os
+import subprocess
+import sys
 import time
 
 from torch import Tensor, nn
@@ -46,11 +48,24 @@ def refuse(kept: Tensor) -> Tensor:
     raise RuntimeError("CUDA error: no kernel image is available for execution on the device")
 
 
+def leave_one_behind() -> None:
+    """A process that holds our standard output, as a compile server does."""
+    code = "import time; time.sleep(60)"
+    subprocess.Popen([sys.executable, "-c", code])
+
+
+def leave_one_and_hang() -> None:
+    leave_one_behind()
+    time.sleep(600)
+
+
 def all_formats() -> list[Quantizer]:
     return [
         Format("segfault", dequantize=lambda kept: ctypes.string_at(0)),
         Format("leaves", quantize=lambda: os._exit(7)),
         Format("hangs", quantize=lambda: time.sleep(600)),
+        Format("leaves_one", quantize=leave_one_behind),
+        Format("leaves_one_and_hangs", quantize=leave_one_and_hang),
         Format("drifts", dequantize=drift),
         Format("raises", dequantize=refuse),
     ]

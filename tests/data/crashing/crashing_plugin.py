@@ -3,7 +3,7 @@
 from quantlora.checks import Check
 from quantlora.hookspecs import hookimpl
 
-NAMES = ("segfault", "leaves", "hangs", "drifts", "raises")
+NAMES = ("segfault", "leaves", "hangs", "leaves_one", "leaves_one_and_hangs", "drifts", "raises")
 
 
 @hookimpl
