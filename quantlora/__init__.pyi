@@ -20,6 +20,7 @@ from .checkpoint.vllm import check_vllm as check_vllm
 from .checks import Check as Check, Note as Note, Status as Status, Verdict as Verdict
 from .combining.combination import add_weighted_adapter as add_weighted_adapter
 from .config.lora_config import LoraConfig as LoraConfig
+from .discovery.best_quantizer import best_quantizer as best_quantizer
 from .discovery.registration import registry as registry
 from .distributed.check import check_distributed as check_distributed
 from .distributed.findings import (
@@ -59,8 +60,15 @@ from .formats.quantizer import Quantizer as Quantizer
 from .hardware import multiplies_bfloat16 as multiplies_bfloat16
 from .hookspecs import hookimpl as hookimpl
 from .initializers.initializer import InitContext as InitContext, Initializer as Initializer
-from .inspection.memory import MemoryUse as MemoryUse
+from .inspection.live_bytes import LiveBytes as LiveBytes
+from .inspection.memory import (
+    MemoryUse as MemoryUse,
+    gradient_bytes as gradient_bytes,
+    memory_of as memory_of,
+    optimizer_bytes as optimizer_bytes,
+)
 from .inspection.memory_estimate import memory_estimate as memory_estimate
+from .inspection.pretrained import pretrained as pretrained, resolve_model as resolve_model
 from .layers.layer import LoraLayer as LoraLayer
 from .layers.linear import LoraLinear as LoraLinear
 from .merging.merge import merge as merge, unmerge as unmerge
@@ -73,6 +81,8 @@ from .requirements import (
 from .training.prepare import prepare as prepare
 from .training.reference_model import reference_model as reference_model
 from .training.stop_on_nan import StopOnNaN as StopOnNaN
+from .transformers_models import dtype_argument as dtype_argument
+from .units import format_size as format_size
 from .wrapped_model import (
     load_adapter as load_adapter,
     merge_and_unload as merge_and_unload,
@@ -82,5 +92,6 @@ from .wrapped_model import (
 from .wrapping.bases import as_linear as as_linear
 from .wrapping.explain import explain as explain
 from .wrapping.explanation import Explanation as Explanation, LayerRow as LayerRow
+from .wrapping.quantize import quantize as quantize
 
 __version__: str

@@ -1,10 +1,8 @@
-"""Names of adapters and layers: which are allowed, and messages about those that are not there."""
+"""Names of adapters and paths of layers: which are allowed, and as the plain model has them."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
-from difflib import get_close_matches
 
 from quantlora.errors import ConfigError
 
@@ -25,22 +23,3 @@ def check_name(adapter: str) -> None:
         raise ConfigError(f"adapter_name {adapter!r}: use letters, digits, '_' and '-' only.")
     if adapter.startswith("__") or hasattr(nn.ModuleDict(), adapter):
         raise ConfigError(f"adapter_name {adapter!r} is taken by torch or quantlora: use another.")
-
-
-def near(name: str, known: Iterable[str], count: int = 3) -> list[str]:
-    """Known names that resemble ``name``, by the whole name or by its last component."""
-    names = list(known)
-    by_tail: dict[str, str] = {}
-    for one in names:
-        by_tail.setdefault(one.rsplit(".", 1)[-1], one)
-    whole = get_close_matches(name, names, count)
-    tails = [tail for tail in get_close_matches(name, list(by_tail), count) if tail not in whole]
-    return (whole + tails)[:count]
-
-
-def unknown(kind: str, name: str, known: Iterable[str]) -> str:
-    """``"unknown <kind> 'x'. Did you mean 'y'? Known: ..."``."""
-    names = sorted(known)
-    close = near(name, names)
-    hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
-    return f"unknown {kind} {name!r}.{hint} Known: {', '.join(names) or 'none'}."

@@ -32,9 +32,11 @@ LIMIT = 200
 #: import torch, so an entry point may.
 LIGHT = {
     "quantlora.checks",
+    "quantlora.commands",
     "quantlora.errors",
     "quantlora.hookspecs",
     "quantlora.requirements",
+    "quantlora.suggestions",
     "quantlora.testing",
 }
 

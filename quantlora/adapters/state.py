@@ -10,7 +10,7 @@ from quantlora.adapters.trained_bias import TrainedBias
 from quantlora.config.lora_config import LoraConfig
 from quantlora.errors import AdapterError
 from quantlora.layers.calls import calls
-from quantlora.names import unknown
+from quantlora.suggestions import unknown
 
 _ATTRIBUTE = "quantlora_state"
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from quantlora.checkpoint.keys import PREFIX, split_key
 from quantlora.errors import AdapterFileError
-from quantlora.names import near
+from quantlora.suggestions import near
 from quantlora.wrapping.plan import PlannedLayer
 
 #: The tensors of a file by the path of their module, then by name: ``lora_A.weight``.

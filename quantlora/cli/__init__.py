@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from quantlora.cli import env_cmd, finetune_cmd, inspect_cmd, plugins_cmd
+from quantlora.cli import env_cmd, inspect_cmd, plugins_cmd
 from quantlora.cli.frame import FriendlyGroup
 
 app = typer.Typer(
@@ -39,7 +39,6 @@ def main(
 
 
 # The commands, in the order of ``quantlora --help``.
-app.command("finetune")(finetune_cmd.finetune)
 app.command("env")(env_cmd.env)
 app.command("inspect")(inspect_cmd.inspect)
 app.command("plugins")(plugins_cmd.plugins)

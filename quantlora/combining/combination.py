@@ -22,7 +22,8 @@ from quantlora.combining.task_arithmetic import MAJORITIES
 from quantlora.config.lora_config import LoraConfig
 from quantlora.config.patterns import as_pattern
 from quantlora.errors import AdapterError, ConfigError
-from quantlora.names import check_name, plain_path, unknown
+from quantlora.names import check_name, plain_path
+from quantlora.suggestions import unknown
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ from typing import Any
 
 from quantlora.config.config_checks import check_config
 from quantlora.errors import ConfigError
-from quantlora.names import unknown
+from quantlora.suggestions import unknown
 
 
 def _variant(default: bool = False) -> Any:

@@ -15,7 +15,7 @@ from quantlora.errors import BackendError, ConfigError, LayerError
 from quantlora.formats.quantizer import Quantizer
 from quantlora.initializers.initializer import Initializer
 from quantlora.layers.layer import LoraLayer
-from quantlora.names import unknown
+from quantlora.suggestions import unknown
 
 
 class Registry:

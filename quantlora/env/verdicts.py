@@ -10,7 +10,7 @@ from quantlora.checks import Check, Status, Verdict
 from quantlora.discovery.entry_points import PluginRecord, cause, kept_apart, shown
 from quantlora.discovery.plugins import Plugins, load_plugins
 from quantlora.errors import PluginWarning
-from quantlora.names import unknown
+from quantlora.suggestions import unknown
 
 HOOK = "quantlora_checks"
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from quantlora.errors import ConfigError
 from quantlora.files.safetensors_file import TensorFile
-from quantlora.names import unknown
+from quantlora.suggestions import unknown
 
 #: Gives the float weight ``(out_features, in_features)`` of the layer at a path.
 Reference = Callable[[str], Tensor]

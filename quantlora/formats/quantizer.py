@@ -41,7 +41,7 @@ class Quantizer(ShardingFacts, ABC):
     requires: ClassVar[tuple[AnyRequirement, ...]] = ()
     #: Bit widths `quantize` offers; empty when the format can only be read.
     bits: ClassVar[tuple[int, ...]] = ()
-    #: Where the user leaves the choice to us (``quantlora finetune``), the highest one is taken.
+    #: Where the user leaves the choice to us, the highest one is taken (`best_quantizer`).
     preference: ClassVar[int] = 0
 
     @property

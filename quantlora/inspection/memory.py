@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from quantlora.adapters.holders import adapter_holders
 from quantlora.discovery.registration import registry
 from quantlora.formats.quantizer import FLOAT
-from quantlora.inspection.units import size
+from quantlora.units import format_size
 
 
 @dataclass(frozen=True)
@@ -48,10 +48,10 @@ class MemoryUse:
         return [*parts, ("total", self.total)]
 
     def __str__(self) -> str:
-        return "\n".join(f"{name:<12} {size(count):>10}" for name, count in self.rows())
+        return "\n".join(f"{name:<12} {format_size(count):>10}" for name, count in self.rows())
 
 
-def weights_of(model: nn.Module) -> MemoryUse:
+def memory_of(model: nn.Module) -> MemoryUse:
     """What ``model`` takes as it stands, before a step."""
     adapters = {id(one): one for one in adapter_tensors(model)}
     packed = {id(one): one for one in _packed_layers(model)}

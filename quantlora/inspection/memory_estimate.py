@@ -11,7 +11,7 @@ from torch import nn
 
 from quantlora.errors import ConfigError
 from quantlora.inspection.live_bytes import LiveBytes
-from quantlora.inspection.memory import MemoryUse, trained_bytes, weights_of
+from quantlora.inspection.memory import MemoryUse, memory_of, trained_bytes
 
 #: Tokens of the three small steps that the activations are predicted from.
 _LENGTHS = (32, 64, 96)
@@ -45,7 +45,7 @@ def memory_estimate(
     if not trained:
         raise ConfigError("nothing in the model is trained: call quantlora.wrap(model) first.")
     return dataclasses.replace(
-        weights_of(model),
+        memory_of(model),
         gradients=trained,
         optimizer=optimizer_states * trained,
         activations=_activations(model, batch_size, length),

@@ -14,7 +14,7 @@ T = TypeVar("T")
 _REFUSALS = (OSError, ValueError, KeyError, ImportError, RuntimeError)
 
 
-def model_place(model: str) -> str:
+def resolve_model(model: str) -> str:
     """The absolute folder that ``model`` names, or the hub id that it is.
 
     Raises:
@@ -31,7 +31,7 @@ def model_place(model: str) -> str:
 
 
 def pretrained(place: str, load: Callable[[], T]) -> T:
-    """What ``load`` gives, which reads the model at ``place`` (see `model_place`).
+    """What ``load`` gives, which reads the model at ``place`` (see `resolve_model`).
 
     Raises:
         ConfigError: Transformers or the hub refuse; their reason is in it, in one sentence.

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from quantlora.inspection.report import Inspection, Kind
-from quantlora.inspection.units import size
+from quantlora.units import format_size
 
 #: Adapters are kept and saved in float32.
 _ADAPTER_BYTES = 4
@@ -42,7 +42,9 @@ def _layers(found: Inspection) -> Table:
     for kind in found.kinds:
         table.add_row(*(Text(cell) for cell in _cells(kind)))
     adapter = found.adapter_parameters
-    table.caption = f"adapter: {adapter:,} parameters, {size(adapter * _ADAPTER_BYTES)} as a file"
+    table.caption = (
+        f"adapter: {adapter:,} parameters, {format_size(adapter * _ADAPTER_BYTES)} as a file"
+    )
     return table
 
 
@@ -64,7 +66,7 @@ def _memory(found: Inspection) -> Table:
         table.add_column(column)
     for one in found.sizes:
         sign = "" if one.measured else "~"
-        cost, total = f"{sign}{one.bytes_per_weight:.3f}", f"{sign}{size(found.memory(one))}"
+        cost, total = f"{sign}{one.bytes_per_weight:.3f}", f"{sign}{format_size(found.memory(one))}"
         here = "no: see quantlora env" if one.problem else "yes"
         table.add_row(*(Text(cell) for cell in (one.format, str(one.bits), cost, total, here)))
     return table

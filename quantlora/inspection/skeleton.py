@@ -11,7 +11,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, PretrainedConfig
 
 from quantlora.errors import ConfigError
-from quantlora.inspection.pretrained import model_place, pretrained
+from quantlora.inspection.pretrained import pretrained, resolve_model
 
 
 def load_config(model: str) -> PretrainedConfig:
@@ -20,7 +20,7 @@ def load_config(model: str) -> PretrainedConfig:
     Raises:
         ConfigError: there is none, or Transformers cannot read it.
     """
-    place = model_place(model)
+    place = resolve_model(model)
     config: PretrainedConfig = pretrained(
         place, lambda: AutoConfig.from_pretrained(place, trust_remote_code=False)
     )

@@ -14,7 +14,7 @@ from quantlora.layers.calls import PerCall
 from quantlora.layers.effective_weight import EffectiveWeight
 from quantlora.layers.rows import rows_by_adapter
 from quantlora.layers.scaling import Scalings
-from quantlora.names import unknown
+from quantlora.suggestions import unknown
 
 if TYPE_CHECKING:
     from quantlora.config.lora_config import LoraConfig

@@ -16,7 +16,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from quantlora.errors import NonFiniteError
 from quantlora.training.gradient_watch import BatchWatch, GradientWatch
 
-#: For Trainer in general; ``quantlora finetune`` names its own options instead.
+#: For Trainer in general; a command that trains may name its own options instead.
 REMEDY = (
     "Use a lower learning rate, a longer warm-up or a smaller max_grad_norm, and bfloat16 or "
     "float32 in place of float16. If the loss was not finite to begin with, look at that step's "

@@ -32,7 +32,7 @@ from quantlora.names import check_name
 from quantlora.wrapping.bases import as_linear, frozen_bases
 from quantlora.wrapping.biases import find_biases
 from quantlora.wrapping.modules_to_save import add_saved, find_saved, with_heads
-from quantlora.wrapping.plan import AUTO, PlannedLayer, make_plan
+from quantlora.wrapping.plan import AUTO, PlannedLayer, make_plan, once_each
 from quantlora.wrapping.transaction import Transaction
 
 
@@ -91,7 +91,7 @@ def apply_plan(
         start_bias: the same for trained biases of the model, which begin as its own.
     """
     saved = find_saved(model, config)
-    once = list({id(planned.layer): planned for planned in reversed(plan)}.values())[::-1]
+    once = once_each(plan)
     with Transaction(model):
         bases = frozen_bases(model, once, quantize_options or {})
         layers: dict[int, LoraLayer] = {}

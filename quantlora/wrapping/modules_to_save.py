@@ -15,7 +15,7 @@ from quantlora.errors import AdapterError, LayerError, TargetError
 from quantlora.formats.layouts import linear_from
 from quantlora.formats.quantizer import FLOAT, Quantizer
 from quantlora.layers.layer import LoraLayer
-from quantlora.names import near
+from quantlora.suggestions import near
 
 #: Names of the heads that a task puts on a model, by ``task_type``: new, so they must be trained.
 _HEADS = {

@@ -11,7 +11,7 @@ from quantlora.errors import TargetError
 from quantlora.formats.parameters import parameter_names, weights
 from quantlora.layers.layer import LoraLayer
 from quantlora.layers.parameters import LoraParameters, picked_parameters
-from quantlora.names import near
+from quantlora.suggestions import near
 
 
 def parameter_holders(

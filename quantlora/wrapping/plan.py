@@ -146,3 +146,8 @@ def _why_not_packed(layer: nn.Module, own: Quantizer, wanted: Quantizer) -> str 
     if isinstance(layer, LoraLayer):
         return "it has an adapter already, which refers to the float weight"
     return None
+
+
+def once_each(plan: list[PlannedLayer]) -> list[PlannedLayer]:
+    """``plan`` with each layer once, at its first path; a model may have one layer at several."""
+    return list({id(planned.layer): planned for planned in reversed(plan)}.values())[::-1]

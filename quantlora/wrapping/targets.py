@@ -17,7 +17,7 @@ from quantlora.errors import TargetError
 from quantlora.formats.layouts import is_linear_kind
 from quantlora.layers.layer import LoraLayer
 from quantlora.layers.parameters import LoraParameters
-from quantlora.names import near
+from quantlora.suggestions import near
 from quantlora.wrapping.parameter_targets import parameter_holders
 
 ALL_LINEAR = "all-linear"

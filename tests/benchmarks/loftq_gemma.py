@@ -19,14 +19,14 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from quantlora_finetune.data.demo_text import demo_text
+from quantlora_finetune.model.demo_model import demo_model
 from quantlora_loftq import LoftQConfig, input_mean_squares
 from rich.console import Console
 from rich.progress import track
 from torch import Tensor, nn
 
 import quantlora
-from quantlora.finetune.demo_model import demo_model
-from quantlora.finetune.demo_text import demo_text
 
 LENGTH, HELD_OUT, BATCH, CALIBRATION = 256, 8, 2, 16
 STARTS = ("zero", "loftq", "qera")

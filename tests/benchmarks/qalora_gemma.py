@@ -24,10 +24,10 @@ os.environ.setdefault("GPTQMODEL_CPU_WORKERS", "2")
 
 import torch
 from loftq_gemma import earlier, keep, load, perplexity, rows, train
+from quantlora_finetune.model.demo_model import demo_model
 from torch import Tensor, nn
 
 import quantlora
-from quantlora.finetune.demo_model import demo_model
 
 GROUP, CALIBRATION = 32, 16
 #: How each method's adapter is merged at the base's bits.

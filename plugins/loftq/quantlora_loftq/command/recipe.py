@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from quantlora import ConfigError, LoraConfig, Quantizer, registry
+from quantlora import ConfigError, LoraConfig, Quantizer, best_quantizer, registry
 from quantlora_loftq.options import LoftQConfig, check_bits
 
 
@@ -60,7 +60,7 @@ class Recipe:
         LoftQConfig(loftq_iter=self.iterations, method=self.method)
         widths = {self.bits, *self.bits_pattern.values()}
         if self.backend is None:
-            return _preferred(widths)
+            return best_quantizer(*sorted(widths))
         quantizer = registry().quantizer(self.backend)
         for bits in sorted(widths):
             check_bits(bits, quantizer.bits, quantizer.name)
@@ -68,20 +68,6 @@ class Recipe:
 
     def bits_for(self, path: str) -> int:
         return next((b for p, b in self.bits_pattern.items() if ends_in(path, p)), self.bits)
-
-
-def _preferred(widths: set[int]) -> Quantizer:
-    known = [one for one in registry().quantizers.values() if one.can_quantize and one.bits]
-    able = [one for one in known if widths <= set(one.bits)]
-    ready = [one for one in able if not one.availability_error()]
-    if ready:
-        return max(ready, key=lambda one: one.preference)
-    if able:
-        able[0].require()
-    offered = tuple(sorted({bits for one in known for bits in one.bits}))
-    for bits in sorted(widths):
-        check_bits(bits, offered, "any")
-    raise ConfigError(f"no single backend offers {sorted(widths)} bits.")
 
 
 def ends_in(path: str, pattern: str) -> bool:

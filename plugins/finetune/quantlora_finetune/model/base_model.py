@@ -1,0 +1,91 @@
+"""The model before it is wrapped: found, checked, loaded with its tokenizer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from quantlora import dtype_argument, pretrained, resolve_model
+from quantlora.errors import FinetuneError
+from quantlora_finetune.model import demo_model
+from quantlora_finetune.model.compute_dtype import compute_dtype
+from quantlora_finetune.options.choices import Dtype
+from quantlora_finetune.options.finetune_options import FinetuneOptions
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """Where a model is, and what its config says; the weights are not loaded yet."""
+
+    name: str
+    place: str
+    config: Any
+    tokenizer: PreTrainedTokenizerBase
+
+    @property
+    def is_quantized(self) -> bool:
+        return getattr(self.config, "quantization_config", None) is not None
+
+    @property
+    def is_demo(self) -> bool:
+        return self.name == demo_model.NAME
+
+    @property
+    def longest(self) -> int | None:
+        """Tokens that it has positions for; None where there is no limit."""
+        longest: int | None = getattr(
+            self.config.get_text_config(), "max_position_embeddings", None
+        )
+        return longest
+
+    @property
+    def padding(self) -> int:
+        """The id that batches are filled up with; masked, so any will do."""
+        ids = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0)
+        return next(int(one) for one in ids if isinstance(one, int))
+
+
+def find_base(options: FinetuneOptions) -> BaseModel:
+    """The model that ``options`` name, with its tokenizer.
+
+    Raises:
+        ConfigError: there is no such folder or hub id, or the hub cannot be reached.
+        FinetuneError: it is not a causal language model, or the examples are longer than it reads.
+    """
+    name = options.model or demo_model.NAME
+    place = resolve_model(options.model) if options.model else str(demo_model.demo_model())
+    config = pretrained(place, lambda: AutoConfig.from_pretrained(place))
+    tokenizer = pretrained(place, lambda: AutoTokenizer.from_pretrained(place))
+    if type(config) not in AutoModelForCausalLM._model_mapping:
+        raise FinetuneError(f"{name} ({config.model_type}) is not a causal language model.")
+    base = BaseModel(name, place, config, tokenizer)
+    if base.longest is not None and options.length > base.longest:
+        raise FinetuneError(
+            f"--length {options.length}: {name} reads at most {base.longest} tokens at once."
+        )
+    return base
+
+
+def load_model(base: BaseModel, dtype: Dtype) -> PreTrainedModel:
+    """The weights: quantized ones as they are, float ones in ``dtype``.
+
+    Float models are loaded on the CPU, to be quantized before they are moved anywhere.
+    """
+    where: dict[str, Any] = {}
+    if base.is_quantized and torch.cuda.is_available():
+        where["device_map"] = {"": torch.cuda.current_device()}
+    chosen = compute_dtype(dtype)
+    model: PreTrainedModel = pretrained(
+        base.place,
+        lambda: AutoModelForCausalLM.from_pretrained(base.place, **dtype_argument(chosen), **where),
+    )
+    return model

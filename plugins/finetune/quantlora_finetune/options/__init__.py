@@ -1,0 +1,1 @@
+"""What can be chosen: one option for each field."""

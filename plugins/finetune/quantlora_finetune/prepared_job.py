@@ -1,0 +1,126 @@
+"""A run that is ready to train: everything loaded and checked, then trained, measured, written."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console
+from transformers import PreTrainedModel, set_seed
+
+from quantlora import MemoryUse, memory_estimate, save_adapter
+from quantlora.errors import FinetuneError
+from quantlora_finetune.data.dataset import Dataset, collate_with, load_dataset
+from quantlora_finetune.data.examples import Tokens
+from quantlora_finetune.model.adaptation import Adaptation, choose_adaptation
+from quantlora_finetune.model.base_model import BaseModel, find_base, load_model
+from quantlora_finetune.options.finetune_options import FinetuneOptions
+from quantlora_finetune.reporting.card import write_card
+from quantlora_finetune.reporting.evaluation import (
+    Measurement,
+    check_prompt,
+    continuation,
+    perplexity,
+    prompt_of,
+)
+from quantlora_finetune.reporting.page import write_page
+from quantlora_finetune.reporting.plot import plot_losses
+from quantlora_finetune.reporting.report import make_report, model_facts, short_name
+from quantlora_finetune.run import processes
+from quantlora_finetune.run.limits import require_disk
+from quantlora_finetune.run.run_folder import PAGE, REPORT, RunFolder, write_json
+from quantlora_finetune.show import Show
+from quantlora_finetune.training.trainer import Training, train
+
+
+@dataclass
+class Job:
+    """A run that is ready to train: everything is loaded and checked."""
+
+    options: FinetuneOptions
+    run: RunFolder
+    base: BaseModel
+    tokens: Tokens
+    data: Dataset
+    model: PreTrainedModel
+    memory: MemoryUse
+
+    def __post_init__(self) -> None:
+        self.collate = collate_with(self.base.padding)
+
+    def measure(self) -> Measurement:
+        middle = self.data.held_out[len(self.data.held_out) // 2]
+        prompt = self.options.prompt or prompt_of(middle, self.tokens)
+        answer = continuation(self.model, self.tokens, prompt, self.base.longest)
+        size = self.options.batch_size
+        held_out = perplexity(self.model, self.data.held_out, self.collate, size)
+        return Measurement(held_out, prompt, answer)
+
+    def before(self) -> Measurement:
+        """The measurement before the first step; a resumed run has it on record."""
+        if not self.run.record:
+            before = self.measure()
+            self._check_is_number(before.perplexity)
+            self.run.record = {"data": self.data.fingerprint, "before": before.as_json()}
+        if processes.is_first():
+            self.run.begin(options=self.options.as_json())
+        return Measurement(**self.run.record["before"])
+
+    def _check_is_number(self, perplexity: float) -> None:
+        if math.isnan(perplexity):
+            raise FinetuneError(
+                f"{self.base.name}: its outputs are no numbers (NaN) before any training. Its "
+                f"weights are damaged, or {self.model.dtype} is too narrow: try --dtype float32."
+            )
+
+    def train(self, console: Console) -> Training:
+        return train(
+            self.model, self.data, self.collate, self.tokens, self.options, self.run, console
+        )
+
+    def leave(self, training: Training, before: Measurement, after: Measurement) -> dict[str, Any]:
+        """Write everything into the folder; the report last, for it says that all is there."""
+        folder = self.run.path
+        measured = (training, before, after)
+        report = make_report(self.base, self.model, self.data, self.options, *measured, self.memory)
+        if not processes.is_first():
+            return report
+        save_adapter(self.model, folder)
+        title = f"{short_name(self.base.name)}, {short_name(self.data.name)}"
+        plot_losses(folder / "loss.png", title, *measured)
+        write_page(folder / PAGE, report)
+        write_card(folder / "README.md", report, self.base)
+        write_json(folder / REPORT, report)
+        return report
+
+
+def prepare(options: FinetuneOptions, run: RunFolder, show: Show) -> Job:
+    """Load and check: what is quick to check, first."""
+    show.beginning(options, run.steps_done)
+    base = find_base(options)
+    tokens = Tokens(base.tokenizer)
+    check_prompt(options.prompt, tokens, base.longest)
+    data = load_dataset(options, tokens)
+    run.check_same_data(data.fingerprint)
+    adaptation = choose_adaptation(base, options)
+    show.loading(base.name, data.facts())
+    model = _wrapped(base, adaptation, options)
+    facts = model_facts(model)
+    require_disk(run.path, facts["trained_parameters"])
+    show.model(facts)
+    length = max(len(one.input_ids) for one in data.train)
+    memory = memory_estimate(model, batch_size=options.batch_size, length=length)
+    show.prediction(memory)
+    return Job(options, run, base, tokens, data, model, memory)
+
+
+def _wrapped(base: BaseModel, adaptation: Adaptation, options: FinetuneOptions) -> PreTrainedModel:
+    """The model as it is trained, where it is trained."""
+    set_seed(options.seed)  # A's first values
+    model = adaptation.apply(load_model(base, options.dtype))
+    if not base.is_quantized:
+        model.to(processes.device())  # type: ignore[arg-type]
+    if options.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[no-untyped-call]
+    return model

@@ -1,0 +1,119 @@
+"""``README.md`` beside the adapter: a model card as the Hugging Face hub reads it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from quantlora_finetune.model import demo_model
+from quantlora_finetune.model.base_model import BaseModel
+from quantlora_finetune.reporting.report import short_name
+
+_CARD = """\
+---
+{header}
+---
+
+# LoRA adapter for {base}
+
+{base} in {formats}, fine-tuned with [LoRA](https://arxiv.org/abs/2106.09685) of rank {rank} on \
+{data}, by quantlora {quantlora}.
+
+| held-out perplexity | before | after |
+|---|---|---|
+| {measured_tokens} tokens that were not trained on | {before:.2f} | {after:.2f} |
+
+![Loss by step](loss.png)
+
+## Use
+
+```python
+import quantlora
+{imports}from transformers import AutoModelForCausalLM, AutoTokenizer
+
+base = {place}
+tokenizer = AutoTokenizer.from_pretrained(base)
+model = AutoModelForCausalLM.from_pretrained(base, dtype="{dtype}")
+quantlora.load_adapter(model, "path/to/this/folder", backend="{backend}")
+```
+
+The files are PEFT's, so `PeftModel.from_pretrained(model, "path/to/this/folder")` works too. The \
+adapter was trained over quantized weights: use it over the same format for the figures above.
+
+## Sample
+
+Prompt: {prompt}
+
+Before: {sample_before}
+
+After: {sample_after}
+
+## Training
+
+{steps} steps of {batch} x {length} tokens, learning rate {lr:g}, {seconds:.0f} s on \
+{device} at {speed:.0f} tokens/s; {parameters:,} trained parameters. `report.json` has all options \
+and the loss of each step.
+{terms}"""
+
+_IMPORT = "from quantlora_finetune.model.demo_model import demo_model\n"
+
+_TERMS = f"""
+## Terms
+
+Gemma is provided under and subject to the Gemma Terms of Use found at {demo_model.TERMS}; they \
+hold for this adapter too.
+"""
+
+
+def write_card(file: Path, report: dict[str, Any], base: BaseModel) -> None:
+    """Write the card for the run that ``report`` (see `make_report`) describes."""
+    options, training, model = report["options"], report["training"], report["model"]
+    card = _CARD.format(
+        header=_header(base, report),
+        base=short_name(base.name),
+        place="demo_model()" if base.is_demo else json.dumps(base.place),
+        imports=_IMPORT if base.is_demo else "",
+        formats=", ".join(model["formats"]),
+        backend=next(iter(model["formats"])) if len(model["formats"]) == 1 else "auto",
+        dtype=model["compute_dtype"],
+        rank=options["rank"],
+        data=short_name(report["data"]["name"]),
+        measured_tokens=report["data"]["measured_tokens"],
+        before=report["perplexity"]["before"],
+        after=report["perplexity"]["after"],
+        prompt=_quoted(report["sample"]["prompt"]),
+        sample_before=_quoted(report["sample"]["before"]),
+        sample_after=_quoted(report["sample"]["after"]),
+        steps=options["steps"],
+        batch=options["batch_size"] * options["accumulate"],
+        length=options["length"],
+        lr=options["lr"],
+        seconds=training["seconds"],
+        device=model["device"],
+        speed=training["tokens_per_second"],
+        parameters=model["trained_parameters"],
+        quantlora=report["versions"]["quantlora"],
+        terms=_TERMS if base.is_demo else "",
+    )
+    file.write_text(card, "utf-8")
+
+
+def _header(base: BaseModel, report: dict[str, Any]) -> str:
+    """YAML; JSON strings are YAML strings."""
+    on_hub = not Path(base.name).is_dir()
+    lines = [f"base_model: {json.dumps(base.name)}"] if on_hub else []
+    lines += ["license: gemma"] if base.is_demo else []
+    lines += ["library_name: peft", "pipeline_tag: text-generation", "tags:"]
+    tags = ["lora", "quantlora", *report["model"]["formats"]]
+    return "\n".join([*lines, *(f"- {tag}" for tag in tags)])
+
+
+def _quoted(text: str) -> str:
+    """As a fenced block, whatever the model wrote."""
+    fence = "`" * max(3, 1 + max((len(run) for run in _runs(text)), default=0))
+    return f"\n\n{fence}text\n{text}\n{fence}"
+
+
+def _runs(text: str) -> list[str]:
+    return "".join(c if c == "`" else " " for c in text).split()

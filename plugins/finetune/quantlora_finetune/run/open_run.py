@@ -1,0 +1,78 @@
+"""Opening a run's folder: free for a new one, or fit to be resumed as it was started."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+from quantlora.errors import FinetuneError
+from quantlora_finetune.options.choices import option_name
+from quantlora_finetune.options.finetune_options import FinetuneOptions
+from quantlora_finetune.run.limits import existing
+from quantlora_finetune.run.run_folder import RunFolder
+
+#: What may be changed when a run is resumed.
+_CHANGEABLE = {"output", "resume", "steps", "save_every", "eval_examples", "report_to"}
+
+
+def open_run(options: FinetuneOptions, given: Collection[str]) -> tuple[RunFolder, FinetuneOptions]:
+    """The folder of the run, and its options: resumed, those it was started with.
+
+    Args:
+        given: names of the options that the user gave, to notice contradictions.
+
+    Raises:
+        FinetuneError: the folder holds something else, or nothing to resume, or other options.
+    """
+    run = RunFolder.at(options.output)
+    if not options.resume:
+        _check_free(run)
+        return run, dataclasses.replace(options, **_absolute(options))
+    if not run.record:
+        raise FinetuneError(
+            f"{run.path} holds no run to resume: --output names the folder of the run; "
+            f"without --resume a new one is started."
+        )
+    return run, _resumed(run, options, given)
+
+
+def _check_free(run: RunFolder) -> None:
+    if run.path.exists() and not run.path.is_dir():
+        raise FinetuneError(f"--output {run.path} is a file: name a folder.")
+    if run.has_begun:
+        state = "is finished" if run.is_finished else f"stopped after {run.steps_done} steps"
+        raise FinetuneError(
+            f"{run.path} holds a run already; it {state}. Go on with it by --resume, or name "
+            f"another folder with --output."
+        )
+    if run.holds_others:
+        raise FinetuneError(f"{run.path} is not empty: name another folder with --output.")
+    if not os.access(existing(run.path), os.W_OK):
+        raise FinetuneError(f"--output {run.path} cannot be written to: name another folder.")
+
+
+def _resumed(run: RunFolder, options: FinetuneOptions, given: Collection[str]) -> FinetuneOptions:
+    started = FinetuneOptions.from_json(run.record["options"])
+    wanted = dataclasses.replace(options, **_absolute(options))
+    for name in sorted(set(given) - _CHANGEABLE):
+        old, new = getattr(started, name), getattr(wanted, name)
+        if old != new:
+            raise FinetuneError(
+                f"{run.path} was started with {option_name(name)} {old}, not {new}. A resumed run "
+                f"keeps its options: leave it out, or start anew with another --output."
+            )
+    changed = {name: getattr(options, name) for name in _CHANGEABLE & set(given)}
+    return dataclasses.replace(started, **changed)
+
+
+def _absolute(options: FinetuneOptions) -> dict[str, Any]:
+    """Paths that still hold in another working directory."""
+    named = {"model": options.model, "data": options.data, "reference": options.reference}
+    return {k: str(Path(v).expanduser().resolve()) for k, v in named.items() if v and _exists(v)}
+
+
+def _exists(place: str) -> bool:
+    return Path(place).expanduser().exists()

@@ -1,0 +1,110 @@
+"""What a run says on the terminal."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from quantlora import MemoryUse, format_size
+from quantlora_finetune.model import demo_model
+from quantlora_finetune.options.finetune_options import FinetuneOptions
+from quantlora_finetune.reporting.evaluation import Measurement
+
+_INDENT = "    "
+
+
+class Show:
+    """Plain sentences; model output is never taken for rich's markup."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+
+    def beginning(self, options: FinetuneOptions, steps_done: int) -> None:
+        if options.model is None:
+            self._say(f"{demo_model.NAME} is used under the Gemma terms: {demo_model.TERMS}", "dim")
+            if not demo_model.is_cached():
+                self._say("Converting it, once; this takes about a minute.")
+        if options.resume:
+            self._say(f"Going on after step {steps_done} of {options.steps}.")
+
+    def loading(self, name: str, data: dict[str, Any]) -> None:
+        self._say(
+            f"Data: {data['name']}: {data['train_examples']} examples to train on, "
+            f"{data['measured_examples']} others to measure on."
+        )
+        if data["cut_examples"] or data["left_out_examples"]:
+            self._say(
+                f"Longer than --length: {data['cut_examples']} examples are cut off at their end, "
+                f"{data['left_out_examples']} whose prompt alone fills it are left out.",
+                "yellow",
+            )
+        self._say(f"Loading {name}.")
+
+    def model(self, facts: dict[str, Any]) -> None:
+        formats = ", ".join(f"{count} layers in {name}" for name, count in facts["formats"].items())
+        self._say(
+            f"Model: {formats}; computes in {facts['compute_dtype']} on {facts['device']}; "
+            f"{facts['trained_parameters']:,} parameters are trained."
+        )
+
+    def measurement(self, when: str, one: Measurement) -> None:
+        self._say(f"Held-out perplexity {when} training: {one.perplexity:.2f}", "bold")
+        text = Text.assemble(
+            _INDENT, (_below(one.prompt), "dim"), _below(one.continuation.rstrip())
+        )
+        self.console.print(text, soft_wrap=True)
+
+    def prediction(self, memory: MemoryUse) -> None:
+        parts = ", ".join(f"{name} {format_size(count)}" for name, count in memory.rows()[:-1])
+        self._say(f"Memory, predicted: {format_size(memory.total)} ({parts}).")
+
+    def memory(self, predicted: MemoryUse, measured: MemoryUse | None) -> None:
+        """Both, component by component; nothing where no step was made to measure."""
+        if measured is None:
+            return
+        table = Table(title="Memory", title_justify="left", title_style="")
+        table.add_column("component")
+        table.add_column("predicted", justify="right")
+        table.add_column("measured", justify="right")
+        for (name, first), (_, then) in zip(predicted.rows(), measured.rows(), strict=True):
+            table.add_row(
+                name, format_size(first), format_size(then), style="bold" if name == "total" else ""
+            )
+        self.console.print(table)
+
+    def result(self, folder: Path, report: dict[str, Any]) -> None:
+        perplexity, training = report["perplexity"], report["training"]
+        self._say(
+            f"Perplexity {perplexity['before']:.2f} -> {perplexity['after']:.2f} "
+            f"({-perplexity['fall_percent']:+.1f} %), {training['seconds']:.0f} s of training at "
+            f"{training['tokens_per_second']:.0f} tokens/s.",
+            "bold green" if perplexity["fall_percent"] > 0 else "bold yellow",
+        )
+        self._say(f"In {folder}: the adapter, report.html, report.json, loss.png and README.md.")
+
+    def finished_already(self, folder: Path, steps: int) -> None:
+        self._say(f"{folder}: this run has its {steps} steps. Train on with --resume --steps N.")
+
+    def interrupted(self, folder: Path, steps_done: int, has_begun: bool) -> None:
+        if not has_begun:
+            self._say("Interrupted before the training began; nothing was left behind.")
+            return
+        self._say(f"Interrupted. {folder} holds the first {steps_done} steps. Go on with:")
+        self._say(f"  {go_on(folder)}", "bold")
+
+    def _say(self, text: str, style: str = "") -> None:
+        self.console.print(Text(text, style=style), soft_wrap=True)
+
+
+def _below(text: str) -> str:
+    return text.replace("\n", f"\n{_INDENT}")
+
+
+def go_on(folder: Path) -> str:
+    """The command that goes on with the run in ``folder``."""
+    return shlex.join(["quantlora", "finetune", "--resume", "--output", str(folder)])

@@ -1,0 +1,1 @@
+"""The steps, their checkpoints and their speed."""

@@ -1,0 +1,66 @@
+"""The trainers that ``--trainer`` offers: the same batches and callbacks, the same adapter."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from typing import Any
+
+from transformers import PreTrainedModel, TrainerCallback, TrainingArguments
+
+from quantlora_finetune.data.dataset import Collate
+from quantlora_finetune.data.examples import Example, Tokens
+from quantlora_finetune.options.choices import TrainerName
+from quantlora_finetune.training.measured_trainer import Measured, MeasuredTrainer
+
+
+def make_trainer(
+    name: TrainerName,
+    model: PreTrainedModel,
+    settings: dict[str, Any],
+    examples: list[Example],
+    collate: Collate,
+    tokens: Tokens,
+    callbacks: list[TrainerCallback],
+) -> Measured:
+    """A trainer that is ready to train; ``settings`` are those of `TrainingArguments`."""
+    if name is TrainerName.TRL:
+        return _trls(model, settings, examples, collate, tokens, callbacks)
+    return MeasuredTrainer(
+        model,
+        TrainingArguments(**settings),
+        data_collator=collate,
+        train_dataset=examples,
+        callbacks=callbacks,
+    )
+
+
+def _trls(
+    model: PreTrainedModel,
+    settings: dict[str, Any],
+    examples: list[Example],
+    collate: Collate,
+    tokens: Tokens,
+    callbacks: list[TrainerCallback],
+) -> Measured:
+    """TRL's, told to leave alone what is prepared already: the examples, and checkpointing."""
+    from datasets import Dataset
+
+    trl: Any = importlib.import_module("trl")  # its names are not typed as exported
+
+    class MeasuredSFTTrainer(Measured, trl.SFTTrainer):  # type: ignore[misc]
+        """TRL's own."""
+
+    def collate_rows(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        return dict(collate([Example(row["input_ids"], row["given"]) for row in rows]))
+
+    untouched = {"dataset_kwargs": {"skip_prepare_dataset": True}, "gradient_checkpointing": False}
+    rows = [{"input_ids": one.input_ids, "given": one.given} for one in examples]
+    return MeasuredSFTTrainer(
+        model,
+        trl.SFTConfig(**settings, **untouched, bf16=False),
+        data_collator=collate_rows,
+        train_dataset=Dataset.from_list(rows),
+        processing_class=tokens.tokenizer,
+        callbacks=callbacks,
+    )

@@ -1,0 +1,53 @@
+"""docs/finetune.md is true: its example runs, its options and links exist."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from quantlora_finetune.options.choices import option_infos, option_name
+from quantlora_finetune.options.finetune_options import FinetuneOptions
+
+from quantlora.testing.models import save_tiny_llama
+
+DOCS = Path(__file__).parents[3] / "docs"
+PAGE = (DOCS / "finetune.md").read_text()
+
+
+def test_its_python_example_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    save_tiny_llama("my-model")
+    Path("my-texts.jsonl").write_text('{"text": "the quick brown fox. "}\n' * 40)
+    space: dict = {}
+    for block in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL):
+        exec(block, space)
+    assert "activations" in capsys.readouterr().out
+
+
+OTHERS = {"--help", "--nproc-per-node", "--multi_gpu", "--num_processes", "--cpu", "--logdir"}
+
+
+def _options(text: str) -> set[str]:
+    return set(re.findall(r"(?<![\w-])--[a-z][a-z_-]+", text))
+
+
+def test_its_options_exist():
+    page, _, rest = re.split(r"\n## (?:The GSM8K recipe|First values)", PAGE)
+    known = {option_name(name) for name in option_infos(FinetuneOptions)}
+    assert _options(page + rest) - known <= OTHERS
+
+
+def test_the_recipes_options_exist(monkeypatch):
+    pytest.importorskip("accelerate")
+    monkeypatch.syspath_prepend(str(DOCS / "examples"))
+    from gsm8k_options import make_parser
+
+    recipe = PAGE.split("## The GSM8K recipe")[1].split("\n## ")[0]
+    known = {name for action in make_parser()._actions for name in action.option_strings}
+    assert _options(recipe) - known <= {"--model", "--bits", "--rank", "--save-dir"}
+
+
+@pytest.mark.parametrize("link", re.findall(r"\]\((?!http)([^)#]+)\)", PAGE))
+def test_its_links_lead_somewhere(link):
+    assert (DOCS / link).exists()

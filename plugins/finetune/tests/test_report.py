@@ -1,0 +1,142 @@
+"""What is left beside the adapter: report, plot, card."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from dataclasses import asdict
+from html.parser import HTMLParser
+
+import pytest
+from hypothesis import given, strategies as st
+from quantlora_finetune.reporting.charts import course_chart, memory_chart
+from quantlora_finetune.reporting.evaluation import Measurement
+from quantlora_finetune.reporting.page import write_page
+from quantlora_finetune.reporting.plot import plot_losses, running_mean
+from quantlora_finetune.training.trainer import Step, Training
+
+from .conftest import report_in
+
+
+@pytest.fixture
+def folder(run, arguments, tmp_path):
+    result = run(*arguments)
+    assert result.exit_code == 0, result.output
+    return tmp_path / "run"
+
+
+def test_the_report_is_complete_and_plain_json(folder):
+    report = report_in(folder)
+    assert set(report) == {
+        "format", "model", "data", "perplexity", "sample", "training", "options", "machine",
+        "versions", "memory",
+    }  # fmt: skip
+    assert report["data"]["measured_examples"] == 8
+    assert report["training"]["tokens_per_second"] > 0
+    assert report["machine"]["peak_memory_bytes"] > 2**20
+
+
+def test_the_card_is_one_that_the_hub_reads(folder):
+    from huggingface_hub import ModelCard
+
+    card = ModelCard.load(folder / "README.md")
+    assert card.data.library_name == "peft"
+    assert card.data.pipeline_tag == "text-generation"
+    assert {"lora", "float"} <= set(card.data.tags)
+    assert card.data.license is None  # not ours to say for a model of the user's
+
+
+def test_the_card_names_the_figures_and_no_folder_of_this_machine(folder):
+    card = (folder / "README.md").read_text()
+    before, after = (report_in(folder)["perplexity"][key] for key in ("before", "after"))
+    assert f"{before:.2f} | {after:.2f}" in card
+    assert "# LoRA adapter for tiny0" in card
+    assert "on text.txt" in card
+
+
+def test_the_cards_example_runs(folder, monkeypatch):
+    text = (folder / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    space: dict = {}
+    exec(text.replace("path/to/this/folder", str(folder)), space)
+    assert space["model"].active_adapters() == ["default"]
+
+
+def test_the_plot_is_a_png_of_some_size(folder):
+    content = (folder / "loss.png").read_bytes()
+    assert content.startswith(b"\x89PNG")
+    width = int.from_bytes(content[16:20], "big")
+    assert width == 1200
+
+
+def _course(steps: int) -> list[Step]:
+    return [Step(i + 1, 3 - i / 500, 1e-4, 0.5, 900.0) for i in range(steps)]
+
+
+@pytest.mark.parametrize("steps", [1, 2, 500])
+def test_any_number_of_steps_can_be_plotted(tmp_path, steps):
+    training = Training(_course(steps), 0, 1.0, 1.0)
+    plot_losses(
+        tmp_path / "a.png", "title", training, Measurement(20, "", ""), Measurement(9, "", "")
+    )
+    assert (tmp_path / "a.png").stat().st_size > 5000
+    assert len(course_chart([asdict(one) for one in training.steps])) > 5000
+
+
+@pytest.mark.parametrize("measured", [None, {"base": 3 * 2**20, "activations": 5 * 2**30}])
+@pytest.mark.parametrize("unit", [1, 2**10, 2**20, 2**30])
+def test_memory_of_any_size_can_be_drawn(unit, measured):
+    memory = {"predicted": {"base": 2 * unit, "activations": 950 * unit}, "measured": measured}
+    assert len(memory_chart(memory)) > 5000
+
+
+@pytest.fixture
+def page(folder):
+    return (folder / "report.html").read_text("utf-8")
+
+
+def test_the_page_needs_nothing_but_itself(page):
+    assert not re.findall(r'(?:src|href)=(?!"data:)|@import|url\(|<script|<link', page)
+    HTMLParser().feed(page)
+    images = re.findall(r'src="data:image/png;base64,([^"]+)"', page)
+    assert [base64.b64decode(one)[:4] for one in images] == [b"\x89PNG"] * 2
+
+
+def test_the_page_tells_the_reports_figures(folder, page):
+    report = report_in(folder)
+    assert f"{report['perplexity']['before']:.2f} → {report['perplexity']['after']:.2f}" in page
+    for part in ("base packed", "base float", "adapters", "gradients", "optimizer", "activations"):
+        assert f"<td>{part}</td>" in page
+    assert page.count('<td class="number">') == 7 * 2
+
+
+def test_what_a_model_writes_is_no_markup_of_the_page(tmp_path, folder):
+    report = report_in(folder)
+    report["sample"]["after"] = "<script>alert(1)</script>"
+    write_page(tmp_path / "page.html", report)
+    assert "<script" not in (tmp_path / "page.html").read_text()
+
+
+def test_each_step_has_its_figures(folder):
+    steps = report_in(folder)["training"]["steps"]
+    assert [one["step"] for one in steps] == list(range(1, 13))
+    assert steps[0]["learning_rate"] < max(one["learning_rate"] for one in steps) == 0.01
+    assert all(one["gradient_norm"] > 0 and one["tokens_per_second"] > 0 for one in steps)
+
+
+def test_memory_is_predicted_as_it_is_measured(folder):
+    memory = report_in(folder)["memory"]
+    for part, measured in memory["measured"].items():
+        assert memory["predicted"][part] == pytest.approx(measured, rel=0.05), part
+
+
+@given(st.floats(-10, 10), st.integers(1, 50))
+def test_the_running_mean_of_equal_values_is_that_value(value, count):
+    assert running_mean([value] * count) == pytest.approx([value] * count)
+
+
+def test_json_files_end_with_a_newline(folder):
+    for name in ("report.json", "run.json"):
+        text = (folder / name).read_text()
+        assert text.endswith("}\n")
+        json.loads(text)

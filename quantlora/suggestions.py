@@ -1,0 +1,25 @@
+"""What a mistyped name may have meant."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+def near(name: str, known: Iterable[str], count: int = 3) -> list[str]:
+    """Known names that resemble ``name``, by the whole name or by its last component."""
+    names = list(known)
+    by_tail: dict[str, str] = {}
+    for one in names:
+        by_tail.setdefault(one.rsplit(".", 1)[-1], one)
+    whole = get_close_matches(name, names, count)
+    tails = [tail for tail in get_close_matches(name, list(by_tail), count) if tail not in whole]
+    return (whole + tails)[:count]
+
+
+def unknown(kind: str, name: str, known: Iterable[str]) -> str:
+    """``"unknown <kind> 'x'. Did you mean 'y'? Known: ..."``."""
+    names = sorted(known)
+    close = near(name, names)
+    hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
+    return f"unknown {kind} {name!r}.{hint} Known: {', '.join(names) or 'none'}."

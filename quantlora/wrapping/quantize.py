@@ -1,0 +1,48 @@
+"""`quantize`: the layers that `wrap` would pack, packed, without an adapter."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from torch import nn
+
+from quantlora.config.lora_config import LoraConfig
+from quantlora.discovery.registration import registry
+from quantlora.wrapping.add_adapter import given_config
+from quantlora.wrapping.bases import frozen_bases
+from quantlora.wrapping.plan import make_plan, once_each
+from quantlora.wrapping.transaction import Transaction
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def quantize(
+    model: M,
+    config: LoraConfig | None = None,
+    *,
+    backend: str,
+    quantize_options: Mapping[str, Any] | None = None,
+    **fields: Any,
+) -> M:
+    """Pack the target layers of ``model`` in place, and put no adapter on them.
+
+    Args:
+        model: float, or with some layers packed already.
+        config: says which layers, as in `wrap`; or its fields: ``exclude_modules=["lm_head"]``.
+        backend: the format; ``"auto"`` leaves every layer as it is.
+        quantize_options: settings of that format (bits, block size and so on).
+
+    Returns:
+        The same object. If anything fails, the model is as it was before the call.
+
+    Raises:
+        ConfigError, TargetError, BackendError, LayerError, MissingLibraryError: as `wrap`.
+    """
+    plan = make_plan(model, given_config(config, fields), backend, "", registry())
+    with Transaction(model):
+        bases = frozen_bases(model, once_each(plan), quantize_options or {})
+        packed = {id(planned.layer): bases[planned.path] for planned in once_each(plan)}
+        for planned in plan:
+            model.set_submodule(planned.path, packed[id(planned.layer)])
+    return model
