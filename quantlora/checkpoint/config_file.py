@@ -29,14 +29,24 @@ _UNSUPPORTED = (
 LIMIT = 16 * 2**20
 
 
-def config_text(config: LoraConfig, targets: list[str] | str | None, base: str | None) -> str:
-    """The file's text: sorted keys, two spaces of indent."""
+def config_text(
+    config: LoraConfig,
+    targets: list[str] | str | None,
+    base: str | None,
+    init: bool | str = True,
+) -> str:
+    """The file's text: sorted keys, two spaces of indent.
+
+    Args:
+        init: a name only where the adapter needs a base that its initializer has changed; else
+            True: the values are in the file, and nobody is to choose them again.
+    """
     fields = dataclasses.asdict(config)
     fields |= {
         "target_modules": targets,
         "base_model_name_or_path": config.base_model_name_or_path or base,
         "inference_mode": True,
-        "init_lora_weights": True,  # the values are in the file; nobody is to choose them again
+        "init_lora_weights": init,
     }
     defaults = {field.name: field.default for field in dataclasses.fields(LoraConfig)}
     for name in _WHERE_USED:
@@ -46,12 +56,12 @@ def config_text(config: LoraConfig, targets: list[str] | str | None, base: str |
     return json.dumps(fields, indent=2, sort_keys=True)
 
 
-def read_config(folder: Path) -> LoraConfig:
+def read_config(folder: Path, base_is_noted: bool = False) -> LoraConfig:
     """The config in ``folder``."""
-    return config_from(_fields(folder), str(folder / CONFIG))
+    return config_from(_fields(folder), str(folder / CONFIG), base_is_noted)
 
 
-def config_from(fields: Mapping[str, Any], source: str) -> LoraConfig:
+def config_from(fields: Mapping[str, Any], source: str, base_is_noted: bool = False) -> LoraConfig:
     """A config from PEFT's fields. Unknown ones that are set are named in one warning.
 
     Raises `AdapterFileError`, naming ``source``, where it is no LoRA config, a field has the
@@ -66,7 +76,10 @@ def config_from(fields: Mapping[str, Any], source: str) -> LoraConfig:
     known = {n: v for n, v in fields.items() if n in own and (v is not None or n in numbers)}
     known.setdefault("target_modules", None)  # then those that the file has tensors for
     _check_others(source, {name: value for name, value in fields.items() if name not in own})
-    known["init_lora_weights"] = _first_values(source, known.get("init_lora_weights", True))
+    init = known.get("init_lora_weights", True)
+    if not (base_is_noted and isinstance(init, str)):  # the note knows which base it is
+        init = _first_values(source, init)
+    known["init_lora_weights"] = True if isinstance(init, str) else init
     known["loftq_config"] = None
     try:
         return LoraConfig(**known)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from quantlora.adapters.saved_modules import SavedModule
 from quantlora.adapters.trained_bias import TrainedBias
+from quantlora.checkpoint.base_note import fitted, remember
 from quantlora.checkpoint.base_tensors import base_values, in_place
 from quantlora.checkpoint.fitting import by_path, check_paths, fill, split_biases
 from quantlora.checkpoint.keys import split_key
@@ -44,9 +45,11 @@ def add_loaded_adapter(
     """`quantlora.load_adapter` but for Transformers' methods; arguments and errors are there."""
     check_name(adapter_name)
     place = find_folder(folder, adapter_name, revision, token)
-    saved = read_adapter(place)
+    file = read_adapter(place)
+    saved = fitted(file, model, str(place))
     config = replace(saved.config, inference_mode=not is_trainable)
     put_on(model, config, saved.tensors, adapter_name, str(place), backend, quantize_options)
+    remember(file, model, adapter_name)
     if not is_trainable:
         model.eval()
     report_differences(saved.note, model, adapter_name, str(place))

@@ -36,7 +36,9 @@ def read_adapter(folder: Path) -> SavedAdapter:
     for _ in range(_ATTEMPTS):
         before = _identity(folder)
         try:
-            found = SavedAdapter(read_config(folder), read_weights(folder), read_note(folder))
+            note = read_note(folder)
+            config = read_config(folder, base_is_noted=bool(note.get("base_change")))
+            found = SavedAdapter(config, read_weights(folder), note)
         except AdapterFileError:
             if _identity(folder) == before:
                 raise

@@ -12,8 +12,15 @@ from torch import Tensor, nn
 from quantlora.adapters.holders import adapter_holders
 from quantlora.adapters.state import adapter_state, known_adapter
 from quantlora.adapters.switch import active_adapters
+from quantlora.checkpoint.base_note import base_note
 from quantlora.checkpoint.base_tensors import changed_base
 from quantlora.checkpoint.config_file import config_text
+from quantlora.checkpoint.conversion import (
+    add_first_values,
+    converted_config,
+    is_converted,
+    written_init,
+)
 from quantlora.checkpoint.keys import PREFIX, file_key
 from quantlora.checkpoint.place import CONFIG, PICKLE, SIDE, WEIGHTS, folders_of
 from quantlora.checkpoint.side_file import side_text
@@ -33,6 +40,7 @@ def save_adapter(
     *,
     state_dict: Mapping[str, Tensor] | None = None,
     save_embedding_layers: bool | str = "auto",
+    convert: bool | None = None,
 ) -> Path:
     """Write the adapter ``adapter_name`` of ``model``, for quantlora, PEFT and vLLM to read.
 
@@ -50,17 +58,22 @@ def save_adapter(
             they are gathered already; then nothing is, and only one process may call this.
         save_embedding_layers: also write the base's embeddings; ``"auto"`` where their vocabulary
             is not that of the checkpoint the base was loaded from, or they came with the adapter.
+        convert: where an initializer has changed the base (PiSSA, OLoRA, ...): True writes plain
+            LoRA of a higher rank for the original base, False the adapter for the changed base,
+            which must be saved too. None converts where that loses nothing, else warns.
 
     Returns:
         The folder the files are in.
 
     Raises:
         AdapterError: there is no such adapter.
-        AdapterFileError: the folder cannot be written to, or a tensor is empty.
+        AdapterFileError: the folder cannot be written to, a tensor is empty, or the adapter cannot
+            be converted.
     """
     known_adapter(model, adapter_name)
     root, place = folders_of(folder, adapter_name)
-    return write_adapter(model, place, adapter_name, state_dict, root, save_embedding_layers)
+    embeddings = save_embedding_layers
+    return write_adapter(model, place, adapter_name, state_dict, root, embeddings, convert)
 
 
 def write_adapter(
@@ -70,15 +83,22 @@ def write_adapter(
     state_dict: Mapping[str, Tensor] | None = None,
     root: Path | None = None,
     save_embedding_layers: bool | str = "auto",
+    convert: bool | None = None,
 ) -> Path:
     """Write ``adapter`` to the folder ``place`` itself, whatever its name."""
     config = file_config(model, known_adapter(model, adapter), adapter)
     targets = written_targets(model, config, adapter)
-    text = config_text(config, targets, model.__dict__.get("name_or_path") or None)
+    converted = is_converted(model, adapter, convert)
+    note = side_text(model, adapter, base_note(model, config, adapter, converted))
     tensors = adapter_tensors(model, adapter, state_dict, save_embedding_layers)
+    init = True if converted else written_init(model, adapter)
+    if converted:
+        config = converted_config(model, config, adapter)
+        add_first_values(model, adapter, tensors)
+    text = config_text(config, targets, model.__dict__.get("name_or_path") or None, init)
     files: dict[str, Writer] = {
         CONFIG: partial(Path.write_text, data=text, encoding="utf-8"),
-        SIDE: partial(Path.write_text, data=side_text(model, adapter), encoding="utf-8"),
+        SIDE: partial(Path.write_text, data=note, encoding="utf-8"),
         WEIGHTS: partial(write_weights, tensors=tensors),
     }
     with one_writes(model, state_dict) as here:

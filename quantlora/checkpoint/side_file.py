@@ -18,6 +18,7 @@ from torch import nn
 
 import quantlora
 from quantlora.adapters.holders import lora_layers
+from quantlora.checkpoint.base_note import check_note
 from quantlora.checkpoint.config_file import LIMIT
 from quantlora.checkpoint.fingerprint import fingerprint
 from quantlora.checkpoint.place import SIDE, own_file
@@ -28,8 +29,8 @@ from quantlora.names import plain_path
 Facts = dict[str, Any]
 
 
-def side_text(model: nn.Module, adapter: str) -> str:
-    """The file's text for ``adapter``."""
+def side_text(model: nn.Module, adapter: str, base_change: Any = None) -> str:
+    """The file's text for ``adapter``; ``base_change`` as `base_note` gives it."""
     groups: dict[str, list[str]] = defaultdict(list)
     for path, facts in _facts(model, adapter).items():
         groups[json.dumps(facts, sort_keys=True, default=str)].append(path)
@@ -38,6 +39,8 @@ def side_text(model: nn.Module, adapter: str) -> str:
         "formats": [json.loads(facts) | {"layers": paths} for facts, paths in groups.items()],
         "quantlora": quantlora.__version__,
     }
+    if base_change:
+        note["base_change"] = base_change
     return json.dumps(note, indent=2, sort_keys=True)
 
 
@@ -63,6 +66,7 @@ def _checked(note: Any) -> dict[str, Any]:
     formats = note.get("formats", [])
     if not isinstance(formats, list) or not all(_names_layers(one) for one in formats):
         raise ValueError("its formats are no lists of layers")
+    check_note(note.get("base_change"))
     return note
 
 

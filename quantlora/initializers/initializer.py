@@ -40,10 +40,12 @@ class Initializer(ABC):
     """One way to choose A and B. Picked by ``init_lora_weights="<name>"``.
 
     Tensors of the base are never changed in place, so that a failing `wrap` loses nothing: an
-    initializer that changes the base puts a new one at ``layer.base_layer``.
+    initializer that changes the base puts a new one at ``layer.base_layer``, and declares it.
     """
 
     name: ClassVar[str]
+    #: Whether another base may be put in place. Then files say so, and are checked when loaded.
+    changes_base: ClassVar[bool] = False
 
     def check(self, config: LoraConfig) -> None:
         """Raise `ConfigError` before anything is touched where ``config`` does not fit."""

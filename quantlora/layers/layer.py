@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from quantlora.errors import AdapterError
+from quantlora.layers.base_change import BaseChange
 from quantlora.layers.base_facts import check_rank
 from quantlora.layers.calls import PerCall
 from quantlora.layers.effective_weight import EffectiveWeight
@@ -43,6 +44,7 @@ class LoraLayer(PerCall, EffectiveWeight, nn.Module):
         self.scaling = Scalings()
         self.active: tuple[str, ...] = ()
         self.merged: tuple[str, ...] = ()
+        self.base_change: BaseChange | None = None  # what an initializer took out of the base
         # The base from before a merge. In a list, so it is neither a submodule nor in state_dict.
         self.unmerged: list[tuple[nn.Module, Quantizer]] = []
         self.train(base_layer.training)
@@ -63,6 +65,7 @@ class LoraLayer(PerCall, EffectiveWeight, nn.Module):
         new = cls(layer.base_layer, layer.quantizer, layer.path)
         for mine, theirs in zip(new.tables(), layer.tables(), strict=False):
             mine.update(theirs)
+        new.base_change = layer.base_change
         new.active, new.enabled = layer.active, layer.enabled
         return new
 

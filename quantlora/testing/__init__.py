@@ -17,6 +17,7 @@ pytest.register_assert_rewrite(
     *(f"{__name__}.{one.name}" for one in pkgutil.iter_modules(__path__))
 )
 
+from quantlora.testing.initializers import InitializerSuite  # noqa: E402
 from quantlora.testing.suite import QuantizerSuite  # noqa: E402
 
-__all__ = ["QuantizerSuite"]
+__all__ = ["InitializerSuite", "QuantizerSuite"]

@@ -29,6 +29,7 @@ from quantlora.formats.quantizer import Quantizer
 from quantlora.initializers.initializer import InitContext, Initializer
 from quantlora.layers.layer import LoraLayer
 from quantlora.names import check_name
+from quantlora.wrapping.base_changes import initialize
 from quantlora.wrapping.bases import as_linear, frozen_bases
 from quantlora.wrapping.biases import find_biases
 from quantlora.wrapping.modules_to_save import add_saved, find_saved, with_heads
@@ -56,7 +57,7 @@ def add_adapter(
     plan = make_plan(model, settings, backend, adapter_name, registry())
 
     def start(planned: PlannedLayer, layer: LoraLayer) -> None:
-        initializer.initialize(layer, _context(planned, settings, adapter_name, weights))
+        initialize(initializer, layer, _context(planned, settings, adapter_name, weights))
         layer.finish_adapter(adapter_name, settings)
 
     apply_plan(model, plan, settings, adapter_name, start, options)

@@ -20,6 +20,8 @@ from quantlora_loftq.low_rank import low_rank
 class _Moving(Initializer):
     """W = (W - s·B·A) + s·B·A: what A and B take, the base gives."""
 
+    changes_base: ClassVar[bool] = True
+
     @abstractmethod
     def split(self, weight: Tensor, r: int, scaling: float, seed: int) -> tuple[Tensor, Tensor]:
         """A ``(r, in)`` and B ``(out, r)`` out of ``weight`` ``(out, in)``."""

@@ -1,5 +1,7 @@
 """QERA, PiSSA, OLoRA and orthogonal on quantized layers."""
 
+from typing import ClassVar
+
 import pytest
 import torch
 from quantlora_loftq import LoftQConfig, input_mean_squares
@@ -8,6 +10,7 @@ from torch import nn
 
 import quantlora
 from quantlora import BackendError, ConfigError
+from quantlora.testing import InitializerSuite
 
 R, SIZE = 8, 128
 
@@ -130,3 +133,20 @@ def test_a_format_that_cannot_be_packed_again_is_named(net, monkeypatch):
     monkeypatch.setattr(NormalFloatQuantizer, "can_quantize", False)
     with pytest.raises(BackendError, match="cannot be packed again"):
         start(packed, "pissa", "auto")
+
+
+class TestPiSSA(InitializerSuite):
+    initializer = "pissa"
+
+
+class TestOLoRA(InitializerSuite):
+    initializer = "olora"
+
+
+class TestOrthogonal(InitializerSuite):
+    initializer = "orthogonal"
+
+
+class TestLoftQ(InitializerSuite):
+    initializer = "loftq"
+    fields: ClassVar = {"backend": "normalfloat", "loftq_config": {"loftq_iter": 3}}

@@ -1,0 +1,168 @@
+"""The part of ``quantlora.json`` about a base that an initializer has changed.
+
+    {"initializer": "pissa", "fits": "original" | "changed",
+     "layers": {path: {"original": [...], "changed": [...], "r": 8}},
+     "config": {"r": 8, "lora_alpha": 8, "rank_pattern": {}, "alpha_pattern": {}}}
+
+``layers`` has sketches of the weight before and after (`quantlora.layers.base_change`), and the
+rank of the adapter over the changed base, whose settings are in ``config``.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from quantlora.adapters.holders import lora_layers
+from quantlora.checkpoint.conversion import changed_layers
+from quantlora.checkpoint.keys import file_key
+from quantlora.config.lora_config import LoraConfig
+from quantlora.discovery.registration import registry
+from quantlora.errors import AdapterFileError, ConfigError, QuantloraError
+from quantlora.formats.offloaded import read
+from quantlora.layers.base_change import SKETCH, BaseChange, sketch
+from quantlora.layers.layer import LoraLayer
+from quantlora.names import plain_path
+
+if TYPE_CHECKING:
+    from quantlora.checkpoint.read import SavedAdapter
+
+_FIELDS = ("r", "lora_alpha", "rank_pattern", "alpha_pattern")
+#: So many times nearer (squared) to one of the two bases than to the other: it is that one.
+_CLEARLY = 4.0
+
+
+def base_note(model: nn.Module, config: LoraConfig, adapter: str, converted: bool) -> Any:
+    """The note for ``adapter``; None where its base is as it was."""
+    changes = changed_layers(model, adapter)
+    if not changes:
+        return None
+    return {
+        "initializer": next(iter(changes.values()))[1].initializer,
+        "fits": "original" if converted else "changed",
+        "config": {name: getattr(config, name) for name in _FIELDS},
+        "layers": {
+            plain_path(path): {
+                "original": change.original.tolist(),
+                "changed": change.changed.tolist(),
+                "r": layer.r[adapter],
+            }
+            for path, (layer, change) in changes.items()
+        },
+    }
+
+
+def check_note(note: Any) -> None:
+    """Raise `ValueError` where the note is not of the form above."""
+    if note is None:
+        return
+    try:
+        good = note["fits"] in ("original", "changed") and isinstance(note["initializer"], str)
+        good &= all(name in note["config"] for name in _FIELDS)
+        good &= all(_is_layer(layer) for layer in note["layers"].values())
+    except (KeyError, TypeError, AttributeError):
+        good = False
+    if not good:
+        raise ValueError("its base_change is no note of quantlora")
+
+
+def _is_layer(layer: dict[str, Any]) -> bool:
+    both = layer["original"], layer["changed"]
+    numbers = all(type(one) is float and math.isfinite(one) for side in both for one in side)
+    return numbers and type(layer["r"]) is int and all(len(side) == SKETCH for side in both)
+
+
+def fitted(saved: SavedAdapter, model: nn.Module, source: str) -> SavedAdapter:
+    """The adapter for the base that ``model`` has.
+
+    Raises `AdapterFileError` where the file fits the changed base and ``model`` has the original.
+    """
+    note = saved.note.get("base_change")
+    if not note:
+        return saved
+    found = _which_base(note["layers"], model)
+    if note["fits"] == "original":
+        try:
+            return _first_rows(saved, note) if found == "changed" else saved
+        except (KeyError, IndexError, ConfigError) as error:
+            raise AdapterFileError(
+                f"{source}: quantlora.json and the adapter do not belong together: {error!r}. "
+                f"Copy or save the folder again."
+            ) from error
+    if found == "original":
+        raise AdapterFileError(
+            f"{source}: the adapter was trained on a base that initializer "
+            f"{note['initializer']!r} has changed, and this is the original one: its outputs would "
+            f"be wrong. Load it on the base that was saved with it; or save it again, in the "
+            f"session that trained it, with save_adapter(..., convert=True), which fits this one."
+        )
+    return saved
+
+
+def remember(file: SavedAdapter, model: nn.Module, adapter: str) -> None:
+    """Note on the layers of ``adapter`` that their base is a changed one, for the next save."""
+    note = file.note.get("base_change")
+    if not note or _which_base(note["layers"], model) == "original":
+        return
+    for path, layer in lora_layers(model):
+        facts = note["layers"].get(plain_path(path))
+        if facts and adapter in layer.adapters and layer.base_change is None:
+            sketches = (
+                torch.tensor(facts[k], dtype=torch.float64) for k in ("original", "changed")
+            )
+            first = _first_values(file, plain_path(path), facts["r"], layer.scaling[adapter])
+            layer.base_change = BaseChange(note["initializer"], adapter, first, *sketches)
+
+
+def _first_values(
+    file: SavedAdapter, path: str, r: int, scaling: float
+) -> tuple[Tensor, Tensor] | None:
+    """What a converted file takes away again, as in `BaseChange`."""
+    A, B = (file.tensors.get(file_key(path, f"lora_{side}.weight")) for side in "AB")
+    if A is None or B is None or len(A) <= r:
+        return None
+    return A[r:], -scaling * B[:, r:]
+
+
+def _which_base(layers: dict[str, Any], model: nn.Module) -> str:
+    """``"original"``, ``"changed"``, or nothing where it cannot be told."""
+    to = {"original": 0.0, "changed": 0.0}
+    for path, module in model.named_modules():
+        if plain_path(path) in layers and (weight := _weight(path, module)) is not None:
+            now, facts = sketch(weight), layers[plain_path(path)]
+            size = max(float(now.norm()), 1e-300)
+            for name in to:
+                was = torch.tensor(facts[name], dtype=torch.float64)
+                to[name] += (float((now - was).norm()) / size) ** 2
+    nearer, other = sorted(to, key=lambda name: to[name])
+    return nearer if to[nearer] * _CLEARLY < to[other] else ""
+
+
+@torch.no_grad()
+def _weight(path: str, module: nn.Module) -> Tensor | None:
+    """The weight of the base at ``path``; None where it is not to be had."""
+    if isinstance(module, LoraLayer):
+        module, quantizer = module.plain_base
+    else:
+        try:
+            quantizer = registry().match(path, module)
+        except QuantloraError:
+            return None  # loading will say why
+    if any(tensor.is_meta for tensor in module.parameters()) and not hasattr(module, "_hf_hook"):
+        return None
+    weight: Tensor = read(quantizer.dequantize, module)
+    return weight if weight.ndim == 2 else None
+
+
+def _first_rows(saved: SavedAdapter, note: dict[str, Any]) -> SavedAdapter:
+    """A converted adapter without what makes up for the change."""
+    tensors = dict(saved.tensors)
+    for path, facts in note["layers"].items():
+        A, B = (file_key(path, f"lora_{side}.weight") for side in "AB")
+        tensors[A], tensors[B] = tensors[A][: facts["r"]], tensors[B][:, : facts["r"]]
+    fields = {name: note["config"][name] for name in _FIELDS}
+    return replace(saved, config=replace(saved.config, **fields), tensors=tensors)

@@ -1,0 +1,59 @@
+"""An initializer is watched: whether it changes the base, and whether it says so."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from quantlora.errors import ConfigError
+from quantlora.initializers.initializer import InitContext, Initializer
+from quantlora.layers.base_change import BaseChange, sketch
+from quantlora.layers.layer import LoraLayer
+
+
+def initialize(initializer: Initializer, layer: LoraLayer, context: InitContext) -> None:
+    """`Initializer.initialize`; a base that it changes is noted on the layer.
+
+    Raises `ConfigError` where it changes the base without declaring it, or changes it in place.
+    """
+    base, quantizer = layer.base_layer, layer.quantizer
+    tensors = _tensors(base)
+    versions = [tensor._version for tensor in tensors]
+    initializer.initialize(layer, context)
+    if [tensor._version for tensor in tensors] != versions:
+        raise ConfigError(
+            f"{context.path}: initializer {initializer.name!r} has changed the base's tensors in "
+            f"place, and they cannot be restored: load the model again. An initializer puts a new "
+            f"layer at layer.base_layer (docs/plugins.md)."
+        )
+    if layer.base_layer is base:
+        return
+    if not initializer.changes_base:
+        raise ConfigError(
+            f"{context.path}: initializer {initializer.name!r} has put another base in place "
+            f"without saying so, and files of its adapters would be wrong on the base that users "
+            f"have. Its author must set changes_base = True on the class (docs/plugins.md)."
+        )
+    with torch.no_grad():
+        original, changed = quantizer.dequantize(base), layer.quantizer.dequantize(layer.base_layer)
+        change = BaseChange(
+            initializer.name,
+            context.adapter,
+            _first_values(layer, context.adapter),
+            sketch(original),
+            sketch(changed),
+        )
+    layer.base_change = change.after(layer.base_change)
+
+
+def _tensors(base: nn.Module) -> list[Tensor]:
+    every = [*base.parameters(), *base.buffers()]
+    return [tensor for tensor in every if not tensor.is_inference()]
+
+
+def _first_values(layer: LoraLayer, adapter: str) -> tuple[Tensor, Tensor] | None:
+    tensors = layer.adapter_tensors(adapter)
+    A, B = (tensors.get(f"lora_{side}.weight") for side in "AB")
+    if A is None or B is None or A.ndim != 2 or B.ndim != 2:
+        return None
+    return A.detach().cpu().clone(), (layer.scaling[adapter] * B.detach()).cpu().clone()
