@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from quantlora.adapters.holders import lora_layers
 from quantlora.checkpoint.conversion import changed_layers
 from quantlora.checkpoint.keys import file_key
+from quantlora.checkpoint.saved_adapter import SavedAdapter
 from quantlora.config.lora_config import LoraConfig
 from quantlora.discovery.registration import registry
 from quantlora.errors import AdapterFileError, ConfigError, QuantloraError
@@ -27,9 +28,6 @@ from quantlora.formats.offloaded import read
 from quantlora.layers.base_change import SKETCH, BaseChange, sketch
 from quantlora.layers.layer import LoraLayer
 from quantlora.names import plain_path
-
-if TYPE_CHECKING:
-    from quantlora.checkpoint.read import SavedAdapter
 
 _FIELDS = ("r", "lora_alpha", "rank_pattern", "alpha_pattern")
 #: So many times nearer (squared) to one of the two bases than to the other: it is that one.

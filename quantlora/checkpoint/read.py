@@ -2,29 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from torch import Tensor
 
 from quantlora.checkpoint.config_file import read_config
 from quantlora.checkpoint.place import CONFIG, SIDE, WEIGHTS
+from quantlora.checkpoint.saved_adapter import SavedAdapter
 from quantlora.checkpoint.side_file import read_note
 from quantlora.checkpoint.weights_file import read_weights
-from quantlora.config.lora_config import LoraConfig
 from quantlora.errors import AdapterFileError
 
 _ATTEMPTS = 10
-
-
-@dataclass(frozen=True)
-class SavedAdapter:
-    """An adapter in memory: config, tensors by their keys in the file, and quantlora's note."""
-
-    config: LoraConfig
-    tensors: dict[str, Tensor]
-    note: dict[str, Any]
 
 
 def read_adapter(folder: Path) -> SavedAdapter:

@@ -12,6 +12,7 @@ from typer.testing import CliRunner, Result
 
 from quantlora.cli import app
 from quantlora.testing.models import save_tiny_llama
+from tests.conftest import run_python as run_python
 
 SENTENCE = "the quick brown fox jumps over the lazy dog. "
 
