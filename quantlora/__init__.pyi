@@ -89,7 +89,7 @@ from .wrapped_model import (
     unload as unload,
     wrap as wrap,
 )
-from .wrapping.bases import as_linear as as_linear
+from .wrapping.bases import as_linear as as_linear, reference_for as reference_for
 from .wrapping.explain import explain as explain
 from .wrapping.explanation import Explanation as Explanation, LayerRow as LayerRow
 from .wrapping.quantize import quantize as quantize

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -30,7 +31,7 @@ from quantlora.initializers.initializer import InitContext, Initializer
 from quantlora.layers.layer import LoraLayer
 from quantlora.names import check_name
 from quantlora.wrapping.base_changes import initialize
-from quantlora.wrapping.bases import as_linear, frozen_bases
+from quantlora.wrapping.bases import as_linear, frozen_bases, reference_for
 from quantlora.wrapping.biases import find_biases
 from quantlora.wrapping.modules_to_save import add_saved, find_saved, with_heads
 from quantlora.wrapping.plan import AUTO, PlannedLayer, make_plan, once_each
@@ -156,7 +157,8 @@ def _context(
     path, layer = planned.path, planned.layer
     if planned.quantize:
         return InitContext(path, adapter, config, lambda: as_linear(layer).weight.data, fresh=True)
-    return InitContext(path, adapter, config, (lambda: reference(path)) if reference else None)
+    given = None if reference is None else partial(reference_for, reference, path, layer)
+    return InitContext(path, adapter, config, given)
 
 
 def _finish(model: nn.Module, config: LoraConfig, adapter: str, biases: list[TrainedBias]) -> None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from quantlora.adapters.holders import own_modules
 from quantlora.discovery.diagnosis import diagnosed
 from quantlora.discovery.registration import registry
+from quantlora.files.reference import Reference
 from quantlora.formats.layouts import linear_from
 from quantlora.formats.offloaded import at_hand, read
 from quantlora.layers.layer import LoraLayer
@@ -49,3 +50,25 @@ def as_linear(layer: nn.Module) -> nn.Linear:
         return layer
     quantizer = registry().match("", layer)
     return linear_from(quantizer.dequantize(layer), quantizer.bias(layer))
+
+
+def reference_for(reference: Reference, path: str, layer: nn.Module) -> Tensor:
+    """The reference's weight for ``layer`` as ``(out_features, in_features)``.
+
+    GPT-2's `Conv1D` and embeddings are stored transposed, which a packed layer does not know any
+    more. Where the layer is square, the form that is nearer to its own weight counts.
+    """
+    if isinstance(layer, LoraLayer):
+        layer, quantizer = layer.base_layer, layer.quantizer
+    else:
+        quantizer = registry().match(path, layer)
+    weight = reference(path)
+    weight = weight.flatten(1) if weight.ndim > 2 else weight
+    shape = quantizer.shape(layer)
+    if weight.ndim != 2 or tuple(weight.shape) != (shape[1], shape[0]):
+        return weight
+    if shape[0] != shape[1]:
+        return weight.t()
+    own = quantizer.dequantize(layer).float()
+    given = weight.to(own)
+    return weight.t() if (own - given.t()).norm() < (own - given).norm() else weight

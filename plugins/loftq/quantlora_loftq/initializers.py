@@ -27,6 +27,8 @@ from quantlora_loftq.options import LoftQConfig, check_bits, loftq_options
 _FLOAT = "float"
 #: Channels that the calibration hardly saw count as if they had this share of the largest.
 _FLOOR = 1e-3
+#: Below it ``1 / scaling`` leaves no room in float32.
+_LEAST_SCALING = 1e-12
 
 
 class LoftQ(Initializer):
@@ -51,6 +53,7 @@ class LoftQ(Initializer):
 
     def initialize(self, layer: LoraLayer, context: InitContext) -> None:
         options = loftq_options(context.config.loftq_config, self.name)
+        check_scaling(layer, context)
         weight = reference_weight(layer, context)
         metric = self.metric(context.path, options, weight)
         solution = fit_layer(layer, context, weight, options, metric)
@@ -117,12 +120,23 @@ def fit_layer(
     return solve(problem, base, options.loftq_iter)
 
 
+def check_scaling(layer: LoraLayer, context: InitContext) -> None:
+    """A and B are to be ``product / scaling``: refuse a scaling that cannot be divided by."""
+    scaling = layer.scaling[context.adapter]
+    if abs(scaling) < _LEAST_SCALING:
+        raise ConfigError(
+            f"{context.path}: init_lora_weights={context.config.init_lora_weights!r} takes A and B "
+            f"from the weight and divides them by lora_alpha / r, which is {scaling:g} here. Give "
+            f"a lora_alpha (and alpha_pattern) other than 0; r is usual."
+        )
+
+
 def reference_weight(layer: LoraLayer, context: InitContext) -> Tensor:
     """The float weight from before quantization, on the layer's device, checked."""
     if context.reference is None:
         raise BackendError(_no_reference(layer, context.path))
     device = layer.quantizer.device(layer.base_layer)
-    dtype = layer.adapter_tensors(context.adapter)["lora_A.weight"].dtype
+    dtype = factor_A(layer, context).dtype
     weight = context.reference().detach().to(device, dtype)
     shape = (layer.out_features, layer.in_features)
     if weight.shape != shape:
@@ -146,8 +160,20 @@ def _no_reference(layer: LoraLayer, path: str) -> str:
     return f"{path}: {why}. {todo}"
 
 
+def factor_A(layer: LoraLayer, context: InitContext) -> nn.Parameter:  # noqa: N802
+    """The adapter's A; an error for layers that have none of its kind."""
+    tensors = layer.adapter_tensors(context.adapter)
+    if "lora_A.weight" not in tensors:
+        raise ConfigError(
+            f"{context.path}: init_lora_weights={context.config.init_lora_weights!r} is for linear "
+            f"layers, and this one has {', '.join(tensors)}. Leave it out with exclude_modules."
+        )
+    return tensors["lora_A.weight"]
+
+
 def set_factors(layer: LoraLayer, context: InitContext, A: Tensor, B: Tensor) -> None:
     """Copy A ``(r, in)`` and B ``(out, r)`` into the adapter."""
+    factor_A(layer, context)
     tensors = layer.adapter_tensors(context.adapter)
     for name, value in (("lora_A.weight", A), ("lora_B.weight", B)):
         if tensors[name].shape != value.shape:

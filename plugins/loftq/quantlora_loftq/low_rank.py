@@ -57,10 +57,10 @@ class LowRank:
         """``(A, B)`` of shapes ``(r, n)`` and ``(m, r)`` with ``scaling · B · A = U Σ Vᵀ``.
 
         Each takes the root of the singular values and of ``1 / scaling``, so that both are
-        of one size whatever the scaling.
+        of one size whatever the scaling; the sign of a negative one goes to B.
         """
-        root = (self.sigma / scaling).sqrt()
-        return root[:, None] * self.V.t(), self.U * root
+        root = (self.sigma / abs(scaling)).sqrt()
+        return root[:, None] * self.V.t(), self.U * root * math.copysign(1.0, scaling)
 
     @property
     def energy(self) -> float:

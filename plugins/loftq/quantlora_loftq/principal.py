@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from quantlora import BackendError, ConfigError, InitContext, Initializer, LoraLayer, linear_from
-from quantlora_loftq.initializers import seed_for, set_factors
+from quantlora_loftq.initializers import check_scaling, factor_A, seed_for, set_factors
 from quantlora_loftq.low_rank import low_rank
 
 
@@ -29,9 +29,10 @@ class _Moving(Initializer):
     @torch.no_grad()
     def initialize(self, layer: LoraLayer, context: InitContext) -> None:
         self._check_layer(layer, context)
+        check_scaling(layer, context)
         base, quantizer, name = layer.base_layer, layer.quantizer, context.adapter
         weight = context.reference() if context.reference else quantizer.dequantize(base)
-        parameter = layer.adapter_tensors(name)["lora_A.weight"]
+        parameter = factor_A(layer, context)
         weight = weight.detach().to(parameter.device, parameter.dtype)
         scaling = layer.scaling[name]
         A, B = self.split(weight, layer.r[name], scaling, seed_for(context.path, 0))

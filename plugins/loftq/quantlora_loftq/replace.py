@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from quantlora import InitContext, LoraLayer, known_adapter, lora_layers, open_reference
+from quantlora import (
+    InitContext,
+    LoraLayer,
+    known_adapter,
+    lora_layers,
+    open_reference,
+    reference_for,
+)
 from quantlora_loftq.initializers import fit_layer, reference_weight, set_factors
 from quantlora_loftq.options import LoftQConfig
 
@@ -36,21 +44,41 @@ def replace_lora_weights_loftq(
             Call it with a measure of the whole model to keep only what helps.
 
     Returns:
-        Paths of the layers that were kept.
+        Paths of the layers that were kept. If anything fails, all A and B are as they were.
     """
     weights, config = open_reference(reference), known_adapter(model, adapter_name)
-    kept = []
-    for path, layer in lora_layers(model):
-        if adapter_name not in layer.adapters:
-            continue
-        context = InitContext(path, adapter_name, config, partial(weights, path))
-        before = {n: p.detach().clone() for n, p in layer.adapter_tensors(adapter_name).items()}
-        _replace(layer, context, method)
-        if callback is None or callback(model, path):
-            kept.append(path)
-        else:
-            _restore(layer, adapter_name, before)
+    kept: list[str] = []
+    with _taken_back_on_failure(model, adapter_name) as before:
+        for path, layer in lora_layers(model):
+            if adapter_name not in layer.adapters:
+                continue
+            given = partial(reference_for, weights, path, layer)
+            before[path] = _values(layer, adapter_name)
+            _replace(layer, InitContext(path, adapter_name, config, given), method)
+            if callback is None or callback(model, path):
+                kept.append(path)
+            else:
+                _restore(layer, adapter_name, before.pop(path))
     return kept
+
+
+@contextmanager
+def _taken_back_on_failure(
+    model: nn.Module, adapter: str
+) -> Iterator[dict[str, dict[str, Tensor]]]:
+    """Values by path from before; put back where the block fails or is interrupted."""
+    before: dict[str, dict[str, Tensor]] = {}
+    try:
+        yield before
+    except BaseException:
+        for path, layer in lora_layers(model):
+            if path in before:
+                _restore(layer, adapter, before[path])
+        raise
+
+
+def _values(layer: LoraLayer, adapter: str) -> dict[str, Tensor]:
+    return {n: p.detach().clone() for n, p in layer.adapter_tensors(adapter).items()}
 
 
 def _replace(layer: LoraLayer, context: InitContext, method: str) -> None:

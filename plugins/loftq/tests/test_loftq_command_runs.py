@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -123,6 +124,26 @@ def test_options_that_differ_from_the_unfinished_run_are_refused(folder, tmp_pat
         run(recipe(folder), tmp_path)
     with pytest.raises(ConfigError, match=r"unfinished run with other options"):
         run(recipe(folder, alpha=64), tmp_path)
+
+
+@pytest.mark.parametrize("which", [0, -1])
+def test_weights_that_differ_from_the_unfinished_run_are_refused(
+    folder, tmp_path, monkeypatch, which
+):
+    import quantlora_loftq.command.run as module
+
+    monkeypatch.setattr(module, "assemble", lambda *arguments: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run(recipe(folder), tmp_path / "out")
+    other = shutil.copytree(folder, tmp_path / "copy")
+    tensors = load_file(other / "model.safetensors")
+    key = [key for key in tensors if key.endswith("proj.weight")][which]
+    tensors[key].view(-1)[0] += 1
+    save_file(tensors, other / "model.safetensors", {"format": "pt"})
+    shutil.rmtree(folder)
+    other.rename(folder)
+    with pytest.raises(ConfigError, match="over other weights"):
+        run(recipe(folder), tmp_path / "out")
 
 
 def test_a_finished_result_is_not_overwritten(folder, tmp_path):

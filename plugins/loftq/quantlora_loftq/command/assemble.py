@@ -60,7 +60,7 @@ def _save_adapter(source: Source, parts: Parts, out: Path) -> None:
         for side in ("lora_A", "lora_B"):
             values[f"{plan.path}.{side}.default.weight"] = opened.tensor(side)
     vars(source.model)["name_or_path"] = str(out.resolve())
-    save_adapter(source.model, out / ADAPTER, state_dict=values)
+    save_adapter(source.model, out / ADAPTER, state_dict=values, save_embedding_layers=False)
 
 
 def _facts(parts: Parts, plan: LayerPlan) -> LayerFacts:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from dataclasses import asdict, dataclass
@@ -18,6 +19,7 @@ from quantlora_loftq.loop import Problem, Solution, solve
 
 BASE = "base."
 FACTS = "facts"
+SOURCE = "source"
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,23 @@ def work_on(plan: LayerPlan, source: Source, quantizer: Quantizer, parts: Parts)
         solution.error / norm,
         time.monotonic() - begin,
     )
-    parts.save(plan.path, tensors, {FACTS: json.dumps(asdict(facts))})
+    parts.save(plan.path, tensors, {FACTS: json.dumps(asdict(facts)), SOURCE: digest(stored)})
+
+
+def check_source(plan: LayerPlan, source: Source, parts: Parts) -> None:
+    """Raise `ConfigError` where a finished layer was made of another weight than is there now."""
+    if parts.open(plan.path).metadata.get(SOURCE) != digest(source.files.tensor(plan.key)):
+        raise ConfigError(
+            f"{parts.folder} holds layers of an unfinished run over other weights than "
+            f"{source.folder} has now ({plan.path} first). Put those weights back to finish it, or "
+            f"remove {parts.folder.parent} to begin anew."
+        )
+
+
+def digest(stored: Tensor) -> str:
+    """A hash of the weight as its file has it."""
+    data = stored.contiguous().reshape(-1).view(torch.uint8).numpy().data
+    return hashlib.sha256(data).hexdigest()
 
 
 def _solve(plan: LayerPlan, source: Source, quantizer: Quantizer, weight: Tensor) -> Solution:

@@ -12,7 +12,7 @@ import torch
 
 from quantlora import ConfigError, Quantizer
 from quantlora_loftq.command.assemble import assemble, checkpoint_config, shard_bytes
-from quantlora_loftq.command.layer_work import work_on
+from quantlora_loftq.command.layer_work import check_source, work_on
 from quantlora_loftq.command.parts import Parts
 from quantlora_loftq.command.recipe import Recipe
 from quantlora_loftq.command.source import LayerPlan, Source
@@ -54,6 +54,9 @@ def _work(
     from rich.progress import track
 
     todo = [plan for plan in plans if not parts.done(plan.path)]
+    for plan in plans:
+        if parts.done(plan.path):
+            check_source(plan, source, parts)
     console = Console(stderr=True)
     for plan in track(todo, "LoftQ", console=console, disable=not show, show_speed=False):
         work_on(plan, source, quantizer, parts)
