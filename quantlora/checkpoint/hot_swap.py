@@ -27,10 +27,10 @@ from quantlora.checkpoint.read import read_adapter
 from quantlora.checkpoint.slot_tensors import slot_tensors, widened
 from quantlora.config.lora_config import LoraConfig
 from quantlora.config.patterns import as_pattern
+from quantlora.config.picked_paths import TargetNames, is_all_linear
 from quantlora.errors import AdapterError, AdapterFileError
 from quantlora.layers.layer import LoraLayer
 from quantlora.names import plain_path
-from quantlora.wrapping.targets import is_all_linear, targeted
 
 
 @torch.no_grad()
@@ -146,7 +146,8 @@ def _check_whole(
     source: str, config: LoraConfig, slots: Mapping[str, LoraLayer], given: ByPath
 ) -> None:
     """The file has tensors for every layer that its own config picks."""
-    wanted = () if is_all_linear(config) else (path for path in slots if targeted(path, config))
+    names = TargetNames(config)
+    wanted = () if is_all_linear(config) else (path for path in slots if names.pick(path))
     if absent := [path for path in wanted if path not in given]:
         raise AdapterFileError(
             f"{source} does not fit this model: it lacks those of {len(absent)} targeted layers, "

@@ -8,10 +8,10 @@ from torch import nn
 
 from quantlora.adapters.holders import own_modules
 from quantlora.config.lora_config import LoraConfig
+from quantlora.config.picked_paths import is_all_linear
 from quantlora.layers.layer import LoraLayer
 from quantlora.layers.parameters import LoraParameters
 from quantlora.names import plain_path
-from quantlora.wrapping.targets import is_all_linear
 
 
 def written_targets(model: nn.Module, config: LoraConfig, adapter: str) -> list[str] | str | None:

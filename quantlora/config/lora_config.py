@@ -8,13 +8,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import regex
-
+from quantlora.config.expressions import compiled, shortened
 from quantlora.config.field_types import misfits
 from quantlora.errors import ConfigError
 from quantlora.suggestions import unknown
 
 _BIASES = ("none", "all", "lora_only")
+#: No rank or size comes near it, and torch takes none beyond.
+_TOO_LARGE = 2**31
 
 
 def _variant(default: bool = False) -> Any:
@@ -104,7 +105,7 @@ class LoraConfig:
 def _check_config(config: LoraConfig) -> None:
     """Raise `ConfigError` for the first thing that is wrong."""
     for name, wanted in misfits(type(config), vars(config)).items():
-        raise ConfigError(f"{name} must be {wanted}, got {getattr(config, name)!r}.")
+        raise ConfigError(f"{name} must be {wanted}, got {shortened(getattr(config, name))}.")
     _check_numbers(config)
     _check_patterns(config)
     if config.bias not in _BIASES:
@@ -124,14 +125,25 @@ def _check_config(config: LoraConfig) -> None:
 def _check_numbers(config: LoraConfig) -> None:
     ranks = {"r": config.r, **_entries("rank_pattern", config.rank_pattern)}
     for name, r in ranks.items():
-        if r < 1:
-            raise ConfigError(f"{name} must be a positive integer, got {r!r}.")
+        if not 1 <= r < _TOO_LARGE:
+            raise ConfigError(f"{name} must be a positive integer, got {shortened(r)}.")
     alphas = {"lora_alpha": config.lora_alpha, **_entries("alpha_pattern", config.alpha_pattern)}
     for name, alpha in alphas.items():
-        if not math.isfinite(alpha):
-            raise ConfigError(f"{name} must be a finite number, got {alpha!r}.")
+        if not _is_finite(alpha):
+            raise ConfigError(f"{name} must be a finite number, got {shortened(alpha)}.")
     if not 0.0 <= config.lora_dropout < 1.0:
-        raise ConfigError(f"lora_dropout must be in [0, 1), got {config.lora_dropout!r}.")
+        raise ConfigError(f"lora_dropout must be in [0, 1), got {shortened(config.lora_dropout)}.")
+    size = config.qalora_group_size
+    if size is not None and not 0 <= size < _TOO_LARGE:
+        raise ConfigError(f"qalora_group_size must not be negative, got {shortened(size)}.")
+
+
+def _is_finite(number: float) -> bool:
+    """Also of a whole number that no float can hold."""
+    try:
+        return math.isfinite(number)
+    except OverflowError:
+        return False
 
 
 def _entries(name: str, pattern: dict[str, int] | dict[str, float]) -> dict[str, float]:
@@ -143,11 +155,12 @@ def _check_patterns(config: LoraConfig) -> None:
     whole = {name: getattr(config, name) for name in ("target_modules", "exclude_modules")}
     given: dict[str, Iterable[str]] = {n: [v] for n, v in whole.items() if isinstance(v, str)}
     given |= {"rank_pattern": config.rank_pattern, "alpha_pattern": config.alpha_pattern}
+    parts = config.layers_pattern or []
+    given["layers_pattern"] = [parts] if isinstance(parts, str) else parts
+    given["modules_to_save"] = config.modules_to_save or []
     for name, patterns in given.items():
         for pattern in patterns:
             try:
-                regex.compile(pattern)
-            except regex.error as error:
-                raise ConfigError(
-                    f"{name}: {pattern!r} is not a valid regular expression: {error}."
-                ) from error
+                compiled(pattern)
+            except ConfigError as error:
+                raise ConfigError(f"{name}: {error}") from error

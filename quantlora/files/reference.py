@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 from torch import Tensor
 
@@ -75,12 +75,17 @@ class WeightFiles:
 
     def opened(self, key: str) -> TensorFile:
         """The file that holds ``key``."""
-        return self._open(self.file_of[key])
+        file = self._open(self.file_of[key])
+        if key not in file:
+            raise ConfigError(
+                f"{file.file} lacks {key}, which {_INDEX} says is in it. Copy or save the model "
+                f"again."
+            )
+        return file
 
     def _index(self) -> dict[str, str]:
         if (self.folder / _INDEX).is_file():
-            index = json.loads((self.folder / _INDEX).read_text("utf-8"))
-            return dict(index["weight_map"])
+            return read_index(self.folder / _INDEX)
         if not (self.folder / _SINGLE).is_file():
             raise ConfigError(
                 f"{self.folder}: there is neither {_SINGLE} nor {_INDEX}. Save the float model "
@@ -92,3 +97,25 @@ class WeightFiles:
         if name not in self._opened:
             self._opened[name] = TensorFile(self.folder / name)
         return self._opened[name]
+
+
+def read_index(file: Path) -> dict[str, str]:
+    """Which file holds a tensor, by its key; all of them within the index's own folder."""
+    try:
+        index = json.loads(file.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{file} cannot be read: {error}. Copy or save it again.") from error
+    places = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(places, dict) or not all(isinstance(one, str) for one in places.values()):
+        raise ConfigError(f"{file} has no weight_map from keys to files. Copy or save it again.")
+    if outside := [name for name in places.values() if not _is_within(name)]:
+        raise ConfigError(
+            f"{file} names {outside[0]!r}, which is not in its folder, and is not opened. Ask "
+            f"whoever made it for a model whose files are side by side."
+        )
+    return places
+
+
+def _is_within(name: str) -> bool:
+    path = PureWindowsPath(name)  # which takes both kinds of slashes, and drives
+    return bool(path.parts) and not path.anchor and ".." not in path.parts and "\0" not in name

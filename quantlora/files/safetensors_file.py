@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import re
 import struct
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from safetensors import SafetensorError
@@ -51,13 +52,22 @@ class TensorFile:
 
     def __init__(self, file: Path) -> None:
         self.file = file
-        self._stream = file.open("rb", buffering=0)
+        try:
+            self._stream = file.open("rb", buffering=0)
+        except OSError as error:
+            raise ConfigError(f"{file} cannot be read: {error.strerror or error}.") from error
         self._header, self._begin = self._read_header()
         self.metadata: dict[str, str] = self._header.pop("__metadata__", {})
+        for key, entry in self._header.items():
+            if fault := _fault(entry, os.path.getsize(file) - self._begin):
+                raise self._damaged(f"{key} {fault}")
 
     @property
     def keys(self) -> list[str]:
         return list(self._header)
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._header
 
     def shape(self, key: str) -> tuple[int, ...]:
         return tuple(self._header[key]["shape"])
@@ -70,11 +80,9 @@ class TensorFile:
 
     def tensor(self, key: str) -> Tensor:
         """The tensor as stored, in memory of its own."""
-        begin, end = self._header[key]["data_offsets"]
+        begin, _ = self._header[key]["data_offsets"]
         tensor = torch.empty(self.shape(key), dtype=self.dtype(key))
         data = memoryview(tensor.view(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
-        if len(data) != end - begin:
-            raise self._damaged(f"{key} has {end - begin} bytes, not {len(data)}")
         done = 0
         while done < len(data):  # one read gives 2 GiB at most
             count = os.preadv(self._stream.fileno(), [data[done:]], self._begin + begin + done)
@@ -86,11 +94,38 @@ class TensorFile:
     def _read_header(self) -> tuple[dict[str, Any], int]:
         try:
             (length,) = struct.unpack("<Q", self._stream.read(8))
-            if length > os.path.getsize(self.file):
+            if length > os.path.getsize(self.file) - 8:
                 raise ValueError("its header is longer than the file")
-            return dict(json.loads(self._stream.read(length))), 8 + length
-        except (struct.error, ValueError, TypeError) as error:
+            header = json.loads(self._stream.read(length))
+            if not isinstance(header, dict):
+                raise ValueError("its header is no object")
+            if not isinstance(header.get("__metadata__", {}), dict):
+                raise ValueError("its metadata are no object")
+            return header, 8 + length
+        except (struct.error, ValueError, OSError, RecursionError) as error:
             raise self._damaged(str(error)) from error
 
     def _damaged(self, why: str) -> ConfigError:
         return ConfigError(f"{self.file} is damaged or incomplete: {why}. Copy or save it again.")
+
+
+def _fault(entry: Any, size: int) -> str:
+    """What is wrong with a header's entry in a file with ``size`` bytes of tensors."""
+    if not isinstance(entry, dict):
+        return "has no entry"
+    shape, offsets, name = (entry.get(k) for k in ("shape", "data_offsets", "dtype"))
+    if not isinstance(name, str):
+        return "has no type"
+    if not (_are_counts(shape) and _are_counts(offsets) and len(offsets) == 2):
+        return "has no shape or place"
+    begin, end = offsets
+    if not begin <= end <= size:
+        return f"lies at bytes {begin} to {end} of {size}"
+    dtype = TENSOR_TYPES.get(name)
+    if dtype is not None and end - begin != math.prod(shape) * dtype.itemsize:
+        return f"has {end - begin} bytes, which is not its shape {tuple(shape)} in {name}"
+    return ""
+
+
+def _are_counts(numbers: Any) -> TypeGuard[list[int]]:
+    return isinstance(numbers, list) and all(type(one) is int and one >= 0 for one in numbers)

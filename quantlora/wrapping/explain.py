@@ -9,6 +9,7 @@ from torch import nn
 
 from quantlora.adapters.holders import own_modules
 from quantlora.config.lora_config import LoraConfig
+from quantlora.config.picked_paths import is_all_linear, targeted
 from quantlora.discovery.registration import Registry, registry
 from quantlora.errors import QuantloraError, TargetError
 from quantlora.formats.quantizer import Quantizer
@@ -17,14 +18,7 @@ from quantlora.names import check_name
 from quantlora.wrapping.add_adapter import given_config
 from quantlora.wrapping.explanation import Explanation, LayerRow
 from quantlora.wrapping.plan import AUTO, PlannedLayer, check_model, plan_layer
-from quantlora.wrapping.targets import (
-    Target,
-    find_targets,
-    is_all_linear,
-    looks_linear,
-    output_heads,
-    targeted,
-)
+from quantlora.wrapping.targets import Target, find_targets, looks_linear, output_heads
 
 #: Fields of the config that take a layer out again, and how to say so.
 _REASONS = {

@@ -10,8 +10,9 @@ from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear as NeverCalled
 
 from quantlora.adapters.holders import embedding_ends, own_modules
-from quantlora.config.expressions import full_match, match
+from quantlora.config.expressions import match, shortened
 from quantlora.config.lora_config import LoraConfig
+from quantlora.config.picked_paths import TargetNames, is_all_linear
 from quantlora.discovery.registration import Registry
 from quantlora.errors import TargetError
 from quantlora.formats.layouts import is_linear_kind
@@ -20,7 +21,8 @@ from quantlora.layers.parameters import LoraParameters
 from quantlora.suggestions import near
 from quantlora.wrapping.parameter_targets import parameter_holders
 
-ALL_LINEAR = "all-linear"
+#: For so many names that match nothing, near ones are looked for.
+_HINTS = 12
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,8 @@ def find_targets(
     pattern that does. In a file such a pattern has had no effect, and has none here.
     """
     modules = dict(own_modules(model))
-    paths = [path for path in modules if path and targeted(path, config)]
+    names = TargetNames(config)
+    paths = [path for path in modules if path and names.pick(path)]
     if is_all_linear(config):
         heads = output_heads(model, config)
         paths = [
@@ -64,44 +67,6 @@ def find_targets(
         *(_target(path, modules[path], config) for path in paths),
         *(_holder(path, modules[path], names, config) for path, names in holders.items()),
     ]
-
-
-def is_all_linear(config: LoraConfig) -> bool:
-    targets = config.target_modules
-    return isinstance(targets, str) and targets.lower() == ALL_LINEAR
-
-
-def targeted(path: str, config: LoraConfig) -> bool:
-    """Whether the names in ``config`` pick ``path``; "all-linear" picks every path here."""
-    if any(match(rf"(^|.*\.){name}($|\..*)", path) for name in config.modules_to_save or ()):
-        return False
-    if config.exclude_modules and _named(path, config.exclude_modules):
-        return False
-    if is_all_linear(config):
-        return True
-    targets = config.target_modules
-    if not targets or not _named(path, targets):
-        return False
-    return isinstance(targets, str) or path in targets or _index_wanted(path, config)
-
-
-def _named(path: str, names: list[str] | str) -> bool:
-    if isinstance(names, str):
-        return full_match(names, path) is not None
-    return any(path == name or path.endswith(f".{name}") for name in names)
-
-
-def _index_wanted(path: str, config: LoraConfig) -> bool:
-    """PEFT's ``layers_to_transform``: the first numbered segment of the path is the index."""
-    wanted = config.layers_to_transform
-    if wanted is None or wanted == []:
-        return True
-    given = config.layers_pattern or []
-    patterns = [given] if isinstance(given, str) else given
-    forms = [rf"(?:^|.*?\.){p}\.(\d+)\." for p in patterns] or [r".*?\.[^.]*\.(\d+)\."]
-    found = next((one for form in forms if (one := match(form, path))), None)
-    indices = [wanted] if isinstance(wanted, int) else wanted
-    return found is not None and int(found.group(1)) in indices
 
 
 def looks_linear(module: nn.Module, registry: Registry) -> bool:
@@ -169,10 +134,11 @@ def _nothing(config: LoraConfig, modules: Mapping[str, nn.Module], registry: Reg
     linear = [path for path, module in modules.items() if path and looks_linear(module, registry)]
     targets = config.target_modules
     asked = [targets] if isinstance(targets, str) else targets or []
-    close = dict.fromkeys(name for one in asked for name in near(one, linear))
+    close = dict.fromkeys(name for one in asked[:_HINTS] for name in near(one, linear))
     hint = f" Near names: {', '.join(close)}." if close else ""
     return (
-        f"target_modules={targets!r} (exclude_modules={config.exclude_modules!r}) matches no layer "
+        f"target_modules={shortened(targets)} (exclude_modules="
+        f"{shortened(config.exclude_modules)}) matches no layer "
         f"of this model.{hint} Its linear layers are named: "
         f"{_some(dict.fromkeys(path.rsplit('.', 1)[-1] for path in linear))}. "
         f'Use target_modules="all-linear" for all of them.'

@@ -15,8 +15,9 @@ from transformers import AutoModelForSequenceClassification, BertConfig, GPT2Con
 
 import quantlora
 from quantlora import LoraConfig, registry
+from quantlora.config.picked_paths import targeted
 from quantlora.testing.models import tiny_llama
-from quantlora.wrapping.targets import by_pattern, find_targets, targeted
+from quantlora.wrapping.targets import by_pattern, find_targets
 
 SEGMENTS = ["layers", "h", "0", "1", "11", "q_proj", "k_proj", "xq_proj", "mlp", "experts", "head"]
 segments = st.sampled_from(SEGMENTS)

@@ -1,0 +1,111 @@
+"""Damaged and hostile files of float weights end in an error that names them, never a raw one."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from quantlora.errors import ConfigError
+from quantlora.files.reference import WeightFiles
+
+INDEX = "model.safetensors.index.json"
+GOOD = {"dtype": "F32", "shape": [2, 2], "data_offsets": [0, 16]}
+
+
+def header(text: bytes, data: bytes = bytes(16)) -> bytes:
+    return struct.pack("<Q", len(text)) + text + data
+
+
+def entry(**changes: Any) -> bytes:
+    return header(json.dumps({"a.weight": {**GOOD, **changes}}).encode())
+
+
+FILES: dict[str, bytes] = {
+    "empty": b"",
+    "cut in the length": b"\x10\x00",
+    "longer than itself": struct.pack("<Q", 2**63) + b"{}",
+    "no JSON": header(b"{a"),
+    "no text": header(b"\xff\xfe\x00"),
+    "a list": header(b"[]"),
+    "nested without end": header(b"[" * 100_000),
+    "metadata of another form": header(b'{"__metadata__": 3}'),
+    "an entry of another form": header(b'{"a.weight": 3}'),
+    "without dtype": entry(dtype=None),
+    "a list of dtypes": entry(dtype=["F32"]),
+    "without shape": entry(shape=None),
+    "a negative shape": entry(shape=[-2, -2]),
+    "a shape of words": entry(shape=["2", "2"]),
+    "a huge shape": entry(shape=[2**40, 2**40]),
+    "without offsets": entry(data_offsets=None),
+    "one offset": entry(data_offsets=[0]),
+    "offsets in the wrong order": entry(data_offsets=[16, 0]),
+    "offsets before the data": entry(data_offsets=[-16, 0]),
+    "offsets behind the end": entry(data_offsets=[16, 32]),
+    "bytes that are not the shape's": entry(shape=[2, 3]),
+}
+
+
+@pytest.mark.parametrize("what", FILES)
+def test_a_damaged_file_is_named(what: str, tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(FILES[what])
+    with pytest.raises(ConfigError, match=r"model\.safetensors is damaged"):
+        WeightFiles(tmp_path)("a")
+
+
+INDICES: dict[str, tuple[str, str]] = {
+    "empty": ("", "cannot be read"),
+    "a list": ("[]", "has no weight_map"),
+    "nested without end": ("[" * 100_000, "cannot be read"),
+    "no map": ("{}", "has no weight_map"),
+    "a map of another form": ('{"weight_map": ["a.weight"]}', "has no weight_map"),
+    "a file that is no name": ('{"weight_map": {"a.weight": 3}}', "has no weight_map"),
+    "a file that is missing": ('{"weight_map": {"a.weight": "gone.safetensors"}}', "cannot be"),
+    "a file that is a folder": ('{"weight_map": {"a.weight": "."}}', "is not in its folder"),
+    "a key that is not in its file": ('{"weight_map": {"a.weight": "b.safetensors"}}', "lacks a"),
+}
+
+
+@pytest.mark.parametrize("what", INDICES)
+def test_a_damaged_index_is_named(what: str, tmp_path: Path) -> None:
+    text, message = INDICES[what]
+    (tmp_path / INDEX).write_text(text)
+    save_file({"b.weight": torch.ones(2, 2)}, tmp_path / "b.safetensors")
+    with pytest.raises(ConfigError, match=message):
+        WeightFiles(tmp_path)("a")
+
+
+OUTSIDE: list[Callable[[Path], str]] = [
+    lambda folder: "../secret.safetensors",
+    lambda folder: "sub/../../secret.safetensors",
+    lambda folder: "..\\secret.safetensors",
+    lambda folder: str(folder.parent / "secret.safetensors"),
+    lambda folder: "C:\\secret.safetensors",
+    lambda folder: "",
+]
+
+
+@pytest.mark.parametrize("place", OUTSIDE)
+def test_an_index_opens_no_file_outside_its_folder(
+    place: Callable[[Path], str], tmp_path: Path
+) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    save_file({"a.weight": torch.ones(2, 2)}, tmp_path / "secret.safetensors")
+    (folder / INDEX).write_text(json.dumps({"weight_map": {"a.weight": place(folder)}}))
+    with pytest.raises(ConfigError, match="which is not in its folder, and is not opened"):
+        WeightFiles(folder)
+
+
+def test_links_and_sub_folders_are_files_of_the_folder(tmp_path: Path) -> None:
+    (tmp_path / "model" / "sub").mkdir(parents=True)
+    save_file({"a.weight": torch.ones(2, 2)}, tmp_path / "blob")  # as the hub's cache has it
+    (tmp_path / "model" / "sub" / "x.safetensors").symlink_to(tmp_path / "blob")
+    (tmp_path / "model" / INDEX).write_text('{"weight_map": {"a.weight": "sub/x.safetensors"}}')
+    assert torch.equal(WeightFiles(tmp_path / "model")("a"), torch.ones(2, 2))
