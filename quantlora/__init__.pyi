@@ -55,6 +55,7 @@ from .files.safetensors_file import (
     write_tensors as write_tensors,
 )
 from .formats.affine import AffineWeight as AffineWeight, pool as pool, spread as spread
+from .formats.finite import check_packable as check_packable
 from .formats.layouts import linear_from as linear_from
 from .formats.quantizer import Quantizer as Quantizer
 from .hardware import multiplies_bfloat16 as multiplies_bfloat16

@@ -22,11 +22,14 @@ from quantlora.combining.task_arithmetic import MAJORITIES
 from quantlora.config.lora_config import LoraConfig
 from quantlora.config.patterns import as_pattern
 from quantlora.errors import AdapterError, ConfigError
+from quantlora.formats.autocast import without_autocast
+from quantlora.formats.finite import not_finite
 from quantlora.names import check_name, plain_path
 from quantlora.suggestions import unknown
 
 
 @torch.no_grad()
+@without_autocast
 def add_weighted_adapter(
     model: nn.Module,
     adapters: Sequence[str],
@@ -72,6 +75,11 @@ def add_weighted_adapter(
         for path, tensors in combined.items()
         for name, tensor in tensors.items()
     }
+    if bad := not_finite(files):
+        raise AdapterError(
+            f"the combination {adapter_name!r} would hold NaN or infinite values ({bad[0]} first): "
+            f"one of {', '.join(adapters)} has diverged in training, or the weights are too large."
+        )
     put_on(model, config, files, adapter_name, f"the combination {adapter_name!r}")
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from quantlora.adapters.saved_modules import SavedModule
 from quantlora.discovery.registration import registry
 from quantlora.errors import MergeError
+from quantlora.formats.layouts import is_linear_kind
 from quantlora.formats.quantizer import FLOAT, Quantizer
 from quantlora.layers.layer import LoraLayer
 from quantlora.merging.merge_layer import merge_layer
@@ -44,6 +45,7 @@ class MergedTensors:
         """What ``layer`` becomes."""
         future = merge_layer(path, layer, self.names, self.mode, self.dtype)
         base, quantizer = (future.base, future.quantizer) if future else layer.plain_base
+        self._check_class(path, layer, base)
         had = layer.plain_base[1].bias(layer.plain_base[0])
         if self.fixed and had is None and quantizer.bias(base) is not None:
             raise MergeError(
@@ -51,6 +53,17 @@ class MergedTensors:
                 f"no place for it in this architecture's files. Keep the adapter apart."
             )
         return base, quantizer
+
+    def _check_class(self, path: str, layer: LoraLayer, base: nn.Module) -> None:
+        """A fixed architecture makes its own class again, and the files must be for that one."""
+        own = layer.plain_base[0]
+        other = not is_linear_kind(own) and type(base) is not type(own)
+        if self.fixed and other:
+            raise MergeError(
+                f"{path}: {type(own).__name__} computes its weight, and the merged one is a plain "
+                f"{type(base).__name__}, which this architecture's files cannot hold. Keep the "
+                f"adapter apart, or use quantlora.merge_and_unload on the model in memory."
+            )
 
     def _walk(self, module: nn.Module, path: str) -> Iterator[tuple[str, Tensor]]:
         packed = None if isinstance(module, LoraLayer) else packed_by(module)

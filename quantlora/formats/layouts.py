@@ -7,12 +7,16 @@ is ``(embedding_dim, num_embeddings)``. A convolution is one over patches: its m
 
 from __future__ import annotations
 
-import copy
 import sys
 from abc import ABC, abstractmethod
+from collections import OrderedDict
 from typing import cast
 
 from torch import Tensor, nn
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
+
+from quantlora.formats.twin import twin
 
 #: Kinds that are targeted by name only, never by "all-linear".
 EMBEDDINGS = (nn.Embedding,)
@@ -99,13 +103,26 @@ def is_linear_kind(layer: nn.Module) -> bool:
 
 
 def with_weights(like: nn.Module, weight: Tensor, bias: Tensor | None) -> nn.Module:
-    """A layer with ``like``'s class and settings, and weights of its own."""
-    new = copy.copy(like)
-    new._parameters = dict(like._parameters)
-    new._parameters["weight"] = nn.Parameter(weight, False)
-    if bias is not None:
-        new._parameters["bias"] = nn.Parameter(bias, False)
+    """A layer with ``like``'s class and settings, and weights of its own.
+
+    A weight that ``like`` computes (`parametrize`, weight or spectral norm) is a plain one here.
+    """
+    new = twin(like, {})
+    hooks = {k: one for k, one in like._forward_pre_hooks.items() if not _computes(one)}
+    if len(hooks) < len(like._forward_pre_hooks):
+        new._forward_pre_hooks = OrderedDict(hooks)
+        new._parameters = {k: one for k, one in new._parameters.items() if "weight_" not in k}
+        new._buffers = {k: one for k, one in new._buffers.items() if "weight_" not in k}
+    given = {"weight": weight} if bias is None else {"weight": weight, "bias": bias}
+    for name, one in given.items():
+        vars(new).pop(name, None)
+        new._parameters[name] = nn.Parameter(one, requires_grad=False)
     return new
+
+
+def _computes(hook: object) -> bool:
+    """Whether ``hook`` makes the weight anew before each forward."""
+    return isinstance(hook, (WeightNorm, SpectralNorm)) and hook.name == "weight"
 
 
 def linear_from(weight: Tensor, bias: Tensor | None = None) -> nn.Linear:

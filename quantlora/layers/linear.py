@@ -100,8 +100,13 @@ class LoraLinear(LoraLayer):
             weight: what `forward_weight` gave.
         """
         A, B = self.factors(name)
-        y = low_rank(x, A.weight, B.weight, self.scaling.operand(name))
+        scale = self.scaling.operand(name) * self.input_scale(name)
+        y = low_rank(x, A.weight, B.weight, scale)
         return y if B.bias is None else y + self.scaling.operand(name) * B.bias.to(y.dtype)
+
+    def input_scale(self, name: str) -> float:
+        """What A's input is to be multiplied by; variants that pool give means, not sums."""
+        return 1.0
 
     def delta_weight(self, name: str, weight: Tensor) -> Tensor:
         """The update as a matrix ``(out_features, in_features)`` over the base ``weight``."""

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 import torch
 from torch import Tensor, nn
 
+from quantlora.formats.autocast import autocast_off
 from quantlora.formats.seen import Seen, transformed
 from quantlora.layers.autograd import recomputed
 from quantlora.layers.layer import LoraLayer
@@ -95,6 +96,10 @@ class Magnitudes(LoraLayer):
 
     @torch.no_grad()
     def _norm(self, name: str, weight: Tensor) -> Tensor:
+        with autocast_off(weight):
+            return self._exact_norm(name, weight)
+
+    def _exact_norm(self, name: str, weight: Tensor) -> Tensor:
         A, B = (factor.detach() for factor in self.matrices(name))
         s = self.scaling.operand(name)
         cross = B * (weight @ A.t().to(weight.dtype)).to(A.dtype)

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from quantlora.errors import AdapterError
+from quantlora.formats.autocast import autocast_off
 from quantlora.formats.offloaded import is_offloaded
 from quantlora.formats.parameters import call_with, weights
 from quantlora.formats.seen import Seen, transformed
@@ -107,7 +108,7 @@ class LoraParameters(LoraLayer):
         return {key: self._delta(key, *pair, self.scaling[name]) for key, pair in factors.items()}
 
     def _delta(self, key: str, A: Tensor, B: Tensor, scaling: float) -> Tensor:
-        with torch.autocast(A.device.type, enabled=False):
+        with autocast_off(A):
             return scaling * self._product(A, B, self.shapes[key])
 
     def _product(self, A: Tensor, B: Tensor, shape: torch.Size) -> Tensor:

@@ -10,11 +10,13 @@ from torch import Tensor, nn
 
 from quantlora.discovery.registration import registry
 from quantlora.errors import MergeError
+from quantlora.formats.autocast import without_autocast
 from quantlora.formats.layouts import linear_from
 from quantlora.formats.offloaded import at_hand
 from quantlora.formats.parameters import FloatParameters, PackedParameters
 from quantlora.formats.quantizer import FLOAT, Quantizer
 from quantlora.layers.layer import LoraLayer
+from quantlora.merging.merge_checks import check_stored, check_update, mergeable_base
 from quantlora.merging.merge_report import LayerMerge
 
 
@@ -54,6 +56,7 @@ class MergedBase:
         layer.merged = self.names
 
 
+@without_autocast
 def merge_layer(
     path: str, layer: LoraLayer, adapters: tuple[str, ...], mode: str, floating: torch.dtype | None
 ) -> MergedBase | None:
@@ -61,6 +64,9 @@ def merge_layer(
 
     Args:
         floating: the dtype of a layer that becomes float; None: that of the dequantized weight.
+
+    Raises:
+        MergeError: the format or the layer cannot hold the update, or it is no number.
     """
     wanted = (name for name in (*layer.merged, *adapters) if name in layer.adapters)
     names = tuple(dict.fromkeys(wanted))
@@ -68,12 +74,26 @@ def merge_layer(
     if not names or (mode == "keep" and quantizer.name != FLOAT):
         return None
     with at_hand(base):
+        base, quantizer = mergeable_base(path, layer, names)
         before = quantizer.dequantize(base)
         parameters = layer.merged_parameters(names, before, quantizer.bias(base))
         job = _Job(path, layer, names, base, quantizer, *parameters, floating or before.dtype)
-        packed, target = _BY_MODE[mode](job)
-    report = LayerMerge.measure(path, target, before, job.weight, target.dequantize(packed))
+        check_update(path, layer, names, {"weight": before}, job.linear())
+        packed, target = _unchanged(job, before, mode) or _BY_MODE[mode](job)
+        stored = target.dequantize(packed)
+        check_stored(path, target, stored, job.weight)
+    report = LayerMerge.measure(path, target, before, job.weight, stored)
     return MergedBase(layer, names, packed, target, report)
+
+
+def _unchanged(job: _Job, before: Tensor, mode: str) -> tuple[nn.Module, Quantizer] | None:
+    """The base itself under an update of zero: packing what it holds again would move it."""
+    if mode not in ("requantize", "keep") or not torch.equal(job.weight, before.to(job.weight)):
+        return None
+    own, bias = job.quantizer.bias(job.base), job.bias
+    if bias is None or (not bias.any() if own is None else torch.equal(bias, own.to(bias))):
+        return job.base, job.quantizer
+    return None
 
 
 def _requantize(job: _Job) -> tuple[nn.Module, Quantizer]:

@@ -22,6 +22,7 @@ class LayerMerge:
         format: the format it is in now.
         delta_norm: Frobenius norm of the update.
         loss: ``‖stored - wanted‖ / ‖update‖``; 0 is exact, 1 is as large as the update itself.
+            Of an update of zero: relative to the weight.
     """
 
     path: str
@@ -35,7 +36,8 @@ class LayerMerge:
     ) -> LayerMerge:
         delta = float((wanted.float() - before.float()).norm())
         error = float((stored.float() - wanted.float()).norm())
-        return cls(path, target.name, delta, error / delta if delta else 0.0)
+        scale = delta or float(wanted.float().norm()) or 1.0
+        return cls(path, target.name, delta, error / scale)
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ class MergeReport:
 
     def warning(self) -> str:
         """What to say when most of an update was lost; empty when all is well."""
-        lossy = [layer for layer in self.layers if layer.loss > MOST]
+        lossy = [layer for layer in self.layers if not layer.loss <= MOST]
         worst = self.worst
         if not lossy or worst is None:
             return ""

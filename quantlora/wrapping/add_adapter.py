@@ -25,6 +25,7 @@ from quantlora.config.lora_config import LoraConfig
 from quantlora.discovery.registration import registry
 from quantlora.errors import ConfigError
 from quantlora.files.reference import Reference, open_reference
+from quantlora.formats.autocast import without_autocast
 from quantlora.formats.offloaded import at_hand
 from quantlora.formats.quantizer import Quantizer
 from quantlora.initializers.initializer import InitContext, Initializer
@@ -73,6 +74,7 @@ def _options(
     return {**initializer.quantize_options(config, registry().quantizer(backend)), **(given or {})}
 
 
+@without_autocast
 def apply_plan(
     model: nn.Module,
     plan: list[PlannedLayer],

@@ -11,8 +11,10 @@ from quantlora.adapters.holders import own_modules
 from quantlora.discovery.diagnosis import diagnosed
 from quantlora.discovery.registration import registry
 from quantlora.files.reference import Reference
+from quantlora.formats.finite import check_packable, check_packed
 from quantlora.formats.layouts import linear_from
 from quantlora.formats.offloaded import at_hand, read
+from quantlora.formats.quantizer import Quantizer
 from quantlora.layers.layer import LoraLayer
 from quantlora.wrapping.plan import PlannedLayer, check_model
 
@@ -26,14 +28,28 @@ def frozen_bases(
     todo = [planned for planned in plan if planned.quantize]
     if todo:
         linears = {planned.path: as_linear(planned.layer) for planned in todo}
-        with diagnosed(todo[0].quantizer):
-            bases |= todo[0].quantizer.quantize_layers(model, linears, **options)
+        bases |= _packed(model, todo[0].quantizer, linears, options)
     for planned in plan:
         if not isinstance(planned.layer, LoraLayer):
             with diagnosed(planned.quantizer), at_hand(planned.layer):
                 planned.quantizer.prepare(bases[planned.path], planned.path)
     _prepare_others(model, {id(planned.layer) for planned in plan})
     return bases
+
+
+def _packed(
+    model: nn.Module,
+    quantizer: Quantizer,
+    linears: Mapping[str, nn.Linear],
+    options: Mapping[str, Any],
+) -> dict[str, nn.Module]:
+    for path, linear in linears.items():
+        check_packable(linear, path)
+    with diagnosed(quantizer):
+        layers = quantizer.quantize_layers(model, linears, **options)
+    for path, layer in layers.items():
+        check_packed(quantizer, layer, linears[path].weight.detach(), path)
+    return layers
 
 
 def _prepare_others(model: nn.Module, targeted: set[int]) -> None:

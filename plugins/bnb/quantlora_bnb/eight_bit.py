@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from quantlora import check_packable
 from quantlora_bnb import llm_int8
 from quantlora_bnb.base import BitsandbytesQuantizer, frozen
 from quantlora_bnb.library import library
@@ -45,6 +46,7 @@ class Bitsandbytes8bit(BitsandbytesQuantizer):
         self, linear: nn.Linear, like: nn.Module | None = None, **options: Any
     ) -> nn.Module:
         """A `Linear8bitLt` on ``linear``'s device; see `Settings8bit` for the options."""
+        check_packable(linear, "weight")
         bnb = library()
         given = self._settings(Settings8bit, options)
         settings = given if like is None else Settings8bit.of(like)
@@ -52,7 +54,7 @@ class Bitsandbytes8bit(BitsandbytesQuantizer):
         layer: Any = self._layer_type()(
             *size, has_fp16_weights=False, **asdict(settings), device="meta"
         )
-        codes, scale, _ = bnb.functional.int8_vectorwise_quant(linear.weight.detach().half())
+        codes, scale = _rounded(linear.weight.detach())
         layer.weight = bnb.nn.Int8Params(codes, False, CB=codes, SCB=scale)
         layer.bias = frozen(linear.bias)
         if like is not None:
@@ -112,6 +114,19 @@ class Bitsandbytes8bit(BitsandbytesQuantizer):
         if codes is None or absmax is None:
             raise self._not_packed(path)
         return codes, absmax.to(codes.device, torch.float32)
+
+
+def _rounded(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Codes and scales by upstream's kernel, which takes half precision.
+
+    Rows outside of its range are brought into it by a power of two, which no code shows.
+    """
+    weight = weight if weight.dtype == torch.float16 else weight.float()
+    peak = weight.abs().amax(1, keepdim=True).float()
+    outside = (peak > 0) & ((peak >= 65504) | (peak < 2**-14))
+    factor = torch.where(outside, torch.exp2(-peak.clamp(min=1e-37).log2().floor()), 1)
+    codes, scale, _ = library().functional.int8_vectorwise_quant((weight * factor).half())
+    return codes, scale / factor[:, 0]
 
 
 def _is_decoding_on_cpu(x: Tensor) -> bool:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from quantlora import BackendError
+from quantlora import BackendError, check_packable
 from quantlora.errors import warn
 from quantlora_bnb.base import BitsandbytesQuantizer, frozen
 from quantlora_bnb.library import library
@@ -63,6 +63,7 @@ class Bitsandbytes4bit(BitsandbytesQuantizer):
         self, linear: nn.Linear, like: nn.Module | None = None, **options: Any
     ) -> nn.Module:
         """A `Linear4bit` on ``linear``'s device; see `Settings4bit` for the options."""
+        check_packable(linear, "weight")
         given = self._settings(Settings4bit, options)
         settings = given if like is None else Settings4bit.of(like)
         layer = self._empty(linear, settings)

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from quantlora import AffineWeight, BackendError, Quantizer
+from quantlora import AffineWeight, BackendError, Quantizer, check_packable
 from quantlora_normalfloat.affine import from_affine, to_affine
 from quantlora_normalfloat.blocks import encode
 from quantlora_normalfloat.layer import NormalFloatLinear, settings
@@ -113,7 +113,8 @@ def _own(layer: nn.Module) -> NormalFloatLinear:
 
 def _pack(linear: nn.Linear, where: str, bits: int = 4, **options: Any) -> NormalFloatLinear:
     weight = linear.weight.detach()
-    _check(weight, where, bits)
+    _check_bits(where, bits)
+    check_packable(linear, where)
     options = {"dtype": weight.dtype, **options}
     packed = NormalFloatLinear(
         linear.in_features, linear.out_features, bias=False, bits=bits, device="meta", **options
@@ -128,15 +129,10 @@ def _pack(linear: nn.Linear, where: str, bits: int = 4, **options: Any) -> Norma
     return packed.train(linear.training)
 
 
-def _check(weight: Tensor, where: str, bits: int) -> None:
+def _check_bits(where: str, bits: int) -> None:
     if bits not in BITS:
         raise BackendError(
             f"{where}: Only support {', '.join(map(str, BITS))} bits quantization, got {bits!r}."
-        )
-    if not torch.isfinite(weight).all():
-        raise BackendError(
-            f"{where}: the weight holds NaN or infinite values and cannot be quantized; repair it, "
-            f"or leave the layer out with exclude_modules."
         )
 
 

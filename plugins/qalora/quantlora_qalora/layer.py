@@ -104,7 +104,16 @@ class QaloraLinear(LoraLinear):
         ratio = (int(index.max()) + 1) // self.groups(name)
         return index // ratio
 
+    def input_scale(self, name: str) -> float:
+        """The size of a group: A is given means, for a sum may be beyond half precision."""
+        return self.in_features / self.groups(name)
+
     def _pooled(self, name: str, x: Tensor) -> Tensor:
+        """The mean over each group, ``(..., groups)``."""
         if not self.pools(name):
             return x
-        return pool(x, self.groups(name), self._group_index(name))
+        index, groups = self._group_index(name), self.groups(name)
+        if index is None:
+            return torch.unflatten(x, -1, (groups, -1)).mean(-1)
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        return (pool(wide, groups, index) / self.input_scale(name)).to(x.dtype)

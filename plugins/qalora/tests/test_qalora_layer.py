@@ -210,3 +210,16 @@ def test_groups_in_another_order_are_another_base(tmp_path: Path) -> None:
         quantlora.AdapterWarning, match="qalora_groups was .*g_idx.* is 'neighbours'"
     ):
         quantlora.load_adapter(nn.Sequential(base()), tmp_path)
+
+
+@pytest.mark.parametrize("ordered", [False, True])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_a_group_sum_beyond_half_precision_is_finite(ordered: bool, autocast: bool) -> None:
+    model = wrapped(base(ordered=ordered), init_lora_weights=False)
+    with torch.no_grad():
+        model[0].lora_A["default"].weight.mul_(1e-4)
+    x = torch.full((2, WIDTH), 6e4)
+    wanted = model[0].delta("default", x, x, None)
+    with torch.autocast("cpu", torch.float16, enabled=autocast):
+        found = model[0].delta("default", x.half(), x, None)
+    assert relative(found.float(), wanted) <= 5e-3

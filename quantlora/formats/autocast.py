@@ -1,0 +1,36 @@
+"""Weights are computed in their own dtype, whatever autocast is on around the call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from functools import wraps
+from typing import ParamSpec, TypeVar
+
+import torch
+from torch import Tensor
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def autocast_off(tensor: Tensor) -> AbstractContextManager[object]:
+    """Within the block, products on the device of ``tensor`` are taken as they are written."""
+    device = tensor.device.type
+    if not torch.amp.is_autocast_available(device):
+        return nullcontext()
+    return torch.autocast(device, enabled=False)
+
+
+def without_autocast(function: Callable[P, T]) -> Callable[P, T]:
+    """``function`` with autocast off on every device where it is on."""
+
+    @wraps(function)
+    def exact(*args: P.args, **kwargs: P.kwargs) -> T:
+        with ExitStack() as stack:
+            for device in ("cpu", "cuda", "xpu", "mps"):
+                if torch.is_autocast_enabled(device):
+                    stack.enter_context(torch.autocast(device, enabled=False))
+            return function(*args, **kwargs)
+
+    return exact
