@@ -51,6 +51,16 @@ LIGHT = {
 }
 
 
+#: Where a plugin keeps what each hook returns: a file, or a folder, of this name.
+PLUGIN_FILES = {
+    "quantlora_quantizers": "quantizer",
+    "quantlora_layer_wrappers": "layer",
+    "quantlora_initializers": "initializers",
+    "quantlora_checks": "requires",
+    "quantlora_commands": "command",
+}
+
+
 def public_names() -> set[str]:
     stub = ast.parse((ROOT / "quantlora" / "__init__.pyi").read_text())
     imports = [node for node in stub.body if isinstance(node, ast.ImportFrom)]
@@ -153,8 +163,17 @@ def test_entry_points_packages_and_folders_agree():
 
 
 @pytest.mark.parametrize("name", ENTRY_POINTS)
-def test_an_entry_point_is_in_its_own_plugins_package(name):
-    assert ENTRY_POINTS[name].split(".")[0] == f"quantlora_{name}"
+def test_an_entry_point_is_the_file_plugin_of_its_own_package(name):
+    assert ENTRY_POINTS[name] == f"quantlora_{name}.plugin"
+
+
+@pytest.mark.parametrize("name", ENTRY_POINTS)
+def test_what_a_plugin_offers_stands_in_the_file_of_that_name(name):
+    folder = ROOT / "plugins" / name / f"quantlora_{name}"
+    hooks = (folder / "plugin.py").read_text()
+    wanted = {file for hook, file in PLUGIN_FILES.items() if f"def {hook}(" in hooks}
+    assert wanted <= {path.stem for path in folder.iterdir()}
+    assert wanted, f"{name} offers nothing"
 
 
 @pytest.mark.parametrize("folder", relative(PLUGIN_FOLDERS))

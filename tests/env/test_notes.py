@@ -21,7 +21,7 @@ def gptqmodel(environment: Environment, version: str) -> dict:
 
 
 def test_kernels_that_cannot_train_have_the_remedy_of_wraps_error(environment):
-    from quantlora_gptq.libraries import REMEDY
+    from quantlora_gptq.requires import REMEDY
 
     notes = gptqmodel(environment, "7.6.0")["notes"]
     assert any("Marlin, Machete, ExLlama" in one["text"] for one in notes)
@@ -32,7 +32,7 @@ def test_kernels_that_cannot_train_have_the_remedy_of_wraps_error(environment):
 def test_versions_that_read_a_checkpoint_wrong_are_named_with_the_errors_remedy(
     environment, version, count
 ):
-    from quantlora_gptq.libraries import WRONG_READINGS
+    from quantlora_gptq.requires import WRONG_READINGS
 
     notes = gptqmodel(environment, version)["notes"]
     wrong = [one for one in notes if "checkpoints of the format 'gptq' wrong" in one["text"]]

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from quantlora import check_packable
 from quantlora_bnb import llm_int8
-from quantlora_bnb.base import BitsandbytesQuantizer, frozen
 from quantlora_bnb.library import library
+from quantlora_bnb.quantizer import BitsandbytesQuantizer, frozen
 from quantlora_bnb.settings import Settings8bit
 
 #: Rows up to which torch's int8 kernel beats converting the weight (2 cores, AVX512-BF16).

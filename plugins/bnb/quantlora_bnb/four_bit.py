@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from quantlora import BackendError, check_packable
 from quantlora.errors import warn
-from quantlora_bnb.base import BitsandbytesQuantizer, frozen
+from quantlora_bnb.cpu_layout import absmax, is_repacked, ordinary_state
 from quantlora_bnb.library import library
-from quantlora_bnb.packing import absmax, is_repacked, ordinary_state
+from quantlora_bnb.quantizer import BitsandbytesQuantizer, frozen
 from quantlora_bnb.requires import REPACKED
 from quantlora_bnb.settings import Settings4bit, dtype_name
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from quantlora import BackendError
-from quantlora_bnb.packing import ordinary_state
+from quantlora_bnb.cpu_layout import ordinary_state
 
 QUANT_TYPES = ("nf4", "fp4")
 BLOCKSIZES = tuple(2**power for power in range(5, 13))

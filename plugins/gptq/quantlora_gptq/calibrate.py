@@ -18,8 +18,8 @@ from torch import nn
 
 from quantlora import BackendError, LoraLayer
 from quantlora_gptq.kernels import is_gptq
-from quantlora_gptq.libraries import LIBRARIES, wrong_reading
 from quantlora_gptq.packed_layer import check_settings
+from quantlora_gptq.requires import LIBRARIES, wrong_reading
 
 #: Texts, or what a tokenizer makes of them.
 Calibration = Sequence[str] | Sequence[Mapping[str, Any]]

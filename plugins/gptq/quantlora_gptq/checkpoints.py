@@ -9,7 +9,7 @@ from torch import nn
 
 from quantlora import BackendError
 from quantlora_gptq.layout import stored_bits
-from quantlora_gptq.libraries import LIBRARIES, library_of, wrong_reading
+from quantlora_gptq.requires import LIBRARIES, library_of, wrong_reading
 
 
 def check_reading(model: nn.Module, layers: Mapping[str, nn.Module]) -> None:

@@ -12,7 +12,7 @@ from torch import nn
 
 from quantlora import BackendError
 from quantlora_gptq.layout import BUFFERS, check_buffers, group_index, ignores_order
-from quantlora_gptq.libraries import REMEDY, library_of
+from quantlora_gptq.requires import REMEDY, library_of
 
 #: AutoGPTQ's kernels that leave the buffers as the checkpoint has them, by their QUANT_TYPE.
 _PLAIN_AUTO_GPTQ = ("cuda", "cuda-old", "triton")

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from quantlora import BackendError
-from quantlora_gptq.libraries import library_of
 from quantlora_gptq.packing import BITS
+from quantlora_gptq.requires import library_of
 
 BUFFERS = ("qweight", "qzeros", "scales", "g_idx")
 

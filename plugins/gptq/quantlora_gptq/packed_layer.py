@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from quantlora import BackendError
 from quantlora_gptq.dequantize import codes, zeros
 from quantlora_gptq.layout import Layout, layout, tensor
-from quantlora_gptq.libraries import GPTQMODEL
 from quantlora_gptq.packing import BITS, pack, unpack
+from quantlora_gptq.requires import GPTQMODEL
 from quantlora_gptq.rounding import Grid, best, fit
 
 #: Group sizes that every kernel has; -1 is one group for all inputs.

@@ -14,9 +14,9 @@ from quantlora_gptq.checkpoints import check_reading, checkpoint_format
 from quantlora_gptq.dequantize import codes, dequantize, zeros
 from quantlora_gptq.kernels import check_kernel, is_gptq, keep_trainable
 from quantlora_gptq.layout import in_features, layout, out_features, tensor
-from quantlora_gptq.libraries import REQUIRES, library_of
 from quantlora_gptq.packed_layer import round_like, round_new, stored
 from quantlora_gptq.packing import BITS
+from quantlora_gptq.requires import REQUIRES, library_of
 
 
 class GptqQuantizer(Quantizer):

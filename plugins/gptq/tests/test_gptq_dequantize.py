@@ -6,7 +6,7 @@ from itertools import product
 
 import pytest
 import torch
-from quantlora_gptq.libraries import library_of, wrong_reading
+from quantlora_gptq.requires import library_of, wrong_reading
 
 from quantlora import registry
 

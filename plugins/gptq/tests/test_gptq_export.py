@@ -6,7 +6,7 @@ import json
 
 import pytest
 import torch
-from quantlora_gptq.libraries import library_of
+from quantlora_gptq.requires import library_of
 
 import quantlora
 from quantlora import registry, wrap

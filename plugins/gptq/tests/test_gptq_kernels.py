@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from quantlora_gptq.kernels import check_kernel, is_gptq
-from quantlora_gptq.libraries import library_of
+from quantlora_gptq.requires import library_of
 from torch import nn
 
 from quantlora import BackendError, LoraLayer, registry, wrap

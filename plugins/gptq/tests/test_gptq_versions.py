@@ -6,7 +6,7 @@ import importlib.metadata
 from collections.abc import Callable, Iterator
 
 import pytest
-from quantlora_gptq.libraries import CHECK, LIBRARIES, REQUIRES, wrong_reading
+from quantlora_gptq.requires import CHECK, LIBRARIES, REQUIRES, wrong_reading
 from torch import nn
 
 from quantlora import BackendError, MissingLibraryError, Status, wrap

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from quantlora import ConfigError
 from quantlora_loftq.low_rank import METHODS
-from quantlora_loftq.needs import NO_CONFIG, WRONG_BITS
+from quantlora_loftq.requires import NO_CONFIG, WRONG_BITS
 
 #: The widths of the paper; what a backend offers beside them is added to the message.
 PAPER_BITS = (2, 4, 8)

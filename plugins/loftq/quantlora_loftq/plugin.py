@@ -22,7 +22,7 @@ def quantlora_initializers() -> Iterable[Initializer]:
 
 @hookimpl
 def quantlora_checks() -> Iterable[Check]:
-    from quantlora_loftq.needs import check
+    from quantlora_loftq.requires import check
 
     return [check()]
 

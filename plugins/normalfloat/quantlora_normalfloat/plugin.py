@@ -21,6 +21,6 @@ def quantlora_quantizers() -> Iterable[Quantizer]:
 
 @hookimpl
 def quantlora_checks() -> Iterable[Check]:
-    from quantlora_normalfloat.needs import SCIPY
+    from quantlora_normalfloat.requires import SCIPY
 
     return [Check("normalfloat", requires=(SCIPY,))]

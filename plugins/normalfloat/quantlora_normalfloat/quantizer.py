@@ -13,8 +13,8 @@ from quantlora import AffineWeight, BackendError, Quantizer, check_packable
 from quantlora_normalfloat.affine import from_affine, to_affine
 from quantlora_normalfloat.blocks import encode
 from quantlora_normalfloat.layer import NormalFloatLinear, settings
-from quantlora_normalfloat.needs import SCIPY
 from quantlora_normalfloat.packing import pack
+from quantlora_normalfloat.requires import SCIPY
 from quantlora_normalfloat.tables import BITS, level_table
 
 

@@ -7,7 +7,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from quantlora_normalfloat.needs import SCIPY
+from quantlora_normalfloat.requires import SCIPY
 
 BITS = (2, 3, 4, 8)
 #: "nf": quantiles of the normal distribution. "uniform": equal steps with a zero-point.

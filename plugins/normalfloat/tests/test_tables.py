@@ -3,7 +3,7 @@
 import pytest
 import torch
 from quantlora_normalfloat import level_table
-from quantlora_normalfloat.needs import SCIPY
+from quantlora_normalfloat.requires import SCIPY
 from quantlora_normalfloat.tables import BITS, _normal_levels
 
 from quantlora import MissingLibraryError

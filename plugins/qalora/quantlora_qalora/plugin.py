@@ -9,8 +9,6 @@ from quantlora.checks import Check
 from quantlora.hookspecs import hookimpl
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from quantlora import LoraLayer
 
 
@@ -23,10 +21,6 @@ def quantlora_layer_wrappers() -> Iterable[type[LoraLayer]]:
 
 @hookimpl
 def quantlora_checks() -> Iterable[Check]:
-    return [Check("qalora", layer=_sample)]
+    from quantlora_qalora.requires import check
 
-
-def _sample() -> nn.Module:
-    from quantlora_qalora.sample import grouped_layer
-
-    return grouped_layer()
+    return [check()]

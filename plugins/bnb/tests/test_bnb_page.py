@@ -1,4 +1,4 @@
-"""The README's examples run, and its tables name what there is."""
+"""The PAGE's examples run, and its tables name what there is."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ import quantlora
 from quantlora import LoraLinear
 from quantlora.testing.models import tiny_llama
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
-EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+PAGE = (Path(__file__).parents[3] / "docs" / "bnb.md").read_text()
+EXAMPLES = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 FORMATS = ("bitsandbytes_4bit", "bitsandbytes_4bit", "bitsandbytes_8bit")
 
 
@@ -34,13 +34,13 @@ def names(folder: Path, quantizer: str) -> dict[str, Any]:
 @pytest.mark.parametrize(("example", "quantizer"), zip(EXAMPLES, FORMATS, strict=True))
 def test_an_example_runs(example: str, quantizer: str, folder: Path) -> None:
     scope = names(folder, quantizer)
-    exec(compile(example, "README.md", "exec"), scope)
+    exec(compile(example, "docs/bnb.md", "exec"), scope)
     layer = scope["model"].model.layers[0].self_attn.q_proj
     assert isinstance(layer, LoraLinear)
     assert layer.quantizer.name == quantizer
 
 
 def test_the_table_of_options_is_complete() -> None:
-    table = re.findall(r"^\| `(\w+)` \| (\d)-bit \|", README, re.MULTILINE)
+    table = re.findall(r"^\| `(\w+)` \| (\d)-bit \|", PAGE, re.MULTILINE)
     fields = [(field.name, "4") for field in dataclasses.fields(Settings4bit)]
     assert table == fields + [(field.name, "8") for field in dataclasses.fields(Settings8bit)]
