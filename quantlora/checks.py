@@ -37,7 +37,7 @@ class Note:
 
 @dataclass(frozen=True)
 class Verdict:
-    """One backend's state: why, what it costs, the command that mends it; what else to know."""
+    """One backend's state: why, what it costs, the command that fixes it; what else to know."""
 
     backend: str
     status: Status

@@ -51,7 +51,7 @@ class MergeError(QuantloraError, ValueError):
 
 
 class FinetuneError(QuantloraError):
-    """A fine-tuning run cannot start or go on: its model, data or output folder."""
+    """A fine-tuning run cannot start or continue: its model, data or output folder."""
 
 
 class NonFiniteError(QuantloraError, FloatingPointError):

@@ -1,7 +1,7 @@
 """Detectors: is a library here, and is its version one we can work with?
 
 A detector reads package metadata only. It never imports the library and never raises: it returns
-an `Availability`, which is truthy or not and carries the reason and the command that mends it.
+an `Availability`, which is truthy or not and carries the reason and the command that fixes it.
 This module imports neither torch nor any plugin, so the environment report stays fast.
 """
 

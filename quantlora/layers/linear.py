@@ -2,6 +2,16 @@
 
     y = x · dequantize(Q)ᵀ + bias + Σ s · B(A(dropout(x)))      over the active adapters
 
+With in_features = 6, out_features = 4, r = 2, a batch of 3 samples of 5 tokens:
+
+    x (3, 5, 6) ──┬── dequantize(Q)ᵀ (6, 4) ─────────────────── + bias ──┐
+                  │      made now, freed now, made again in backward     │
+                  │                                                      + ── y (3, 5, 4)
+                  └── dropout ── Aᵀ (6, 2) ── (3, 5, 2) ── Bᵀ (2, 4) · s ┘
+                                              kept, with x, for backward
+
+    A.weight (r, in) = (2, 6)    B.weight (out, r) = (4, 2)    Q = base_layer, weight (4, 6)
+
 LoRA: Hu et al. 2021, arXiv:2106.09685, eq. 3.
 """
 

@@ -16,7 +16,7 @@ COMMAND = "python -m tests.reliability --write"
 
 _HEAD = """# Reliability
 
-What was tried to lose something, and what was lost. This page is written by
+Attempts to lose data, and what they lost. This page is written by
 
 ```bash
 {command}

@@ -94,7 +94,7 @@ class Show:
         if not has_begun:
             self._say("Interrupted before the training began; nothing was left behind.")
             return
-        self._say(f"Interrupted. {folder} holds the first {steps_done} steps. Go on with:")
+        self._say(f"Interrupted. {folder} holds the first {steps_done} steps. Continue with:")
         self._say(f"  {go_on(folder)}", "bold")
 
     def _say(self, text: str, style: str = "") -> None:

@@ -17,7 +17,7 @@ CASES = {
     "too little text": (["--data", "{short}"], "gives 0 examples of 32 tokens"),
     "no data at all": (["--data", "{empty}"], "there is nothing in it to train on"),
     "length beyond the model": (["--length", "300"], "reads at most 256 tokens at once"),
-    "prompt beyond the model": (["--prompt", "x" * 240], "leave no room to go on"),
+    "prompt beyond the model": (["--prompt", "x" * 240], "leave no room to continue"),
     "no such backend": (["--backend", "bitsandbites_4bit"], "unknown backend 'bitsandbites_4bit'"),
     "bits the backend lacks": (["--bits", "5"], "backend 'float' does not offer 5 bits"),
     "no such layer": (["--target-modules", "q_prj"], "Near names: "),

@@ -1,4 +1,4 @@
-"""What is left beside the adapter: report, plot, card."""
+"""Output files beside the adapter: report, plot, card."""
 
 from __future__ import annotations
 

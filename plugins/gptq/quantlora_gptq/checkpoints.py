@@ -33,7 +33,7 @@ def check_reading(model: nn.Module, layers: Mapping[str, nn.Module]) -> None:
         if wrong := wrong_reading(library, version, stored_as, bits):
             raise BackendError(
                 f"{path}: {library} {version} reads {bits}-bit checkpoints of the format "
-                f"{stored_as!r} wrong: {wrong.reason}. Mend it with: {wrong.fix}"
+                f"{stored_as!r} wrong: {wrong.reason}. Fix it with: {wrong.fix}"
             )
 
 

@@ -99,7 +99,7 @@ class FinetuneOptions(DataOptions, ModelOptions):
     ] = ReportTo.NONE
     resume: Annotated[
         bool,
-        option(_RUN, "Go on with the run in --output from its last checkpoint.", "--resume"),
+        option(_RUN, "Continue the run in --output from its last checkpoint.", "--resume"),
     ] = False
     save_every: Annotated[int, option(_RUN, "Steps from one checkpoint to the next.", min=1)] = 10
 

@@ -82,8 +82,8 @@ def check_prompt(prompt: str | None, tokens: Tokens, longest: int | None) -> Non
     count = len(tokens.starting(prompt or ""))
     if longest is not None and prompt is not None and count + CONTINUATION > longest:
         raise FinetuneError(
-            f"--prompt has {count} tokens, which leave no room to go on: the model reads at most "
-            f"{longest} at once, and {CONTINUATION} are to follow."
+            f"--prompt has {count} tokens, which leave no room to continue: the model reads at "
+            f"most {longest} at once, and {CONTINUATION} are to follow."
         )
 
 

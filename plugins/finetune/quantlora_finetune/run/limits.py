@@ -61,7 +61,8 @@ def explained(options: FinetuneOptions) -> Iterator[None]:
         raise FinetuneError(
             f"out of memory with examples of {options.length} tokens, {options.batch_size} at a "
             f"time. Use --batch-size 1 with --accumulate {options.batch_size}, a smaller --length, "
-            f"--gradient-checkpointing, or fewer --bits. Go on with --resume where a step was made."
+            f"--gradient-checkpointing, or fewer --bits. Continue with --resume where a step was "
+            f"made."
         ) from error
     except OSError as error:
         if error.errno not in _REFUSALS:
@@ -74,4 +75,6 @@ def explained(options: FinetuneOptions) -> Iterator[None]:
 
 
 def _not_written(place: object, why: str | None) -> FinetuneError:
-    return FinetuneError(f"{place} cannot be written: {why}. Mend it, then go on with --resume.")
+    return FinetuneError(
+        f"{place} cannot be written: {why}. Fix this, then continue with --resume."
+    )

@@ -45,7 +45,7 @@ def _check_free(run: RunFolder) -> None:
     if run.has_begun:
         state = "is finished" if run.is_finished else f"stopped after {run.steps_done} steps"
         raise FinetuneError(
-            f"{run.path} holds a run already; it {state}. Go on with it by --resume, or name "
+            f"{run.path} holds a run already; it {state}. Continue it by --resume, or name "
             f"another folder with --output."
         )
     if run.holds_others:
