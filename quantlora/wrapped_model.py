@@ -21,6 +21,7 @@ from quantlora.config.lora_config import LoraConfig
 from quantlora.files.reference import Reference
 from quantlora.merging.merge import merge_and_remove
 from quantlora.wrapping.add_adapter import add_adapter
+from quantlora.wrapping.innermost import innermost
 from quantlora.wrapping.plan import AUTO
 from quantlora.wrapping.transaction import Transaction
 
@@ -58,9 +59,10 @@ def wrap(
     Raises:
         ConfigError, TargetError, BackendError, LayerError, AdapterError, MissingLibraryError.
     """
-    with Transaction(model):
+    inner = innermost(model)
+    with Transaction(inner):
         add_adapter(
-            model,
+            inner,
             config,
             backend=backend,
             adapter_name=adapter_name,
@@ -69,8 +71,8 @@ def wrap(
             **fields,
         )
         if not autocast_adapter_dtype:
-            match_base_dtype(model, adapter_name)
-        attach(model)
+            match_base_dtype(inner, adapter_name)
+        attach(inner)
     return model
 
 
@@ -85,6 +87,7 @@ def load_adapter(
     revision: str | None = None,
     token: str | bool | None = None,
     autocast_adapter_dtype: bool = True,
+    key_mapping: Mapping[str, str] | None = None,
 ) -> M:
     """Put the adapter in ``folder``, written by quantlora or PEFT, on ``model`` and activate it.
 
@@ -100,6 +103,9 @@ def load_adapter(
             evaluation mode as PEFT does, for an adapter that is used has no dropout.
         backend, quantize_options, autocast_adapter_dtype: as in `wrap`.
         revision, token: for the hub.
+        key_mapping: expressions for the file's names of modules and what to put in their place, as
+            in ``from_pretrained``. Prefixes of wrappers, and the renamings that Transformers has
+            for the model, need none.
 
     Returns:
         The same model.
@@ -109,9 +115,10 @@ def load_adapter(
         AdapterError: the model has an adapter of that name.
         LayerError, BackendError, MissingLibraryError: as in `wrap`.
     """
-    with Transaction(model):
+    inner = innermost(model, trained=is_trainable)
+    with Transaction(inner):
         add_loaded_adapter(
-            model,
+            inner,
             folder,
             adapter_name,
             is_trainable=is_trainable,
@@ -119,10 +126,11 @@ def load_adapter(
             quantize_options=quantize_options,
             revision=revision,
             token=token,
+            key_mapping=key_mapping,
         )
         if not autocast_adapter_dtype:
-            match_base_dtype(model, adapter_name)
-        attach(model)
+            match_base_dtype(inner, adapter_name)
+        attach(inner)
     return model
 
 

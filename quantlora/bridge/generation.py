@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from quantlora.adapters.mixed_batch import mixed_batch
+from quantlora.errors import AdapterError
 
 
 def generate(
@@ -20,9 +21,26 @@ def generate(
     own: Any = type(model)
     if adapter_names is None:
         return own.generate(model, *args, **kwargs)
-    names = [name for name in adapter_names for _ in range(_copies(model, args, kwargs))]
-    with mixed_batch(model, names):
+    copies = _copies(model, args, kwargs)
+    _check_order(model, copies, kwargs)
+    with mixed_batch(model, adapter_names, copies=copies):
         return own.generate(model, *args, **kwargs)
+
+
+def _check_order(model: nn.Module, copies: int, kwargs: dict[str, Any]) -> None:
+    """Only Transformers' own generation is known to keep the copies of a prompt in a row."""
+    custom = next((one for one in ("custom_generate", "penalty_alpha") if kwargs.get(one)), None)
+    if custom is not None:
+        raise AdapterError(
+            f"generate({custom}=...) orders the batch its own way: generate without "
+            f"adapter_names, adapter by adapter, with set_adapter."
+        )
+    own: Any = type(model)
+    if copies > 1 and own.generate.__qualname__ != "GenerationMixin.generate":
+        raise AdapterError(
+            f"{type(model).__name__} has a generate of its own, and may order beams and repeats "
+            f"its own way: with adapter_names, use num_beams=1 and num_return_sequences=1."
+        )
 
 
 def _copies(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:

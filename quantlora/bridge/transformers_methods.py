@@ -23,6 +23,7 @@ from quantlora.bridge.flags import HOTSWAP_FLAG
 from quantlora.bridge.generation import generate
 from quantlora.bridge.transformers_saving import load_state_dict, save_pretrained, some_active
 from quantlora.checkpoint.config_file import config_from
+from quantlora.checkpoint.current_names import current_names
 from quantlora.checkpoint.hot_swap import hot_swap, prepare_hot_swap
 from quantlora.checkpoint.keys import PREFIX
 from quantlora.checkpoint.load import add_loaded_adapter, put_on
@@ -45,6 +46,7 @@ def _load_adapter(
     is_trainable: bool = False,
     hotswap: bool | str = "auto",
     autocast_adapter_dtype: bool = True,
+    key_mapping: Mapping[str, str] | None = None,
     **kwargs: Any,
 ) -> None:
     """Load an adapter from a folder or the hub, or from a config and tensors in memory.
@@ -56,17 +58,27 @@ def _load_adapter(
     if hotswap == "auto":
         hotswap = HOTSWAP_FLAG in vars(model) and name in adapter_state(model).configs
     if hotswap and peft_model_id is not None:
-        hot_swap(model, peft_model_id, name, revision=revision, token=token)
+        hot_swap(
+            model, peft_model_id, name, revision=revision, token=token, key_mapping=key_mapping
+        )
     elif peft_model_id is not None:
         add_loaded_adapter(
-            model, peft_model_id, name, is_trainable=is_trainable, revision=revision, token=token
+            model,
+            peft_model_id,
+            name,
+            is_trainable=is_trainable,
+            revision=revision,
+            token=token,
+            key_mapping=key_mapping,
         )
     elif peft_config is None or adapter_state_dict is None:
         raise AdapterError("give a folder or hub id, or peft_config and adapter_state_dict.")
     else:
         config = replace(_own_config(peft_config), inference_mode=not is_trainable)
-        check_values("adapter_state_dict", adapter_state_dict)
-        put_on(model, config, adapter_state_dict, name, "adapter_state_dict")
+        source = "adapter_state_dict"
+        check_values(source, adapter_state_dict)
+        config, tensors = current_names(source, model, config, adapter_state_dict, key_mapping)
+        put_on(model, config, tensors, name, source)
     if not (autocast_adapter_dtype or hotswap):
         match_base_dtype(model, name)
 

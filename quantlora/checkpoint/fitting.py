@@ -9,6 +9,7 @@ from torch import Tensor
 
 from quantlora.checkpoint.keys import PREFIX, split_key
 from quantlora.errors import AdapterFileError
+from quantlora.names import plain_path
 from quantlora.suggestions import near
 from quantlora.wrapping.plan import PlannedLayer
 
@@ -29,7 +30,7 @@ def by_path(
     for key, tensor in tensors.items():
         path, name = split_key(key)
         if not path:
-            path = next((one for one in saved if name.startswith(f"{one}.")), "")
+            path = next((one for one in map(plain_path, saved) if name.startswith(f"{one}.")), "")
             name = name.removeprefix(f"{path}.")
         if path and name.startswith("modules_to_save."):  # PEFT writes resized copies twice
             found.setdefault(path, {}).setdefault(name.removeprefix("modules_to_save."), tensor)
@@ -64,7 +65,7 @@ def check_paths(
 ) -> None:
     """The file has tensors for the places the config picks, and for no others."""
     first = {id(planned.layer): planned.path for planned in reversed(plan)}
-    wanted = {*first.values(), *saved}
+    wanted = {plain_path(path) for path in (*first.values(), *saved)}
     strange = [path for path in found if path not in wanted]
     absent = [path for path in wanted if path not in found]
     faults = []

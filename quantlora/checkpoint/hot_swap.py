@@ -21,6 +21,7 @@ from torch import nn
 from quantlora.adapters.holders import lora_layers
 from quantlora.adapters.state import adapter_state, known_adapter
 from quantlora.checkpoint.base_tensors import base_values
+from quantlora.checkpoint.current_names import current_names
 from quantlora.checkpoint.fitting import ByPath, by_path
 from quantlora.checkpoint.place import find_folder
 from quantlora.checkpoint.read import read_adapter
@@ -64,6 +65,7 @@ def hot_swap(
     *,
     revision: str | None = None,
     token: str | bool | None = None,
+    key_mapping: Mapping[str, str] | None = None,
 ) -> None:
     """Put the values of the adapter in ``folder`` in place of those of ``adapter_name``.
 
@@ -73,6 +75,7 @@ def hot_swap(
     Args:
         folder: written by quantlora or PEFT, or an id on the hub.
         revision, token: for the hub.
+        key_mapping: as in `load_adapter`.
 
     Raises:
         AdapterFileError: the files are missing or damaged, or of another base model.
@@ -82,12 +85,14 @@ def hot_swap(
     place = find_folder(folder, adapter_name, revision, token)
     saved = read_adapter(place)
     slots = _slots(model, adapter_name)
-    given, others = by_path(saved.tensors, ())
-    base_values(str(place), others, model)  # embeddings of its own are refused
-    _check(known_adapter(model, adapter_name), saved.config, slots, given)
-    _check_whole(str(place), saved.config, slots, given)
+    source = str(place)
+    config, tensors = current_names(source, model, saved.config, saved.tensors, key_mapping)
+    given, others = by_path(tensors, ())
+    base_values(source, others, model)  # embeddings of its own are refused
+    _check(known_adapter(model, adapter_name), config, slots, given)
+    _check_whole(source, config, slots, given)
     new = {
-        path: slot_tensors(str(place), path, layer, adapter_name, saved.config, given.get(path))
+        path: slot_tensors(source, path, layer, adapter_name, config, given.get(path))
         for path, layer in slots.items()
     }
     for path, layer in slots.items():

@@ -14,6 +14,7 @@ from quantlora.adapters.saved_modules import SavedModule
 from quantlora.adapters.trained_bias import TrainedBias
 from quantlora.checkpoint.base_note import fitted, remember
 from quantlora.checkpoint.base_tensors import base_values, in_place
+from quantlora.checkpoint.current_names import current_names
 from quantlora.checkpoint.fitting import by_path, check_paths, fill, split_biases
 from quantlora.checkpoint.keys import split_key
 from quantlora.checkpoint.place import find_folder
@@ -24,7 +25,7 @@ from quantlora.config.lora_config import LoraConfig
 from quantlora.discovery.registration import registry
 from quantlora.errors import AdapterFileError, ConfigError
 from quantlora.layers.layer import LoraLayer
-from quantlora.names import check_name
+from quantlora.names import check_name, plain_path
 from quantlora.wrapping.add_adapter import apply_plan
 from quantlora.wrapping.biases import find_biases
 from quantlora.wrapping.modules_to_save import find_saved
@@ -41,6 +42,7 @@ def add_loaded_adapter(
     quantize_options: Mapping[str, Any] | None = None,
     revision: str | None = None,
     token: str | bool | None = None,
+    key_mapping: Mapping[str, str] | None = None,
 ) -> None:
     """`quantlora.load_adapter` but for Transformers' methods; arguments and errors are there."""
     check_name(adapter_name)
@@ -48,11 +50,13 @@ def add_loaded_adapter(
     file = read_adapter(place)
     saved = fitted(file, model, str(place))
     config = replace(saved.config, inference_mode=not is_trainable)
-    put_on(model, config, saved.tensors, adapter_name, str(place), backend, quantize_options)
+    source = str(place)
+    config, tensors = current_names(source, model, config, saved.tensors, key_mapping)
+    put_on(model, config, tensors, adapter_name, source, backend, quantize_options)
     remember(file, model, adapter_name)
     if not is_trainable:
         model.eval()
-    report_differences(saved.note, model, adapter_name, str(place))
+    report_differences(saved.note, model, adapter_name, source)
 
 
 def put_on(
@@ -86,7 +90,7 @@ def put_on(
             copy_values(planned.path, layer)
 
         def copy_values(path: str, holder: LoraLayer | SavedModule) -> None:
-            fill(f"{source}, {path}", holder.adapter_tensors(adapter), given[path])
+            fill(f"{source}, {path}", holder.adapter_tensors(adapter), given[plain_path(path)])
 
         def copy_bias(bias: TrainedBias) -> None:
             fill(source, {bias.names[0]: bias.own}, {bias.names[0]: values[bias.names[0]]})

@@ -12,10 +12,27 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from quantlora.errors import AdapterError
 
 
+class PromptAdapters(tuple[str, ...]):
+    """One name for each prompt; the batch holds the prompts, or ``copies`` in a row of each.
+
+    An encoder runs before generation makes beams of its output, the decoder after.
+    """
+
+    copies: int = 1
+
+    def of_batch(self, size: int) -> tuple[str, ...]:
+        """The names of a batch of ``size`` samples."""
+        if size != len(self) * self.copies:
+            return self
+        return tuple(name for name in self for _ in range(self.copies))
+
+
 def rows_by_adapter(
     names: Sequence[str], known: Sequence[str], x: Tensor, path: str
 ) -> list[tuple[str, Tensor]]:
     """For each adapter of ``known`` that occurs in ``names``, the indices of its samples."""
+    if isinstance(names, PromptAdapters):
+        names = names.of_batch(x.shape[0])
     if len(names) != x.shape[0]:
         raise AdapterError(
             f"{path}: adapter_names has {len(names)} entries, but the batch has {x.shape[0]} "

@@ -15,6 +15,7 @@ from quantlora.errors import AdapterError, LayerError, TargetError
 from quantlora.formats.layouts import linear_from
 from quantlora.formats.quantizer import FLOAT, Quantizer
 from quantlora.layers.layer import LoraLayer
+from quantlora.names import plain_path
 from quantlora.suggestions import near
 
 #: Names of the heads that a task puts on a model, by ``task_type``: new, so they must be trained.
@@ -41,7 +42,7 @@ def find_saved(model: nn.Module, config: LoraConfig) -> dict[str, nn.Module]:
     """
     names = config.modules_to_save or []
     modules = {path: module for path, module in own_modules(model) if path}
-    found = [path for path in modules if path.endswith(tuple(names))]
+    found = [path for path in modules if plain_path(path).endswith(tuple(names))]
     if names and not found:
         close = [one for name in names for one in near(name, modules)]
         raise TargetError(

@@ -18,6 +18,7 @@ from quantlora.errors import TargetError
 from quantlora.formats.layouts import is_linear_kind
 from quantlora.layers.layer import LoraLayer
 from quantlora.layers.parameters import LoraParameters
+from quantlora.names import plain_path
 from quantlora.suggestions import near
 from quantlora.wrapping.parameter_targets import parameter_holders
 
@@ -49,7 +50,7 @@ def find_targets(
     """
     modules = dict(own_modules(model))
     names = TargetNames(config)
-    paths = [path for path in modules if path and names.pick(path)]
+    paths = [path for path in modules if path and names.pick(plain_path(path))]
     if is_all_linear(config):
         heads = output_heads(model, config)
         paths = [
@@ -61,8 +62,9 @@ def find_targets(
     if not paths and not holders:
         raise TargetError(_nothing(config, modules, registry))
     keys = [f"{path}.{name}" for path, names in holders.items() for name in names]
+    plain = [plain_path(path) for path in (*paths, *keys)]
     for name in ("rank_pattern", "alpha_pattern") if strict else ():
-        _check_patterns(name, getattr(config, name), [*paths, *keys])
+        _check_patterns(name, getattr(config, name), plain)
     return [
         *(_target(path, modules[path], config) for path in paths),
         *(_holder(path, modules[path], names, config) for path, names in holders.items()),
@@ -97,8 +99,9 @@ def output_heads(model: nn.Module, config: LoraConfig) -> set[nn.Module]:
 
 
 def _target(path: str, layer: nn.Module, config: LoraConfig) -> Target:
-    r = by_pattern(path, config.rank_pattern, config.r)
-    return Target(path, layer, r, by_pattern(path, config.alpha_pattern, config.lora_alpha))
+    name = plain_path(path)
+    r = by_pattern(name, config.rank_pattern, config.r)
+    return Target(path, layer, r, by_pattern(name, config.alpha_pattern, config.lora_alpha))
 
 
 def _holder(path: str, module: nn.Module, names: list[str], config: LoraConfig) -> Target:

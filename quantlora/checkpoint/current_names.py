@@ -1,0 +1,161 @@
+"""A file's tensors by the names that the model's modules have now.
+
+The names in a file are those of its time: saved from a compiled or data-parallel model they have
+its prefixes, and Transformers has moved modules of many models since (``model.layers`` of Qwen2-VL
+is ``model.language_model.layers``). Transformers keeps the renamings for its own checkpoints, and
+they are asked for here too. A name that the model has is left alone.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor, nn
+
+from quantlora.adapters.holders import own_modules
+from quantlora.checkpoint.keys import PREFIX, split_key
+from quantlora.config.lora_config import LoraConfig
+from quantlora.config.patterns import as_pattern
+from quantlora.config.picked_paths import TargetNames, is_all_linear
+from quantlora.errors import AdapterFileError
+from quantlora.names import plain_path
+from quantlora.transformers_models import is_transformers_model
+from quantlora.wrapping.targets import by_pattern
+
+#: What stands before a name where a model was wrapped once more before it was saved.
+_BEFORE = (PREFIX, "base_model.", "module.")
+
+Rename = Callable[[str], str]
+
+
+def current_names(
+    source: str,
+    model: nn.Module,
+    config: LoraConfig,
+    tensors: Mapping[str, Tensor],
+    key_mapping: Mapping[str, str] | None = None,
+) -> tuple[LoraConfig, Mapping[str, Tensor]]:
+    """``config`` and ``tensors`` of a file, renamed where ``model`` calls its modules otherwise.
+
+    A config whose names pick other layers then gets the paths of the file's own.
+
+    Args:
+        source: the file, for messages.
+        key_mapping: expressions and what to put in their place, as in ``from_pretrained``; tried
+            on each key without its prefix, the first that matches counts.
+
+    Raises:
+        AdapterFileError: two tensors would have one name, or an expression is none.
+    """
+    known = {plain_path(path) for path, _ in own_modules(model)}
+    renames = [*_by_hand(source, key_mapping or {}), *_by_transformers(model)]
+    new = {key: _current(key.removeprefix(PREFIX), known, renames) for key in tensors}
+    if len(set(new.values())) < len(new):
+        twice = next(key for key in new if list(new.values()).count(new[key]) > 1)
+        raise AdapterFileError(
+            f"{source}: {twice} and another tensor both belong to {new[twice]}: the file holds "
+            f"several adapters, or key_mapping gives two tensors one name."
+        )
+    moved = {_layer(key.removeprefix(PREFIX)): _layer(name) for key, name in new.items()}
+    moved.pop("", None)
+    renamed = {PREFIX + new[key]: tensor for key, tensor in tensors.items()}
+    return _config(config, moved, known), renamed
+
+
+def _current(key: str, known: set[str], renames: list[Rename]) -> str:
+    """``key`` by the first of its possible names whose module ``known`` has, or as it is."""
+    return next((one for one in _possible(key, renames) if _module(one) in known), key)
+
+
+def _possible(key: str, renames: list[Rename]) -> Iterator[str]:
+    for one in (key, *_without_wrappers(key)):
+        yield one
+    for one in (key, *_without_wrappers(key)):
+        yield from (name for rename in renames if (name := rename(one)) != one)
+
+
+def _without_wrappers(key: str) -> Iterator[str]:
+    """``key`` without each wrapper's segments, one after the other."""
+    key = plain_path(key)
+    yield key
+    while before := next((one for one in _BEFORE if key.startswith(one)), ""):
+        key = key.removeprefix(before)
+        yield key
+
+
+def _module(key: str) -> str:
+    """The path of the module whose tensor ``key`` is."""
+    return _layer(key) or key.rpartition(".")[0]
+
+
+def _layer(key: str) -> str:
+    """The path of the LoRA layer whose tensor ``key`` is, or nothing."""
+    return split_key(PREFIX + key)[0]
+
+
+def _by_hand(source: str, mapping: Mapping[str, str]) -> list[Rename]:
+    try:
+        expressions = [(re.compile(old), new) for old, new in mapping.items()]
+    except re.error as error:
+        raise AdapterFileError(f"{source}: key_mapping has no valid expression: {error}") from error
+
+    def rename(key: str) -> str:
+        for old, new in expressions:
+            # from_pretrained takes "^model" and groups in what is put in, and leaves them out
+            name, count = old.subn(re.sub(r"\(.*\)", "", new.lstrip("^")), key)
+            if count:
+                return name
+        return key
+
+    return [rename] if expressions else []
+
+
+def _by_transformers(model: nn.Module) -> list[Rename]:
+    """The renamings that ``from_pretrained`` of this model would apply, as one."""
+    if not is_transformers_model(model):
+        return []
+    try:
+        from transformers.conversion_mapping import get_model_conversion_mapping
+        from transformers.core_model_loading import WeightRenaming
+    except ImportError:  # before Transformers 5
+        return _by_hand("", getattr(model, "_checkpoint_conversion_mapping", {}))
+    transformers_model: Any = model
+    all_of_it = get_model_conversion_mapping(transformers_model)
+    renamings = [one for one in all_of_it if isinstance(one, WeightRenaming)]
+    prefix: Any = getattr(model, "base_model_prefix", "")
+
+    def rename(key: str) -> str:
+        path, name = split_key(PREFIX + key)  # the renamings know of the layer's weight only
+        new = f"{path}.weight" if path else name
+        for renaming in renamings:
+            new = renaming.rename_source_key(new)[0]
+        return f"{new.removesuffix('.weight')}.{name}" if path else new
+
+    return [rename, lambda key: f"{prefix}.{rename(key)}"] if prefix else [rename]
+
+
+def _config(config: LoraConfig, moved: Mapping[str, str], known: set[str]) -> LoraConfig:
+    """``config`` with paths in place of patterns, where it means layers of other names."""
+    if config.target_parameters or all(old == new for old, new in moved.items()):
+        return config
+    ranks = {new: by_pattern(old, config.rank_pattern, config.r) for old, new in moved.items()}
+    alphas = {
+        new: by_pattern(old, config.alpha_pattern, config.lora_alpha) for old, new in moved.items()
+    }
+    (r, rank_pattern), (alpha, alpha_pattern) = as_pattern(ranks), as_pattern(alphas)
+    config = replace(
+        config, r=r, lora_alpha=alpha, rank_pattern=rank_pattern, alpha_pattern=alpha_pattern
+    )
+    paths = set(moved.values())
+    if is_all_linear(config) or set(filter(TargetNames(config).pick, known)) == paths:
+        return config
+    return replace(
+        config,
+        target_modules=sorted(paths),
+        exclude_modules=None,
+        layers_to_transform=None,
+        layers_pattern=None,
+    )
