@@ -18,6 +18,7 @@ from quantlora import check_packable
 from quantlora_bnb import llm_int8
 from quantlora_bnb.library import library
 from quantlora_bnb.quantizer import BitsandbytesQuantizer, frozen
+from quantlora_bnb.rows import packed_rows
 from quantlora_bnb.settings import Settings8bit
 
 #: Rows up to which torch's int8 kernel beats converting the weight (2 cores, AVX512-BF16).
@@ -54,7 +55,7 @@ class Bitsandbytes8bit(BitsandbytesQuantizer):
         layer: Any = self._layer_type()(
             *size, has_fp16_weights=False, **asdict(settings), device="meta"
         )
-        codes, scale = _rounded(linear.weight.detach())
+        codes, scale = packed_rows(linear.weight.detach())
         layer.weight = bnb.nn.Int8Params(codes, False, CB=codes, SCB=scale)
         layer.bias = frozen(linear.bias)
         if like is not None:
@@ -114,19 +115,6 @@ class Bitsandbytes8bit(BitsandbytesQuantizer):
         if codes is None or absmax is None:
             raise self._not_packed(path)
         return codes, absmax.to(codes.device, torch.float32)
-
-
-def _rounded(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Codes and scales by upstream's kernel, which takes half precision.
-
-    Rows outside of its range are brought into it by a power of two, which no code shows.
-    """
-    weight = weight if weight.dtype == torch.float16 else weight.float()
-    peak = weight.abs().amax(1, keepdim=True).float()
-    outside = (peak > 0) & ((peak >= 65504) | (peak < 2**-14))
-    factor = torch.where(outside, torch.exp2(-peak.clamp(min=1e-37).log2().floor()), 1)
-    codes, scale, _ = library().functional.int8_vectorwise_quant((weight * factor).half())
-    return codes, scale / factor[:, 0]
 
 
 def _is_decoding_on_cpu(x: Tensor) -> bool:

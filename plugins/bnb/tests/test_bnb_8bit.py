@@ -19,6 +19,10 @@ from quantlora import BackendError, Quantizer
 LOGGER = "bitsandbytes.autograd._functions"
 
 
+def quantizer() -> Quantizer:
+    return quantlora.registry().quantizer("bitsandbytes_8bit")
+
+
 def linear(dtype: torch.dtype = torch.float32, bias: bool = True) -> nn.Linear:
     torch.manual_seed(0)
     return nn.Linear(128, 96, bias, dtype=dtype)
@@ -196,3 +200,34 @@ def test_dequantize_compiles_without_a_graph_break(eight_bit: Quantizer, backend
     layer = eight_bit.quantize(linear())
     compiled = torch.compile(lambda: eight_bit.dequantize(layer), fullgraph=True, backend=backend)
     assert torch.equal(compiled(), eight_bit.dequantize(layer))
+
+
+@pytest.mark.parametrize("size", [1e-42, 1e-30, 1e-10, 1e-5, 1e5, 1e30, 1e37])
+def test_weights_that_float16_has_no_room_for_are_packed_as_well(size: float) -> None:
+    torch.manual_seed(0)
+    weight = torch.randn(24, 64) * size
+    weight[0] = 0
+    layer = quantizer().quantize(quantlora.linear_from(weight))
+    found = quantizer().dequantize(layer)
+    error = (found.double() - weight.double()).norm() / weight.double().norm()
+    assert error < (0.02 if size < 1e-38 else 0.008)
+
+
+def test_ordinary_weights_are_packed_bit_for_bit_as_upstream_does() -> None:
+    torch.manual_seed(0)
+    weight = torch.randn(24, 64)
+    layer = quantizer().quantize(quantlora.linear_from(weight))
+    codes, absmax, _ = bnb.functional.int8_vectorwise_quant(weight.half())
+    assert torch.equal(layer.weight.data, codes)
+    assert torch.equal(layer.weight.SCB, absmax)
+
+
+@pytest.mark.parametrize("size", [1e-10, 1e5])
+def test_loftq_serves_such_weights(size: float) -> None:
+    torch.manual_seed(0)
+    weight = torch.randn(48, 64) * size
+    net = nn.Sequential(quantlora.linear_from(weight))
+    fields = {"r": 8, "init_lora_weights": "loftq", "loftq_config": {"loftq_bits": 8}}
+    layer = quantlora.wrap(net, backend="bitsandbytes_8bit", **fields)[0]
+    plain = (weight - layer.dequantize()).norm()
+    assert (weight - layer.dequantize() - layer.delta_weight("default", None)).norm() < 0.9 * plain

@@ -122,8 +122,10 @@ def _pack(linear: nn.Linear, where: str, bits: int = 4, **options: Any) -> Norma
     levels = level_table(bits, packed.quant_type).to(weight.device)
     uniform = packed.quant_type == "uniform"
     encoded = encode(weight, levels, packed.block_size, zeros=uniform)
-    packed.packed, packed.levels, packed.zeros = pack(encoded.codes, bits), levels, encoded.zeros
     packed.scales.store(encoded.scales)
+    if uniform and packed.double_quant:  # the grid there is now decides codes and zero-points
+        encoded = encode(weight, levels, packed.block_size, True, packed.scales())
+    packed.packed, packed.levels, packed.zeros = pack(encoded.codes, bits), levels, encoded.zeros
     if linear.bias is not None:
         packed.bias = nn.Parameter(linear.bias.detach().to(packed.dtype, copy=True), False)
     return packed.train(linear.training)
