@@ -6,16 +6,18 @@ with quantlora.mixed_batch(model, ["poems", "code", "__base__"]):
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from torch import nn
 
 from quantlora.adapters.biases import check_biases_shared
 from quantlora.adapters.holders import adapter_holders
+from quantlora.adapters.saved_modules import SavedModule
 from quantlora.adapters.state import known_adapter
 from quantlora.errors import AdapterError
 from quantlora.layers.calls import give_samples
+from quantlora.layers.layer import LoraLayer
 from quantlora.layers.rows import PromptAdapters
 
 #: The name that stands for "no adapter" in a mixed batch, as in PEFT.
@@ -24,23 +26,33 @@ BASE = "__base__"
 
 @contextmanager
 def mixed_batch(
-    model: nn.Module, adapter_names: Sequence[str], *, copies: int = 1
+    model: nn.Module,
+    adapter_names: Sequence[str],
+    *,
+    copies: int = 1,
+    batch_dim: int | None = None,
 ) -> Iterator[None]:
     """Within the block, sample i of every batch goes through ``adapter_names[i]``.
 
-    With ``copies``, a batch may also hold that many samples in a row for each name (beams).
+    Args:
+        copies: a batch may also hold that many samples in a row for each name (beams).
+        batch_dim: 1 where layers get sequences as (time, batch, features), 0 for (batch, time,
+            features); default: as the modules of torch around a layer say (``batch_first``), else
+            0. It cannot be seen where the batch is as large as the sequence is long.
 
     It holds for the calls of this thread. With gradient checkpointing, call backward within the
     block too: it computes forward again.
     """
-    assign_samples(model, adapter_names, copies)
+    assign_samples(model, adapter_names, copies, batch_dim)
     try:
         yield
     finally:
         clear_samples(model)
 
 
-def assign_samples(model: nn.Module, adapter_names: Sequence[str], copies: int = 1) -> None:
+def assign_samples(
+    model: nn.Module, adapter_names: Sequence[str], copies: int = 1, batch_dim: int | None = None
+) -> None:
     """From now on, sample i of every batch goes through ``adapter_names[i]``."""
     for name in set(adapter_names) - {BASE}:
         known_adapter(model, name)
@@ -52,11 +64,36 @@ def assign_samples(model: nn.Module, adapter_names: Sequence[str], copies: int =
             f"a mixed batch needs the plain base, but {', '.join(sorted(merged))} is merged into "
             f"it; call quantlora.unmerge(model) first."
         )
+    time_first = _time_first(model) if batch_dim is None else layers if batch_dim else []
+    for layer in time_first:
+        if isinstance(layer, SavedModule) and {*adapter_names} & {*layer.adapters}:
+            raise AdapterError(
+                f"{layer.path}: a module trained in full (modules_to_save) cannot be in a mixed "
+                f"batch of (time, batch, features); call the model for each adapter by itself."
+            )
     names = tuple(adapter_names)
     if copies > 1:
         names = PromptAdapters(names)
         names.copies = copies
-    give_samples(layers, names)
+    give_samples(layers, names, time_first)
+
+
+def _time_first(model: nn.Module) -> list[LoraLayer | SavedModule]:
+    """What is in a module of torch that has its batch second; the nearest around it decides."""
+    found: dict[str, bool] = {}
+    for path, module in model.named_modules():
+        said = [getattr(one, "batch_first", None) for one in (module, *module.children())]
+        if flags := [one for one in said if isinstance(one, bool)]:
+            found[path] = not flags[0]
+    return [layer for path, layer in adapter_holders(model) if _nearest(found, path)]
+
+
+def _nearest(found: Mapping[str, bool], path: str) -> bool:
+    while path:
+        path = path.rpartition(".")[0]
+        if path in found:
+            return found[path]
+    return False
 
 
 def clear_samples(model: nn.Module) -> None:

@@ -60,7 +60,9 @@ def plain_layer(layer: nn.Module) -> nn.Module | None:
 
 def _embedding(layer: Any) -> nn.Module:
     ids = torch.arange(layer.num_embeddings, device=layer.weight.device)
-    return nn.Embedding.from_pretrained(_copy(layer)(ids).clone(), padding_idx=layer.padding_idx)
+    new = nn.Embedding(*layer.weight.shape, padding_idx=layer.padding_idx, device="meta")
+    new.weight = nn.Parameter(_copy(layer)(ids).clone(), requires_grad=False)
+    return new
 
 
 def _convolution(layer: Any) -> nn.Module:
@@ -83,14 +85,16 @@ def _impulses(layer: Any) -> tuple[Tensor, Tensor]:
     columns = []
     taps = list(itertools.product(range(width), *(range(k) for k in layer.kernel_size)))
     rest = like.new_zeros(1, layer.in_channels, *sizes)
-    zero = layer(rest)[(0, slice(None), *steps)]
+    first_only, answers = (0, slice(None), *steps), (slice(None), slice(None), *steps)
+    zero = layer(rest)[first_only]
     for first in range(0, len(taps), _CHUNK):
         part = taps[first : first + _CHUNK]
         x = rest.repeat(len(part), *[1] * (rest.dim() - 1))
         for i, (channel, *places) in enumerate(part):
             at = (s + d * k for s, d, k in zip(starts, layer.dilation, places, strict=True))
-            x[(i, slice(channel, None, width), *at)] = 1
-        columns.append(layer(x)[(slice(None), slice(None), *steps)] - zero)
+            tap = (i, slice(channel, None, width), *at)
+            x[tap] = 1
+        columns.append(layer(x)[answers] - zero)
     return torch.cat(columns).t().reshape(like.shape).contiguous(), zero.clone()
 
 

@@ -101,7 +101,7 @@ def _elsewhere(tensor: Tensor, now: Tensor | None) -> bool:
         return False
     if now is None or type(now) not in _PLAIN:
         return True
-    return storage._cdata != now.untyped_storage()._cdata
+    return bool(storage._cdata != now.untyped_storage()._cdata)
 
 
 def transformed() -> bool:

@@ -26,7 +26,7 @@ def twin(module: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
     """
     packed = {name: tensors.get(name, getattr(module, name)) for name in parametrized(module)}
     kind = parametrize.type_before_parametrizations(module) if packed else type(module)
-    new: nn.Module = kind.__new__(kind)
+    new: nn.Module = object.__new__(kind)
     vars(new).update({name: _rebound(one, module, new) for name, one in vars(module).items()})
     new._parameters = cast("dict[str, nn.Parameter | None]", _replaced(module._parameters, tensors))
     if any(name in module._buffers for name in tensors):

@@ -13,15 +13,19 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 _KEY = "quantlora_calls"
 
 
 @dataclass(frozen=True)
 class Calls:
-    """By ``id`` of the module: the adapter of each sample; and whose adapters are off."""
+    """By ``id`` of the module: the adapter of each sample; where samples are the second dimension
+    of a sequence; and whose adapters are off.
+    """
 
     samples: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
+    time_first: frozenset[int] = frozenset()
     off: frozenset[int] = frozenset()
 
 
@@ -42,6 +46,9 @@ class PerCall:
     _enabled = True
     _traced_off = False
     _traced_samples: tuple[str, ...] | None = None
+    _traced_time_first = False
+    #: From so many dimensions on the input can be a sequence.
+    sequence_dims = 3
 
     @property
     def enabled(self) -> bool:
@@ -61,15 +68,31 @@ class PerCall:
             return self._traced_samples
         return calls().samples.get(id(self))
 
+    def sample_dim(self, x: Tensor) -> int:
+        """The dimension of ``x`` that counts the samples."""
+        compiled = torch.compiler.is_compiling()
+        later = self._traced_time_first if compiled else id(self) in calls().time_first
+        return int(later and x.dim() >= self.sequence_dims)
 
-def give_samples(modules: Collection[PerCall], names: tuple[str, ...] | None) -> None:
-    """From now on, in this thread, sample i goes through ``names[i]``; None: no mixed batch."""
-    keys = {id(module) for module in modules}
+
+def give_samples(
+    modules: Collection[PerCall],
+    names: tuple[str, ...] | None,
+    time_first: Collection[PerCall] = (),
+) -> None:
+    """From now on, in this thread, sample i goes through ``names[i]``; None: no mixed batch.
+
+    Args:
+        time_first: those of ``modules`` that compute with (time, batch, features).
+    """
+    keys, later = ({id(one) for one in some} for some in (modules, time_first))
     others = {key: one for key, one in calls().samples.items() if key not in keys}
     given = {} if names is None else dict.fromkeys(keys, names)
-    _store(replace(calls(), samples={**others, **given}))
+    turned = calls().time_first - keys | later
+    _store(replace(calls(), samples={**others, **given}, time_first=turned))
     for module in modules:
         module._traced_samples = names
+        module._traced_time_first = id(module) in later
 
 
 def switch_off(things: Collection[Any], off: bool) -> None:

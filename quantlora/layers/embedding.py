@@ -39,10 +39,15 @@ class LoraEmbedding(LoraLayer):
     def accepts(cls, base_layer: nn.Module, quantizer: Quantizer) -> bool:
         return isinstance(base_layer, EMBEDDINGS)
 
+    sequence_dims = 2
+
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        y = base = self.base_layer(x, *args, **kwargs)
-        for name, rows in self.shares(x):
-            y = add_rows(y, rows, self.delta(name, pick_rows(x, rows), pick_rows(base, rows)))
+        y: Tensor = self.base_layer(x, *args, **kwargs)
+        base = y
+        dim = self.sample_dim(x)
+        for name, rows in self.shares(x, dim):
+            delta = self.delta(name, pick_rows(x, rows, dim), pick_rows(base, rows, dim))
+            y = add_rows(y, rows, delta, dim)
         return y
 
     def delta(self, name: str, x: Tensor, base: Tensor) -> Tensor:

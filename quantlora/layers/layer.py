@@ -77,8 +77,8 @@ class LoraLayer(PerCall, EffectiveWeight, nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LoraLayer:
         """The base from before a merge moves and changes its dtype with the rest."""
         for base, _ in self.unmerged if recurse else ():
-            base._apply(fn)
-        super()._apply(fn, recurse)
+            base._apply(fn)  # type: ignore[no-untyped-call]
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self
 
     # -- adapters
@@ -154,11 +154,11 @@ class LoraLayer(PerCall, EffectiveWeight, nn.Module):
             return ()
         return tuple(name for name in self.active if name not in self.merged)
 
-    def shares(self, x: Tensor) -> list[tuple[str, Tensor | None]]:
+    def shares(self, x: Tensor, dim: int = 0) -> list[tuple[str, Tensor | None]]:
         """Which adapters add to which samples of ``x`` (None: all of them)."""
         if self.sample_adapters is None or not self.enabled:
             return [(name, None) for name in self.contributing]
-        return list(rows_by_adapter(self.sample_adapters, self.adapters, x, self.path))
+        return list(rows_by_adapter(self.sample_adapters, self.adapters, x, self.path, dim))
 
     def activate(self, names: Iterable[str]) -> None:
         """Make those of ``names`` that this layer has the active ones."""

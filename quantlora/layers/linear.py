@@ -53,10 +53,11 @@ class LoraLinear(LoraLayer):
             weight = self.forward_weight()
             product = self.base_product(x, weight)
             y = self._with_bias(product, x)
-        for name, rows in self.shares(x):
-            dropped = self.lora_dropout[name](pick_rows(x, rows))
-            delta = self.delta(name, dropped, pick_rows(product, rows), weight)
-            y = add_rows(y, rows, delta)
+        dim = self.sample_dim(x)
+        for name, rows in self.shares(x, dim):
+            dropped = self.lora_dropout[name](pick_rows(x, rows, dim))
+            delta = self.delta(name, dropped, pick_rows(product, rows, dim), weight)
+            y = add_rows(y, rows, delta, dim)
         return y
 
     # -- the base

@@ -28,15 +28,16 @@ class PromptAdapters(tuple[str, ...]):
 
 
 def rows_by_adapter(
-    names: Sequence[str], known: Sequence[str], x: Tensor, path: str
+    names: Sequence[str], known: Sequence[str], x: Tensor, path: str, dim: int = 0
 ) -> list[tuple[str, Tensor]]:
     """For each adapter of ``known`` that occurs in ``names``, the indices of its samples."""
     if isinstance(names, PromptAdapters):
-        names = names.of_batch(x.shape[0])
-    if len(names) != x.shape[0]:
+        names = names.of_batch(x.shape[dim])
+    if len(names) != x.shape[dim]:
         raise AdapterError(
-            f"{path}: adapter_names has {len(names)} entries, but the batch has {x.shape[0]} "
-            f"samples: give one name per sample (after beams and repeats are expanded)."
+            f"{path}: adapter_names has {len(names)} entries, but the batch has {x.shape[dim]} "
+            f"samples: give one name per sample (after beams and repeats are expanded). Where the "
+            f"model computes with (time, batch, features), use mixed_batch(..., batch_dim=1)."
         )
     return [
         (name, torch.tensor([i for i, one in enumerate(names) if one == name], device=x.device))
@@ -45,15 +46,15 @@ def rows_by_adapter(
     ]
 
 
-def pick_rows(x: Tensor, rows: Tensor | None) -> Tensor:
-    """The samples ``rows`` of ``x``; all of them for None."""
-    return x if rows is None else x.index_select(0, rows)
+def pick_rows(x: Tensor, rows: Tensor | None, dim: int = 0) -> Tensor:
+    """The samples ``rows`` of ``x``, along ``dim``; all of them for None."""
+    return x if rows is None else x.index_select(dim, rows)
 
 
-def add_rows(y: Tensor, rows: Tensor | None, delta: Tensor) -> Tensor:
+def add_rows(y: Tensor, rows: Tensor | None, delta: Tensor, dim: int = 0) -> Tensor:
     """``y`` with ``delta`` added to its samples ``rows``."""
     delta = delta.to(y.dtype)
-    return y + delta if rows is None else y.index_add(0, rows, delta)
+    return y + delta if rows is None else y.index_add(dim, rows, delta)
 
 
 def put_rows(y: Any, rows: Tensor, other: Any, samples: int, path: str) -> Any:
