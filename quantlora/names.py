@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-import re
-
 from quantlora.errors import ConfigError
 
 #: Segments that torch.compile, FSDP and activation checkpointing put into module paths.
 _WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+
+
+#: Dots split module paths; the others are signs of paths and drives on other systems.
+_NOT_IN_NAMES = (".", "\\", ":")
+#: In bytes, on nearly every file system.
+_LONGEST_NAME = 255
 
 
 def plain_path(path: str) -> str:
@@ -16,10 +20,22 @@ def plain_path(path: str) -> str:
 
 
 def check_name(adapter: str) -> None:
-    """A name becomes part of module paths, file keys and a folder's name."""
+    """A name becomes part of module paths, file keys and a folder's name.
+
+    What PEFT takes is taken: spaces, letters of any alphabet, "owner/name". torch splits paths at
+    dots; without them no name leads out of the folder either, if it is not absolute.
+    """
     from torch import nn
 
-    if not isinstance(adapter, str) or not re.fullmatch(r"\w[\w-]*", adapter, re.ASCII):
-        raise ConfigError(f"adapter_name {adapter!r}: use letters, digits, '_' and '-' only.")
+    parts = adapter.split("/") if isinstance(adapter, str) else [""]
+    if not all(part and part == part.strip() and part.isprintable() for part in parts) or any(
+        sign in adapter for sign in _NOT_IN_NAMES
+    ):
+        raise ConfigError(
+            f"adapter_name {adapter!r}: it becomes a folder's name, so no dot, backslash, colon or "
+            f"control character, and no '/' or space at an end of it."
+        )
+    if max(len(part.encode()) for part in parts) > _LONGEST_NAME:
+        raise ConfigError(f"adapter_name {adapter!r} is longer than a folder's name can be.")
     if adapter.startswith("__") or hasattr(nn.ModuleDict(), adapter):
         raise ConfigError(f"adapter_name {adapter!r} is taken by torch or quantlora: use another.")

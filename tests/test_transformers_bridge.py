@@ -51,7 +51,7 @@ def test_forward_generate_and_config_are_unchanged(model):
 
 def test_save_pretrained_writes_the_adapter_only(model, tmp_path):
     model.save_pretrained(tmp_path)
-    names = {"adapter_config.json", "adapter_model.safetensors", "quantlora.json"}
+    names = {"README.md", "adapter_config.json", "adapter_model.safetensors", "quantlora.json"}
     assert {path.name for path in tmp_path.iterdir()} == names
     assert torch.equal(logits(quantlora.load_adapter(base(), tmp_path)), logits(model))
 

@@ -22,6 +22,7 @@ from quantlora.checkpoint.conversion import (
     written_init,
 )
 from quantlora.checkpoint.keys import PREFIX, file_key
+from quantlora.checkpoint.model_card import CARD, card_text
 from quantlora.checkpoint.place import CONFIG, PICKLE, SIDE, WEIGHTS, folders_of
 from quantlora.checkpoint.side_file import side_text
 from quantlora.checkpoint.target_names import written_targets
@@ -45,7 +46,8 @@ def save_adapter(
     """Write the adapter ``adapter_name`` of ``model``, for quantlora, PEFT and vLLM to read.
 
     Killed at any moment, the folder holds the adapter that was there before or the new one,
-    whole. What else is in the folder stays.
+    whole. What else is in the folder stays. A model card, ``README.md``, is written where there is
+    none; to one that is there, metadata that it lacks are added.
 
     A model that is sharded (FSDP2, DeepSpeed ZeRO-3) is gathered: every process must call this,
     the first one writes.
@@ -95,8 +97,13 @@ def write_adapter(
     if converted:
         config = converted_config(model, config, adapter)
         add_first_values(model, adapter, tensors)
-    text = config_text(config, targets, model.__dict__.get("name_or_path") or None, init)
-    files: dict[str, Writer] = {
+    base = model.__dict__.get("name_or_path") or None
+    text = config_text(config, targets, base, init)
+    card = card_text(place, config, config.base_model_name_or_path or base)
+    files: dict[str, Writer] = (
+        {} if card is None else {CARD: partial(Path.write_text, data=card, encoding="utf-8")}
+    )
+    files |= {
         CONFIG: partial(Path.write_text, data=text, encoding="utf-8"),
         SIDE: partial(Path.write_text, data=note, encoding="utf-8"),
         WEIGHTS: partial(write_weights, tensors=tensors),

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from quantlora.checkpoint import place
+from quantlora.checkpoint.model_card import CARD
 
 PAGE = (Path(__file__).parents[2] / "docs" / "adapter-files.md").read_text()
 
@@ -16,5 +17,5 @@ def test_its_examples_run(tmp_path, monkeypatch):
     for block in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL):
         exec(compile(block, "adapter-files.md", "exec"), names)
     files = {path.name for path in (tmp_path / "my-adapter").iterdir()}
-    assert files == {place.CONFIG, place.WEIGHTS, place.SIDE}
+    assert files == {CARD, place.CONFIG, place.WEIGHTS, place.SIDE}
     assert all(f"`{name}`" in PAGE for name in files)

@@ -91,7 +91,7 @@ def test_a_layer_that_is_left_out_has_its_reason(model, fields, path, reason):
         ({"init_lora_weights": "nothing"}, "unknown initializer 'nothing'"),
         ({"target_modules": ["upp"]}, "Near names: "),
         ({"rank_pattern": {"nowhere": 3}}, "matches none of the targeted layers"),
-        ({"adapter_name": "a.b"}, "use letters, digits"),
+        ({"adapter_name": "a.b"}, "it becomes a folder's name"),
         ({"config": LoraConfig(), "r": 2}, "give either a config or its fields"),
     ],
 )

@@ -178,10 +178,12 @@ def test_wrapping_a_merged_model_says_to_unmerge_first(wrapped: Callable[..., An
     assert "quantlora.unmerge(model)" in text
 
 
-@pytest.mark.parametrize("name", ["", "a.b", "a/b", "a b", "é", None, 3])
+@pytest.mark.parametrize(
+    "name", ["", "a.b", "../a", "/a", "a/", "a//b", "a\\b", "c:a", " a", "a\n", None, 3]
+)
 def test_a_name_that_no_path_can_hold_is_refused(name: Any, model: nn.Module) -> None:
     text = error(quantlora.ConfigError, model, r=2, adapter_name=name)
-    assert text == f"adapter_name {name!r}: use letters, digits, '_' and '-' only."
+    assert text.startswith(f"adapter_name {name!r}: it becomes a folder's name")
 
 
 @pytest.mark.parametrize("name", ["train", "keys", "type", "training", "__base__"])

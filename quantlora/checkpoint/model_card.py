@@ -1,0 +1,88 @@
+"""``README.md`` beside an adapter: the card that the hub shows.
+
+One that is there is somebody's text: only what the hub needs and it lacks is added to its metadata.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import re
+from pathlib import Path
+from typing import Any
+
+from quantlora.config.lora_config import LoraConfig
+
+CARD = "README.md"
+
+_TEXT = """
+# {title}
+
+A LoRA adapter{of}: rank {r}, alpha {alpha:g}, made with [quantlora](https://pypi.org/project/quantlora)
+in PEFT's format.
+
+## Use
+
+```python
+import quantlora
+
+model = quantlora.load_adapter(model, "this folder or its id on the hub")
+```
+
+`PeftModel.from_pretrained(model, ...)` reads it too. `model` is the base that it was trained on.
+
+### Framework versions
+
+- quantlora {version}
+"""
+
+
+def card_text(folder: Path, config: LoraConfig, base: str | None) -> str | None:
+    """The card for the adapter in ``folder``; None where one is there that cannot be read.
+
+    Args:
+        base: what the base was loaded from; only an id of the hub is written, for a path says
+            nothing to others, and the hub refuses it.
+    """
+    there = folder / CARD
+    base = base if base and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", base) else None
+    base = None if base and Path(base).exists() else base
+    if not there.is_file():
+        return _written(_text(folder.name, config, base), base)
+    try:
+        old = there.read_text(encoding="utf-8")
+        return _written(old, base)
+    except (OSError, ValueError, _yaml_error()):
+        return None
+
+
+def _text(title: str, config: LoraConfig, base: str | None) -> str:
+    return _TEXT.format(
+        title=title,
+        of=f" for [{base}](https://huggingface.co/{base})" if base else "",
+        r=config.r,
+        alpha=config.lora_alpha,
+        version=importlib.metadata.version("quantlora"),
+    )
+
+
+def _written(text: str, base: str | None) -> str:
+    """``text`` with what its metadata lacks; the same text where they lack nothing."""
+    from huggingface_hub import ModelCard
+
+    card: Any = ModelCard(text if text.startswith("---\n") else f"---\n{{}}\n---\n{text}")
+    before = card.data.to_dict()
+    tags = list(card.data.get("tags") or [])
+    wanted = ["lora", "quantlora", *([f"base_model:adapter:{base}"] if base else [])]
+    card.data["tags"] = [*tags, *(tag for tag in wanted if tag not in tags)]
+    if not card.data.get("library_name"):
+        card.data["library_name"] = "peft"
+    if base and not card.data.get("base_model"):
+        card.data["base_model"] = base
+    return text if card.data.to_dict() == before else str(card)
+
+
+def _yaml_error() -> type[Exception]:
+    import yaml  # type: ignore[import-untyped, unused-ignore]
+
+    error: type[Exception] = yaml.YAMLError
+    return error

@@ -1,0 +1,87 @@
+"""``README.md`` beside an adapter."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from huggingface_hub import ModelCard
+
+import quantlora
+from quantlora.errors import ConfigError
+from quantlora.testing.models import tiny_llama
+
+OWN = (
+    "---\nlicense: mit\ntags:\n- poems\nlibrary_name: mine\n---\n\n# My adapter\n\nWritten by me.\n"
+)
+
+
+def saved(folder, base="owner/base"):
+    model = quantlora.wrap(tiny_llama(), r=2)
+    model.name_or_path = base
+    quantlora.save_adapter(model, folder)
+    return (folder / "README.md").read_text()
+
+
+def test_a_card_names_the_base_and_how_to_load(tmp_path):
+    card = ModelCard(saved(tmp_path))
+    assert card.data.base_model == "owner/base"
+    assert card.data.library_name == "peft"
+    assert card.data.tags == ["lora", "quantlora", "base_model:adapter:owner/base"]
+    assert "quantlora.load_adapter(model" in card.text
+
+
+def test_a_folder_is_no_base_for_others(tmp_path):
+    card = ModelCard(saved(tmp_path / "adapter", base=str(tmp_path)))
+    assert card.data.base_model is None
+    assert str(tmp_path) not in str(card)
+
+
+def test_somebodys_card_keeps_its_text_and_fields(tmp_path):
+    (tmp_path / "README.md").write_text(OWN)
+    card = ModelCard(saved(tmp_path))
+    assert card.text == ModelCard(OWN).text
+    assert (card.data.license, card.data.library_name) == ("mit", "mine")
+    assert card.data.tags == ["poems", "lora", "quantlora", "base_model:adapter:owner/base"]
+
+
+@pytest.mark.parametrize("text", ["Only text.\n", "", "# Title\n---\nA line above.\n"])
+def test_a_card_without_metadata_gets_some(text, tmp_path):
+    (tmp_path / "README.md").write_text(text)
+    new = saved(tmp_path)
+    assert new.endswith(text)
+    assert ModelCard(new).data.base_model == "owner/base"
+
+
+@pytest.mark.parametrize("data", [b"---\na: [\n---\ntext", b"\xff\xfe\x00", b"---\n- a\n---\n"])
+def test_a_card_that_cannot_be_read_is_left_alone(data, tmp_path):
+    (tmp_path / "README.md").write_bytes(data)
+    quantlora.save_adapter(quantlora.wrap(tiny_llama(), r=2), tmp_path)
+    assert (tmp_path / "README.md").read_bytes() == data
+
+
+def test_a_second_save_changes_no_letter(tmp_path):
+    assert saved(tmp_path) == saved(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["sql v2", "owner/name", "Umläute", "日本", "a-b_c", "a/b/c"])
+def test_names_that_peft_takes_are_saved_and_loaded(name, tmp_path):
+    peft = pytest.importorskip("peft")
+    ids = torch.tensor([[1, 2, 3]])
+    model = quantlora.wrap(tiny_llama(), r=2, adapter_name=name, init_lora_weights=False).eval()
+    place = quantlora.save_adapter(model, tmp_path, name)
+    assert place == tmp_path / name
+    again = quantlora.load_adapter(tiny_llama(), tmp_path, name)
+    assert torch.equal(again(ids).logits, model(ids).logits)
+    other = peft.PeftModel.from_pretrained(tiny_llama(), place, adapter_name=name).eval()
+    assert torch.allclose(other(ids).logits, model(ids).logits, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["../out", "a/../../out", "/out", "..", "a\\..\\out", "a" * 300])
+def test_no_name_leads_out_of_the_folder(name, tmp_path):
+    with pytest.raises(ConfigError, match="adapter_name"):
+        quantlora.wrap(tiny_llama(), r=2, adapter_name=name)
+    model = quantlora.wrap(tiny_llama(), r=2)
+    with pytest.raises(ConfigError, match="adapter_name"):
+        quantlora.rename_adapter(model, "default", name)
+    with pytest.raises(ConfigError, match="adapter_name"):
+        quantlora.load_adapter(tiny_llama(), tmp_path, name)
