@@ -17,6 +17,7 @@ from quantlora.adapters.holders import adapter_holders, saved_modules
 from quantlora.adapters.saved_modules import SavedModule
 from quantlora.adapters.state import adapter_state, check_free, known_adapter, set_state
 from quantlora.errors import AdapterError, warn
+from quantlora.layers.hooks import move_hooks
 from quantlora.layers.layer import LoraLayer
 from quantlora.names import check_name
 
@@ -123,6 +124,7 @@ def remove_adapters(model: nn.Module) -> None:
     leave_biases(model)
     for path, module in list(model.named_modules(remove_duplicate=False)):
         if isinstance(module, LoraLayer):
+            move_hooks(module, module.base_layer)
             model.set_submodule(path, module.base_layer)
         elif isinstance(module, SavedModule):
             model.set_submodule(path, module.plain)

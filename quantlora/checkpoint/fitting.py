@@ -83,6 +83,18 @@ def check_paths(
         )
 
 
+def check_ranks(source: str, found: ByPath, plan: list[PlannedLayer]) -> None:
+    """No memory is taken for a rank that no tensor of the file has."""
+    for planned in plan:
+        tensors = found.get(plain_path(planned.path), {}).values()
+        largest = max((size for one in tensors for size in one.shape), default=planned.target.r)
+        if planned.target.r > largest:
+            raise AdapterFileError(
+                f"{source} does not fit this model: {planned.path} has rank {planned.target.r} by "
+                f"its config, and its tensors have no more than {largest} rows and columns."
+            )
+
+
 @torch.no_grad()
 def fill(source: str, wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> None:
     """Copy ``given`` into ``wanted`` where both have the same names and shapes."""

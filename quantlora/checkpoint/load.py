@@ -15,7 +15,7 @@ from quantlora.adapters.trained_bias import TrainedBias
 from quantlora.checkpoint.base_note import fitted, remember
 from quantlora.checkpoint.base_tensors import base_values, in_place
 from quantlora.checkpoint.current_names import current_names
-from quantlora.checkpoint.fitting import by_path, check_paths, fill, split_biases
+from quantlora.checkpoint.fitting import by_path, check_paths, check_ranks, fill, split_biases
 from quantlora.checkpoint.keys import split_key
 from quantlora.checkpoint.place import find_folder
 from quantlora.checkpoint.read import read_adapter
@@ -82,6 +82,7 @@ def put_on(
         values, rest = split_biases(source, tensors, [bias.names for bias in biases])
         given, others = by_path(rest, saved)
         check_paths(source, given, plan, saved)
+        check_ranks(source, given, plan)
         base = base_values(source, others, model)
 
         def start(planned: PlannedLayer, layer: LoraLayer) -> None:

@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import Any, ClassVar, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules.linear import NonDynamicallyQuantizableLinear as NeverCalled
 
+from quantlora.formats.around import refresh
 from quantlora.formats.layouts import (
     conv1d,
     is_linear_kind,
@@ -18,6 +17,7 @@ from quantlora.formats.layouts import (
     with_weights,
 )
 from quantlora.formats.quantizer import Quantizer
+from quantlora.formats.trial import computes
 
 _PLAIN = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -26,9 +26,7 @@ class FloatQuantizer(Quantizer):
     """Takes a layer only if its weight is a plain floating tensor of the layer's own shape.
 
     Many packed formats subclass `nn.Linear`; such a layer must never be taken for float. A subclass
-    with a forward of its own is taken only if a trial shows that it is the plain product. The
-    output projection of `nn.MultiheadAttention` is not: that never calls it, so that LoRA on it
-    would do nothing.
+    with a forward of its own is taken only if a trial shows that it is the plain product.
     """
 
     name: ClassVar[str] = "float"
@@ -38,38 +36,37 @@ class FloatQuantizer(Quantizer):
         return (nn.Linear, *layout_types())
 
     def matches(self, layer: nn.Module) -> bool:
-        if not isinstance(layer, self.layer_types()) or isinstance(layer, NeverCalled):
+        return self._holds_floats(layer) and self._is_plain(layer)
+
+    def is_other(self, layer: nn.Module) -> bool:
+        """Whether ``layer`` would be one of ours but for its forward: a router, a clamp."""
+        return self._holds_floats(layer) and not self._is_plain(layer)
+
+    def _holds_floats(self, layer: nn.Module) -> bool:
+        if not isinstance(layer, self.layer_types()):
             return False
         weight: Any = getattr(layer, "weight", None)  # packed subclasses may have none
         return (
             type(weight) in (nn.Parameter, Tensor)
             and weight.dtype in _PLAIN
             and tuple(weight.shape) == self._stored_shape(layer)
-            and (
-                not is_linear_kind(layer)
-                or _forward_is_known(layer)
-                or self._is_plain_product(layer)
-            )
         )
 
-    @torch.no_grad()
+    def _is_plain(self, layer: nn.Module) -> bool:
+        known = not is_linear_kind(layer) or _forward_is_known(layer)
+        return known or self._is_plain_product(layer)
+
     def _is_plain_product(self, layer: nn.Module) -> bool:
-        """Whether ``layer`` gives ``x · Wᵀ + bias`` for one x."""
         if _weight(layer).is_meta:
             layer = _small_twin(layer)
-        weight, bias = self.dequantize(layer), self.bias(layer)
-        x = torch.linspace(-1, 1, weight.shape[1], dtype=weight.dtype, device=weight.device)[None]
-        try:
-            y = layer(x)
-        except Exception:  # whatever it is, it is not a linear layer
-            return False
-        wanted = F.linear(x, weight, bias)
-        return isinstance(y, Tensor) and y.shape == wanted.shape and _close(y, wanted)
+        return computes(layer, self.dequantize(layer), self.bias(layer))
 
     def dequantize(self, layer: nn.Module) -> Tensor:
         return self.trainable(layer).detach()
 
     def trainable(self, layer: nn.Module) -> Tensor:
+        if "weight" in vars(layer) or "bias" in vars(layer):
+            refresh(layer)
         weight, layout = _weight(layer), layout_of(layer)
         return weight if layout is None else layout.matrix(weight)
 
@@ -112,10 +109,5 @@ def _weight(layer: nn.Module) -> Tensor:
 
 
 def _forward_is_known(layer: nn.Module) -> bool:
-    return type(layer).forward in (nn.Linear.forward, *(cls.forward for cls in conv1d()))
-
-
-def _close(y: Tensor, wanted: Tensor) -> bool:
-    """Equal but for the order of summation."""
-    error, scale = (y - wanted).abs().max(), wanted.abs().max()
-    return y.dtype == wanted.dtype and bool(error <= 8 * torch.finfo(y.dtype).eps * scale)
+    known = (nn.Linear.forward, *(cls.forward for cls in conv1d()))
+    return type(layer).forward in known and type(layer).__call__ is nn.Module.__call__

@@ -7,21 +7,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from quantlora.errors import ConfigError
 from quantlora.formats.offloaded import at_hand
 
 if TYPE_CHECKING:
     from quantlora.formats.quantizer import Quantizer
-
-
-def check_rank(path: str, shape: tuple[int, int], r: int) -> None:
-    """Raise `ConfigError` where rank ``r`` exceeds what ``shape`` can hold."""
-    limit = min(shape)
-    if r > limit:
-        raise ConfigError(
-            f"{path}: rank {r} is larger than the layer ({shape[0]} x {shape[1]}); use "
-            f"r <= {limit}, or give this layer its own rank by rank_pattern."
-        )
 
 
 class BaseFacts:

@@ -18,7 +18,7 @@ from quantlora.errors import ConfigError, MergeError
 from quantlora.formats.layouts import CONVOLUTIONS
 from quantlora.layers.autograd import working_dtype
 from quantlora.layers.layer import LoraLayer
-from quantlora.layers.rows import add_rows, pick_rows
+from quantlora.layers.rows import add_rows, first_input, pick_rows
 
 if TYPE_CHECKING:
     from quantlora.config.lora_config import LoraConfig
@@ -45,9 +45,10 @@ class LoraConv(LoraLayer):
         """B has the layer's groups, and each takes as many of the rank."""
         return self.conv.groups
 
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        y: Tensor = self.conv(x, *args, **kwargs)
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        y: Tensor = self.conv(*args, **kwargs)
         base = y
+        x = first_input(args, kwargs)
         for name, rows in self.shares(x):
             dropped = self.lora_dropout[name](pick_rows(x, rows))
             y = add_rows(y, rows, self.delta(name, dropped, pick_rows(base, rows)))
@@ -83,7 +84,6 @@ class LoraConv(LoraLayer):
     def new_factors(
         self, config: LoraConfig, r: int, dtype: torch.dtype
     ) -> tuple[nn.Module, nn.Module]:
-        self.check_rank(r)
         conv = self.conv
         if r % conv.groups:
             raise ConfigError(

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from quantlora.errors import ConfigError
 from quantlora.formats.layouts import EMBEDDINGS
 from quantlora.layers.layer import LoraLayer
-from quantlora.layers.rows import add_rows, pick_rows
+from quantlora.layers.rows import add_rows, first_input, pick_rows
 
 if TYPE_CHECKING:
     from quantlora.config.lora_config import LoraConfig
@@ -41,9 +41,9 @@ class LoraEmbedding(LoraLayer):
 
     sequence_dims = 2
 
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        y: Tensor = self.base_layer(x, *args, **kwargs)
-        base = y
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        y: Tensor = self.base_layer(*args, **kwargs)
+        base, x = y, first_input(args, kwargs)
         dim = self.sample_dim(x)
         for name, rows in self.shares(x, dim):
             delta = self.delta(name, pick_rows(x, rows, dim), pick_rows(base, rows, dim))
@@ -71,7 +71,6 @@ class LoraEmbedding(LoraLayer):
     def add_factors(self, name: str, config: LoraConfig, r: int, dtype: torch.dtype) -> None:
         if config.lora_bias:
             raise ConfigError(f"{self.path}: an embedding has no bias, so lora_bias cannot be.")
-        self.check_rank(r)
         place: dict[str, Any] = {"device": self.quantizer.device(self.base_layer), "dtype": dtype}
         self.lora_embedding_A[name] = nn.Parameter(torch.zeros(r, self.in_features, **place))
         self.lora_embedding_B[name] = nn.Parameter(torch.zeros(self.out_features, r, **place))

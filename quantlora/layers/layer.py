@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from quantlora.errors import AdapterError
 from quantlora.layers.base_change import BaseChange
-from quantlora.layers.base_facts import check_rank
 from quantlora.layers.calls import PerCall
 from quantlora.layers.effective_weight import EffectiveWeight
+from quantlora.layers.hooks import move_hooks
 from quantlora.layers.rows import rows_by_adapter
 from quantlora.layers.scaling import Scalings
 from quantlora.suggestions import unknown
@@ -67,6 +67,7 @@ class LoraLayer(PerCall, EffectiveWeight, nn.Module):
             mine.update(theirs)
         new.base_change = layer.base_change
         new.active, new.enabled = layer.active, layer.enabled
+        move_hooks(layer, new)
         return new
 
     @classmethod
@@ -122,10 +123,6 @@ class LoraLayer(PerCall, EffectiveWeight, nn.Module):
     def rank_multiple(self) -> int:
         """Ranks here are multiples of so many."""
         return 1
-
-    def check_rank(self, r: int) -> None:
-        """Raise `ConfigError` where rank ``r`` exceeds what the layer's shape can hold."""
-        check_rank(self.path, (self.out_features, self.in_features), r)
 
     def remove_adapter(self, name: str) -> None:
         self._known(name)

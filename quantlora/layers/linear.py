@@ -25,12 +25,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from quantlora.errors import LayerError
+from quantlora.formats.around import must_be_called
 from quantlora.formats.layouts import is_linear_kind
 from quantlora.formats.offloaded import at_hand, is_offloaded, read
 from quantlora.formats.seen import Seen, transformed
 from quantlora.layers.autograd import Weight, frozen_linear, low_rank, working_dtype
 from quantlora.layers.layer import LoraLayer
-from quantlora.layers.rows import add_rows, pick_rows
+from quantlora.layers.rows import add_rows, only_input, pick_rows
 
 if TYPE_CHECKING:
     from quantlora.config.lora_config import LoraConfig
@@ -42,17 +43,27 @@ class LoraLinear(LoraLayer):
 
     variant: ClassVar[str] = "lora"
 
+    def __init__(self, base_layer: nn.Module, quantizer: Quantizer, path: str) -> None:
+        super().__init__(base_layer, quantizer, path)
+        # In a tuple, so it is not a submodule again.
+        self._called = (base_layer, must_be_called(base_layer, quantizer))
+
     @classmethod
     def accepts(cls, base_layer: nn.Module, quantizer: Quantizer) -> bool:
         return is_linear_kind(base_layer)
 
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        x = only_input(args, kwargs, self.path)
         if not x.is_floating_point():  # else integer weights would be multiplied, without a word
             raise LayerError(f"{self.path}: the input is {x.dtype}, a linear layer takes floats.")
-        with at_hand(self.base_layer):
-            weight = self.forward_weight()
-            product = self.base_product(x, weight)
-            y = self._with_bias(product, x)
+        if self.called:
+            y = product = cast(Tensor, self.base_layer(x))
+            weight = None
+        else:
+            with at_hand(self.base_layer):
+                weight = self.forward_weight()
+                product = self.base_product(x, weight)
+                y = self._with_bias(product, x)
         dim = self.sample_dim(x)
         for name, rows in self.shares(x, dim):
             dropped = self.lora_dropout[name](pick_rows(x, rows, dim))
@@ -61,6 +72,11 @@ class LoraLinear(LoraLayer):
         return y
 
     # -- the base
+
+    @property
+    def called(self) -> bool:
+        """Whether the base has more around it than its weight tells, so that it must be called."""
+        return self._called[0] is self.base_layer and self._called[1]
 
     def base_product(self, x: Tensor, weight: Tensor | None) -> Tensor:
         """``x · dequantize(Q)ᵀ`` in the layer's compute dtype; ``weight`` if it is at hand."""
@@ -135,7 +151,6 @@ class LoraLinear(LoraLayer):
     def new_factors(
         self, config: LoraConfig, r: int, dtype: torch.dtype
     ) -> tuple[nn.Module, nn.Module]:
-        self.check_rank(r)
         place: dict[str, Any] = {"device": self.quantizer.device(self.base_layer), "dtype": dtype}
         A = nn.Linear(self.in_features, r, bias=False, **place)
         B = nn.Linear(r, self.out_features, bias=config.lora_bias, **place)

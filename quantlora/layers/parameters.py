@@ -25,7 +25,6 @@ from quantlora.formats.autocast import autocast_off
 from quantlora.formats.offloaded import is_offloaded
 from quantlora.formats.parameters import call_with, weights
 from quantlora.formats.seen import Seen, transformed
-from quantlora.layers.base_facts import check_rank
 from quantlora.layers.layer import LoraLayer
 
 if TYPE_CHECKING:
@@ -141,7 +140,6 @@ class LoraParameters(LoraLayer):
         A, B = nn.ModuleDict(), nn.ModuleDict()
         for key in picked_parameters(self.path, self.shapes, config):
             experts, out, into = self._sizes(self.shapes[key])
-            check_rank(f"{self.path}.{key}", (out, into), r)
             device = self.quantizer.device(self.base_layer)
             place: dict[str, Any] = {"bias": False, "device": device, "dtype": dtype}
             A[key] = nn.Linear(into, r * experts, **place)

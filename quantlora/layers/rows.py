@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from quantlora.errors import AdapterError
+from quantlora.errors import AdapterError, LayerError
+
+
+def first_input(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
+    """What a layer is called with, by position or by keyword."""
+    return cast(Tensor, args[0] if args else next(iter(kwargs.values()), None))
+
+
+def only_input(args: tuple[Any, ...], kwargs: Mapping[str, Any], path: str) -> Tensor:
+    """The same, for a layer that takes nothing else."""
+    if len(args) + len(kwargs) != 1:
+        more = ", ".join([*(["more than one input"] if len(args) > 1 else []), *kwargs])
+        raise LayerError(
+            f"{path}: a linear layer with adapters takes its input and nothing else, got "
+            f"{more or 'none'}."
+        )
+    return first_input(args, kwargs)
 
 
 class PromptAdapters(tuple[str, ...]):

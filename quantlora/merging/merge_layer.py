@@ -10,11 +10,13 @@ from torch import Tensor, nn
 
 from quantlora.discovery.registration import registry
 from quantlora.errors import MergeError
+from quantlora.formats.around import computing_hooks, own_forward
 from quantlora.formats.autocast import without_autocast
 from quantlora.formats.layouts import linear_from
 from quantlora.formats.offloaded import at_hand
 from quantlora.formats.parameters import FloatParameters, PackedParameters
 from quantlora.formats.quantizer import FLOAT, Quantizer
+from quantlora.layers.hooks import add_state_hooks
 from quantlora.layers.layer import LoraLayer
 from quantlora.merging.merge_checks import check_stored, check_update, mergeable_base
 from quantlora.merging.merge_report import LayerMerge
@@ -50,6 +52,8 @@ class MergedBase:
     def commit(self) -> None:
         """Put the merged base in place; the one from before the first merge is kept."""
         layer = self.layer
+        if layer.plain_base[1].name == FLOAT:  # a packed format makes its own again
+            add_state_hooks(layer.plain_base[0], self.base)
         if not layer.unmerged:
             layer.unmerged.append((layer.base_layer, layer.quantizer))
         layer.base_layer, layer.quantizer = self.base, self.quantizer
@@ -73,6 +77,7 @@ def merge_layer(
     base, quantizer = layer.plain_base
     if not names or (mode == "keep" and quantizer.name != FLOAT):
         return None
+    _check_surroundings(path, base, quantizer)
     with at_hand(base):
         base, quantizer = mergeable_base(path, layer, names)
         before = quantizer.dequantize(base)
@@ -94,6 +99,17 @@ def _unchanged(job: _Job, before: Tensor, mode: str) -> tuple[nn.Module, Quantiz
     if bias is None or (not bias.any() if own is None else torch.equal(bias, own.to(bias))):
         return job.base, job.quantizer
     return None
+
+
+def _check_surroundings(path: str, base: nn.Module, quantizer: Quantizer) -> None:
+    """What cannot be put around the merged layer again."""
+    forward = quantizer.name == FLOAT and own_forward(base, quantizer) is not None
+    if forward or (computing_hooks(base) and not isinstance(base, nn.Linear)):
+        what = "a forward of its own" if forward else "a weight that is computed by a hook"
+        raise MergeError(
+            f"{path}: the layer has {what}, which is not the merged layer's. Keep the adapter "
+            f"unmerged, or leave this layer out."
+        )
 
 
 def _requantize(job: _Job) -> tuple[nn.Module, Quantizer]:

@@ -29,6 +29,7 @@ from quantlora.formats.autocast import without_autocast
 from quantlora.formats.offloaded import at_hand
 from quantlora.formats.quantizer import Quantizer
 from quantlora.initializers.initializer import InitContext, Initializer
+from quantlora.layers.hooks import move_hooks
 from quantlora.layers.layer import LoraLayer
 from quantlora.names import check_name
 from quantlora.wrapping.base_changes import initialize
@@ -104,6 +105,8 @@ def apply_plan(
                 layer = _lora_layer(planned, bases[planned.path])
                 _add_adapter(layer, planned, config, adapter_name)
                 start(planned, layer)
+            if not isinstance(planned.layer, LoraLayer):
+                move_hooks(planned.layer, layer)
             layers[id(planned.layer)] = layer
         for planned in plan:
             model.set_submodule(planned.path, layers[id(planned.layer)])
@@ -173,11 +176,3 @@ def _finish(model: nn.Module, config: LoraConfig, adapter: str, biases: list[Tra
     set_state(model, replace(old, configs=configs, biases=dict(trained)))
     set_adapter(model, adapter)
     enable_adapters(model)  # also after disable_adapters: the new one is to count
-    _leave_fast_paths(model)
-
-
-def _leave_fast_paths(model: nn.Module) -> None:
-    """Make torch's own encoder call its layers: its fused kernel reads their weights past LoRA."""
-    for module in model.modules():
-        if isinstance(module, nn.TransformerEncoderLayer):
-            module.activation_relu_or_gelu = 0

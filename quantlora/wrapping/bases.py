@@ -15,6 +15,7 @@ from quantlora.formats.finite import check_packable, check_packed
 from quantlora.formats.layouts import linear_from
 from quantlora.formats.offloaded import at_hand, read
 from quantlora.formats.quantizer import Quantizer
+from quantlora.layers.hooks import add_state_hooks
 from quantlora.layers.layer import LoraLayer
 from quantlora.wrapping.plan import PlannedLayer, check_model
 
@@ -28,7 +29,10 @@ def frozen_bases(
     todo = [planned for planned in plan if planned.quantize]
     if todo:
         linears = {planned.path: as_linear(planned.layer) for planned in todo}
-        bases |= _packed(model, todo[0].quantizer, linears, options)
+        packed = _packed(model, todo[0].quantizer, linears, options)
+        for planned in todo:
+            add_state_hooks(planned.layer, packed[planned.path])
+        bases |= packed
     for planned in plan:
         if not isinstance(planned.layer, LoraLayer):
             with diagnosed(planned.quantizer), at_hand(planned.layer):

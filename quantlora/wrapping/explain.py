@@ -16,9 +16,14 @@ from quantlora.formats.quantizer import Quantizer
 from quantlora.layers.layer import LoraLayer
 from quantlora.names import check_name
 from quantlora.wrapping.add_adapter import given_config
+from quantlora.wrapping.all_linear import (
+    computes_otherwise,
+    looks_linear,
+    output_heads,
+)
 from quantlora.wrapping.explanation import Explanation, LayerRow
 from quantlora.wrapping.plan import AUTO, PlannedLayer, check_model, plan_layer
-from quantlora.wrapping.targets import Target, find_targets, looks_linear, output_heads
+from quantlora.wrapping.targets import Target, find_targets
 
 #: Fields of the config that take a layer out again, and how to say so.
 _REASONS = {
@@ -70,7 +75,7 @@ def _explain(
             found = _try_plan(targets[path], config, AUTO if problems else backend, adapter, known)
             rows.append(_targeted_row(targets[path], found, known))
             plan += [found] if isinstance(found, PlannedLayer) else []
-        elif path and looks_linear(layer, known):
+        elif path and (looks_linear(layer, known) or computes_otherwise(layer, known)):
             rows.append(_row(path, layer, known, reason=_why_not(path, layer, model, config)))
     return Explanation(tuple(rows), (*problems, *_problems_of_model(model, plan)))
 
@@ -123,6 +128,8 @@ def _row(
 
 
 def _why_not(path: str, layer: nn.Module, model: nn.Module, config: LoraConfig) -> str:
+    if is_all_linear(config) and computes_otherwise(layer, registry()):
+        return f"the forward of {type(layer).__name__} does more than a linear layer's product"
     if is_all_linear(config) and layer in output_heads(model, config):
         return 'the output layer: "all-linear" leaves it out'
     for fields, reason in _REASONS.items():

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 
 from torch import nn
 
+from quantlora.adapters.holders import own_modules
 from quantlora.adapters.state import check_free, taken
 from quantlora.config.lora_config import LoraConfig
+from quantlora.config.picked_paths import TargetNames, is_all_linear
 from quantlora.discovery.registration import Registry
-from quantlora.errors import AdapterError, BackendError, ConfigError
+from quantlora.errors import AdapterError, AdapterWarning, BackendError, ConfigError
 from quantlora.formats.layouts import is_linear_kind
 from quantlora.formats.offloaded import is_offloaded
 from quantlora.formats.parameters import format_of
 from quantlora.formats.quantizer import FLOAT, Quantizer
-from quantlora.layers.base_facts import check_rank
 from quantlora.layers.layer import LoraLayer
 from quantlora.layers.parameters import LoraParameters
+from quantlora.names import plain_path
+from quantlora.wrapping.all_linear import left_out, some
+from quantlora.wrapping.surroundings import check_surroundings
 from quantlora.wrapping.targets import Target, find_targets
 
 AUTO = "auto"
@@ -24,12 +29,16 @@ AUTO = "auto"
 
 @dataclass(frozen=True)
 class PlannedLayer:
-    """One layer's future: its format, whether it is quantized first, its LoRA class."""
+    """One layer's future: its format, whether it is quantized first, its LoRA class.
+
+    ``shape`` is ``(out_features, in_features)``; None for parameters.
+    """
 
     target: Target
     quantizer: Quantizer
     quantize: bool
     wrapper: type[LoraLayer]
+    shape: tuple[int, int] | None = None
 
     @property
     def path(self) -> str:
@@ -57,7 +66,43 @@ def make_plan(
     if backend != AUTO:
         registry.quantizer(backend)  # unknown, or its library missing: say so before the model
     targets = find_targets(model, config, registry, strict)
-    return [plan_layer(target, config, backend, adapter, registry) for target in targets]
+    plan = [plan_layer(target, config, backend, adapter, registry) for target in targets]
+    for notice in (_wide(plan), _left_out(model, config, registry)) if strict else ():
+        if notice:
+            warnings.warn(notice, AdapterWarning, stacklevel=2)
+    return plan
+
+
+def _left_out(model: nn.Module, config: LoraConfig, registry: Registry) -> str:
+    if not is_all_linear(config):
+        return ""
+    names = TargetNames(config)
+    modules = {path: one for path, one in own_modules(model) if names.pick(plain_path(path))}
+    return left_out(modules, registry)
+
+
+def _wide(plan: list[PlannedLayer]) -> str:
+    """What to say of ranks beyond what an update can have; empty where there are none."""
+    wide = {one.path: one for one in plan if one.shape and one.target.r > min(one.shape)}
+    if not wide:
+        return ""
+    first = next(iter(wide.values()))
+    shape = first.shape or (0, 0)
+    return (
+        f"{some(wide)}: the rank is larger than the layer ({first.path}: rank {first.target.r}, "
+        f"layer {shape[0]} x {shape[1]}). It works, but the update has no more rank than "
+        f"{min(shape)}; rank_pattern gives layers a rank of their own."
+    )
+
+
+def _check_rank(target: Target, shape: tuple[int, int], config: LoraConfig) -> None:
+    """Factors that are taken from a matrix have no more rank than it."""
+    if target.r > min(shape) and config.init_lora_weights not in (True, False, "gaussian"):
+        raise ConfigError(
+            f"{target.path}: rank {target.r} is larger than the layer ({shape[0]} x {shape[1]}), "
+            f"and {config.init_lora_weights!r} takes A and B from its weight; use r <= "
+            f"{min(shape)}, or give this layer its own rank by rank_pattern."
+        )
 
 
 def plan_layer(
@@ -73,10 +118,13 @@ def plan_layer(
         own, base = layer.quantizer, layer.base_layer
     else:
         own, base = registry.match(path, layer), layer
-    check_rank(path, own.shape(base), target.r)
+    shape = own.shape(base)
+    _check_rank(target, shape, config)
     quantizer = _format(path, layer, own, backend, registry)
+    if not isinstance(layer, LoraLayer) or config.variant != layer.variant:
+        check_surroundings(path, base, own, quantizer, config)
     wrapper = registry.wrapper(config.variant, base, quantizer, path)
-    return PlannedLayer(target, quantizer, quantizer is not own, wrapper)
+    return PlannedLayer(target, quantizer, quantizer is not own, wrapper, shape)
 
 
 def _plan_parameters(target: Target, config: LoraConfig, backend: str) -> PlannedLayer:

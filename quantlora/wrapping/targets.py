@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
-from torch.nn.modules.linear import NonDynamicallyQuantizableLinear as NeverCalled
 
-from quantlora.adapters.holders import embedding_ends, own_modules
+from quantlora.adapters.holders import own_modules
 from quantlora.config.expressions import match, shortened
 from quantlora.config.lora_config import LoraConfig
 from quantlora.config.picked_paths import TargetNames, is_all_linear
 from quantlora.discovery.registration import Registry
 from quantlora.errors import TargetError
-from quantlora.formats.layouts import is_linear_kind
-from quantlora.layers.layer import LoraLayer
-from quantlora.layers.parameters import LoraParameters
 from quantlora.names import plain_path
 from quantlora.suggestions import near
+from quantlora.wrapping.all_linear import looks_linear, output_heads, some
 from quantlora.wrapping.parameter_targets import parameter_holders
 
 #: For so many names that match nothing, near ones are looked for.
@@ -71,33 +68,6 @@ def find_targets(
     ]
 
 
-def looks_linear(module: nn.Module, registry: Registry) -> bool:
-    """Linear by class, by a quantizer's word, or a leaf that has the attributes of one.
-
-    The last makes a packed layer that nobody knows an error in `wrap`, not silently left out.
-    """
-    if isinstance(module, (NeverCalled, LoraParameters)) or not is_linear_kind(module):
-        return False
-    if isinstance(module, LoraLayer):
-        return is_linear_kind(module.base_layer)
-    if isinstance(module, nn.Linear):
-        return True
-    if registry.candidates(module):
-        return True
-    leaf = not any(True for _ in module.children())
-    return leaf and hasattr(module, "out_features") and hasattr(module, "in_features")
-
-
-def output_heads(model: nn.Module, config: LoraConfig) -> set[nn.Module]:
-    """The output embeddings, or a classifier's head: what "all-linear" leaves out."""
-    output = embedding_ends(model)[1]
-    if output is not None:
-        return {output}
-    classifier = type(model).__name__.endswith("ForSequenceClassification")
-    names = ("score", "classifier") if classifier or config.task_type == "SEQ_CLS" else ()
-    return {head for name in names if (head := getattr(model, name, None)) is not None}
-
-
 def _target(path: str, layer: nn.Module, config: LoraConfig) -> Target:
     name = plain_path(path)
     r = by_pattern(name, config.rank_pattern, config.r)
@@ -129,7 +99,7 @@ def _check_patterns(name: str, patterns: Mapping[str, Any], paths: list[str]) ->
     for pattern in patterns:
         if not any(_ends_in(path, pattern) for path in paths):
             close = near(pattern, paths)
-            hint = f" Near names: {', '.join(close)}." if close else f" Targets: {_some(paths)}."
+            hint = f" Near names: {', '.join(close)}." if close else f" Targets: {some(paths)}."
             raise TargetError(f"{name} {pattern!r} matches none of the targeted layers.{hint}")
 
 
@@ -143,12 +113,6 @@ def _nothing(config: LoraConfig, modules: Mapping[str, nn.Module], registry: Reg
         f"target_modules={shortened(targets)} (exclude_modules="
         f"{shortened(config.exclude_modules)}) matches no layer "
         f"of this model.{hint} Its linear layers are named: "
-        f"{_some(dict.fromkeys(path.rsplit('.', 1)[-1] for path in linear))}. "
+        f"{some(dict.fromkeys(path.rsplit('.', 1)[-1] for path in linear))}. "
         f'Use target_modules="all-linear" for all of them.'
     )
-
-
-def _some(names: Iterable[str], limit: int = 12) -> str:
-    names = list(names)
-    more = f", and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more or "none"

@@ -13,7 +13,6 @@ from peft.utils.other import get_pattern_key
 from torch import nn
 from transformers import AutoModelForSequenceClassification, BertConfig, GPT2Config, GPT2LMHeadModel
 
-import quantlora
 from quantlora import LoraConfig, registry
 from quantlora.config.picked_paths import targeted
 from quantlora.testing.models import tiny_llama
@@ -129,9 +128,8 @@ def test_rank_and_alpha_follow_their_patterns(model: nn.Module) -> None:
     assert [(t.r, t.lora_alpha) for t in found] == [(1, 8), (4, 16), (2, 8), (2, 16)]
 
 
-def test_attention_that_never_calls_its_projection_is_left_out() -> None:
+def test_the_projection_that_attention_reads_and_never_calls_is_a_target() -> None:
     """`nn.MultiheadAttention` multiplies by its weights itself."""
     model = nn.TransformerEncoderLayer(8, 2, 16)
-    assert paths_of(model, target_modules="all-linear") == ["linear1", "linear2"]
-    with pytest.raises(quantlora.LayerError, match="no quantizer takes this layer"):
-        quantlora.wrap(model, r=1, target_modules=["out_proj"])
+    linear = ["self_attn.out_proj", "linear1", "linear2"]
+    assert paths_of(model, target_modules="all-linear") == linear

@@ -174,7 +174,7 @@ def test_a_subclass_that_computes_the_plain_product_is_wrapped() -> None:
 
 def test_a_subclass_that_computes_something_else_is_refused() -> None:
     with pytest.raises(quantlora.LayerError, match="Doubling with weight Parameter"):
-        quantlora.wrap(nn.Sequential(Doubling(8, 8)), r=2)
+        quantlora.wrap(nn.Sequential(Doubling(8, 8)), r=2, target_modules=["0"])
 
 
 def test_a_model_on_the_meta_device_can_be_wrapped() -> None:

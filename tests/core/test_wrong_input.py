@@ -78,9 +78,10 @@ def test_a_pattern_that_matches_nothing_names_what_is_near(name: str, model: nn.
     assert "Near names: layers.0.q_proj" in text
 
 
-def test_a_rank_larger_than_the_layer_names_the_layer_and_its_limit(model: nn.Module) -> None:
-    text = error(quantlora.ConfigError, model, r=9, target_modules=["up_proj"])
-    assert "layers.0.up_proj: rank 9 is larger than the layer (16 x 8); use r <= 8" in text
+def test_a_rank_larger_than_the_weight_it_is_taken_from_names_the_layer(model: nn.Module) -> None:
+    fields = {"r": 9, "target_modules": ["up_proj"], "init_lora_weights": "pissa"}
+    text = error(quantlora.ConfigError, model, **fields)
+    assert "layers.0.up_proj: rank 9 is larger than the layer (16 x 8), and 'pissa'" in text
     assert "rank_pattern" in text
 
 

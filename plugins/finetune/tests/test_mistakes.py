@@ -21,7 +21,6 @@ CASES = {
     "no such backend": (["--backend", "bitsandbites_4bit"], "unknown backend 'bitsandbites_4bit'"),
     "bits the backend lacks": (["--bits", "5"], "backend 'float' does not offer 5 bits"),
     "no such layer": (["--target-modules", "q_prj"], "Near names: "),
-    "rank beyond the layer": (["--rank", "500"], "rank 500 is larger than the layer"),
     "no such start": (["--init", "gausian"], "unknown initializer 'gausian'"),
     "no such variant": (["--variant", "dorra"], "unknown variant 'dorra'"),
     "a start that changes the base": (["--init", "pissa"], "leaves only the adapter"),

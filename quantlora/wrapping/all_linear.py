@@ -1,0 +1,72 @@
+"""Which layers "all-linear" is about, and which it leaves out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from torch import nn
+
+from quantlora.adapters.holders import embedding_ends
+from quantlora.config.lora_config import LoraConfig
+from quantlora.discovery.registration import Registry
+from quantlora.formats.float_quantizer import FloatQuantizer
+from quantlora.formats.layouts import is_linear_kind
+from quantlora.formats.quantizer import FLOAT
+from quantlora.layers.layer import LoraLayer
+from quantlora.layers.parameters import LoraParameters
+
+
+def looks_linear(module: nn.Module, registry: Registry) -> bool:
+    """Linear by class, by a quantizer's word, or a leaf that has the attributes of one.
+
+    The last makes a packed layer that nobody knows an error in `wrap`, not silently left out.
+    """
+    if isinstance(module, LoraParameters) or not is_linear_kind(module):
+        return False
+    if isinstance(module, LoraLayer):
+        return is_linear_kind(module.base_layer)
+    if isinstance(module, nn.Linear):
+        return not computes_otherwise(module, registry)
+    if registry.candidates(module):
+        return True
+    leaf = not any(True for _ in module.children())
+    return leaf and hasattr(module, "out_features") and hasattr(module, "in_features")
+
+
+def computes_otherwise(module: nn.Module, registry: Registry) -> bool:
+    """Whether a float linear layer's subclass does more than its product: a router, a clamp."""
+    quantizer = registry.quantizers[FLOAT]
+    return isinstance(quantizer, FloatQuantizer) and quantizer.is_other(module)
+
+
+def left_out(modules: Mapping[str, nn.Module], registry: Registry) -> str:
+    """What to say of those of ``modules`` that "all-linear" leaves out; empty where it does not."""
+    names = {
+        path: type(module).__name__
+        for path, module in modules.items()
+        if computes_otherwise(module, registry)
+    }
+    if not names:
+        return ""
+    kinds = ", ".join(dict.fromkeys(names.values()))
+    return (
+        f'"all-linear" leaves out {some(names)}: the forward of {kinds} does more than the product '
+        f"of a linear layer, and an adapter would pass that by."
+    )
+
+
+def output_heads(model: nn.Module, config: LoraConfig) -> set[nn.Module]:
+    """The output embeddings, or a classifier's head: what "all-linear" leaves out."""
+    output = embedding_ends(model)[1]
+    if output is not None:
+        return {output}
+    classifier = type(model).__name__.endswith("ForSequenceClassification")
+    names = ("score", "classifier") if classifier or config.task_type == "SEQ_CLS" else ()
+    return {head for name in names if (head := getattr(model, name, None)) is not None}
+
+
+def some(names: Iterable[str], limit: int = 12) -> str:
+    """``names`` for a message, not too many of them."""
+    names = list(names)
+    more = f", and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more or "none"
