@@ -14,10 +14,9 @@ from torch import nn
 
 from quantlora.adapters.mixed_batch import assign_samples, clear_samples
 from quantlora.errors import AdapterError
+from quantlora.layers.calls import mark, unmark
 
 _KEYWORD = "adapter_names"
-#: On the model while a forward with the keyword runs.
-_MARK = "quantlora_mixed_forward"
 
 
 def accept_adapter_names(model: nn.Module) -> None:
@@ -53,10 +52,10 @@ def _before(model: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
             "backward."
         )
     assign_samples(model, names)
-    vars(model)[_MARK] = True
+    mark(model)
     return args, kwargs
 
 
 def _after(model: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-    if vars(model).pop(_MARK, False):
+    if unmark(model):
         clear_samples(model)

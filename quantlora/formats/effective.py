@@ -59,8 +59,9 @@ def plain_layer(layer: nn.Module) -> nn.Module | None:
 
 
 def _embedding(layer: Any) -> nn.Module:
+    count, size = layer.weight.shape
     ids = torch.arange(layer.num_embeddings, device=layer.weight.device)
-    new = nn.Embedding(*layer.weight.shape, padding_idx=layer.padding_idx, device="meta")
+    new = nn.Embedding(count, size, padding_idx=layer.padding_idx, device="meta")
     new.weight = nn.Parameter(_copy(layer)(ids).clone(), requires_grad=False)
     return new
 

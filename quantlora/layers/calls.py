@@ -27,6 +27,7 @@ class Calls:
     samples: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
     time_first: frozenset[int] = frozenset()
     off: frozenset[int] = frozenset()
+    marked: frozenset[int] = frozenset()
 
 
 _NONE = Calls()
@@ -102,6 +103,19 @@ def switch_off(things: Collection[Any], off: bool) -> None:
     for thing in things:
         if isinstance(thing, PerCall):
             thing._traced_off = off
+
+
+def mark(model: object) -> None:
+    """Note that this thread is in a forward of ``model`` which a hook has to close."""
+    _store(replace(calls(), marked=calls().marked | {id(model)}))
+
+
+def unmark(model: object) -> bool:
+    """Take the note away; whether there was one."""
+    was = id(model) in calls().marked
+    if was:
+        _store(replace(calls(), marked=calls().marked - {id(model)}))
+    return was
 
 
 def _store(new: Calls) -> None:

@@ -79,7 +79,7 @@ def reference_for(reference: Reference, path: str, layer: nn.Module) -> Tensor:
     more. Where the layer is square, the form that is nearer to its own weight counts.
     """
     if isinstance(layer, LoraLayer):
-        layer, quantizer = layer.base_layer, layer.quantizer
+        quantizer, layer = layer.quantizer, layer.base_layer
     else:
         quantizer = registry().match(path, layer)
     weight = reference(path)

@@ -125,3 +125,27 @@ def test_a_method_of_the_instance_is_called_with_the_updated_parameters() -> Non
     add_hook_to_module(model[0].base_layer, ModelHook())
     with torch.no_grad():
         assert torch.equal(model(X), plain(X))
+
+
+def test_a_keyword_is_for_the_call_of_its_thread() -> None:
+    from quantlora.testing.models import tiny_llama
+
+    model, ids = tiny_llama(), torch.arange(12).reshape(2, 6)
+    for name in ("a", "b"):
+        fields: dict[str, Any] = {"target_modules": ["q_proj"], "init_lora_weights": False}
+        quantlora.wrap(model, adapter_name=name, r=2, **fields)
+    given: list[dict[str, Any]] = [
+        {},
+        {"adapter_names": ["a", "b"]},
+        {},
+        {"adapter_names": ["b", "a"]},
+    ]
+
+    @torch.no_grad()
+    def work(number: int) -> Tensor:
+        logits: Tensor = model(ids, **given[number]).logits
+        return logits
+
+    wanted = [work(number) for number in range(COUNT)]
+    for each, right in zip(together(work, 8), wanted, strict=True):
+        assert all(torch.equal(one, right) for one in each)
