@@ -8,6 +8,7 @@ from torch import nn
 
 from quantlora.adapters.saved_modules import SavedModule
 from quantlora.layers.layer import LoraLayer
+from quantlora.layers.tied import TiedLayer
 
 
 def own_modules(model: nn.Module) -> Iterable[tuple[str, nn.Module]]:
@@ -16,8 +17,20 @@ def own_modules(model: nn.Module) -> Iterable[tuple[str, nn.Module]]:
     for path, module in model.named_modules(remove_duplicate=False):
         if inside is not None and path.startswith(inside):
             continue
-        inside = f"{path}." if isinstance(module, (LoraLayer, SavedModule)) else None
+        ours = isinstance(module, (LoraLayer, SavedModule, TiedLayer))
+        inside = f"{path}." if ours else None
         yield path, module
+
+
+def plain_module(module: nn.Module) -> tuple[nn.Module, str]:
+    """The frozen module in one of ours, and its name in there with a dot after it."""
+    if isinstance(module, LoraLayer):
+        return module.plain_base[0], "base_layer."
+    if isinstance(module, TiedLayer):
+        return module.base_layer, "base_layer."
+    if isinstance(module, SavedModule):
+        return module.original_module, "original_module."
+    return module, ""
 
 
 def adapter_holders(model: nn.Module) -> Iterator[tuple[str, LoraLayer | SavedModule]]:
@@ -55,3 +68,8 @@ def _end(model: nn.Module, method: str) -> nn.Module | None:
     except (NotImplementedError, AttributeError):
         return None
     return found if isinstance(found, nn.Module) else None
+
+
+def tied_layers(model: nn.Module) -> list[tuple[str, TiedLayer]]:
+    """The layers that follow the adapters of another one, by path."""
+    return [(path, one) for path, one in model.named_modules() if isinstance(one, TiedLayer)]

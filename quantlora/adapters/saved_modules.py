@@ -7,9 +7,10 @@ adapters, as a LoRA layer is.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, cast
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from quantlora.layers.calls import PerCall
@@ -62,6 +63,21 @@ class SavedModule(PerCall, nn.Module):
                 y = put_rows(y, rows, copy(*args, **kwargs), len(given[0]), self.path)
         return y
 
+    def tied_output(self, head: nn.Module, x: Tensor) -> Tensor:
+        """What ``head``, which has this embedding's weight, computes with the trained copies."""
+        bias = getattr(head, "bias", None)
+        if self.sample_adapters is None or not self.enabled:
+            return F.linear(x, _weight(self.chosen), bias)
+        y = F.linear(x, _weight(self.original_module), bias)
+        for name, rows in rows_by_adapter(self.sample_adapters, self.adapters, x, self.path):
+            own = F.linear(pick_rows(x, rows), _weight(self.modules_to_save[name]), bias)
+            y = y.index_copy(0, rows, own.to(y.dtype))
+        return y
+
+    def tied_tensors(self, name: str, value: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+        """The copy once more, as PEFT has it in its file for the head."""
+        return {"weight": value(_weight(self.modules_to_save[name]))}
+
     # -- adapters, as in `LoraLayer`
 
     @property
@@ -89,3 +105,7 @@ class SavedModule(PerCall, nn.Module):
         self.modules_to_save = nn.ModuleDict(copies)
         self.active = tuple(new if name == old else name for name in self.active)
         self.merged = tuple(new if name == old else name for name in self.merged)
+
+
+def _weight(module: nn.Module) -> Tensor:
+    return cast(Tensor, module.weight)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import nn
 
@@ -19,6 +20,8 @@ from quantlora.adapters.state import adapter_state, check_free, known_adapter, s
 from quantlora.errors import AdapterError, warn
 from quantlora.layers.hooks import move_hooks
 from quantlora.layers.layer import LoraLayer
+from quantlora.layers.tied import TiedLayer
+from quantlora.layers.trained_tokens import TrainedTokens
 from quantlora.names import check_name
 
 
@@ -64,7 +67,21 @@ def check_together(model: nn.Module, names: Sequence[str]) -> None:
                 f"{path}: {' and '.join(own)} have each trained this module in full "
                 f"(modules_to_save) and cannot be active together: choose one."
             )
+    for path, layer in adapter_holders(model):
+        if isinstance(layer, TrainedTokens) and (both := layer.overlap(names)):
+            raise AdapterError(
+                f"{path}: {' and '.join(names)} have each trained token {min(both)} "
+                f"(trainable_token_indices) and cannot be active together: choose one."
+            )
     check_biases_together(model, names)
+
+
+def plain_weight(tied: TiedLayer) -> nn.Parameter:
+    """The weight that stays when the adapters go: the source's own, or the merged one."""
+    source: Any = tied.source
+    plain: Any = source.plain if isinstance(source, SavedModule) else source.base_layer
+    weight: nn.Parameter = plain.weight
+    return weight
 
 
 def active_adapters(model: nn.Module) -> list[str]:
@@ -128,4 +145,7 @@ def remove_adapters(model: nn.Module) -> None:
             model.set_submodule(path, module.base_layer)
         elif isinstance(module, SavedModule):
             model.set_submodule(path, module.plain)
+        elif isinstance(module, TiedLayer):
+            module.base_layer.weight = plain_weight(module)
+            model.set_submodule(path, module.base_layer)
     set_state(model, None)

@@ -13,14 +13,12 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from quantlora.adapters.holders import embedding_ends, own_modules
-from quantlora.adapters.saved_modules import SavedModule
+from quantlora.adapters.holders import embedding_ends, own_modules, plain_module
 from quantlora.adapters.state import adapter_state, has_adapters, known_adapter
 from quantlora.checkpoint.base_vocabulary import base_vocabulary, vocabulary
 from quantlora.checkpoint.keys import base_name
 from quantlora.distributed.gather import is_shard
 from quantlora.errors import AdapterError, AdapterFileError, warn
-from quantlora.layers.layer import LoraLayer
 
 #: On a model whose base has values that came with an adapter's file: the names of the parameters.
 _BROUGHT = "quantlora_base_values"
@@ -95,15 +93,6 @@ def _once(named: Mapping[str, nn.Parameter]) -> dict[str, nn.Parameter]:
     """Each parameter under the first of its names."""
     first = {id(one): name for name, one in reversed(list(named.items()))}
     return {name: one for name, one in named.items() if first[id(one)] == name}
-
-
-def plain_module(module: nn.Module) -> tuple[nn.Module, str]:
-    """The frozen module in one of ours, and its name in there with a dot after it."""
-    if isinstance(module, LoraLayer):
-        return module.plain_base[0], "base_layer."
-    if isinstance(module, SavedModule):
-        return module.original_module, "original_module."
-    return module, ""
 
 
 def base_parameters(model: nn.Module) -> dict[str, nn.Parameter]:

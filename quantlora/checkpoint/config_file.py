@@ -13,17 +13,25 @@ from quantlora.config.lora_config import LoraConfig
 from quantlora.errors import AdapterFileError, ConfigError, warn
 
 #: Written only where they differ from their default: older PEFT and vLLM do not know them.
-_WHERE_USED = ("use_qalora", "use_variant", "qalora_group_size", "lora_bias", "target_parameters")
+_WHERE_USED = (
+    "use_qalora",
+    "use_variant",
+    "qalora_group_size",
+    "lora_bias",
+    "target_parameters",
+    "trainable_token_indices",
+    "ensure_weight_tying",
+)
 #: Settings of the start of training or of a machine; a finished adapter does not depend on them.
 _OF_NO_EFFECT = (
-    "auto_mapping", "corda_config", "ensure_weight_tying", "eva_config", "loftq_config",
+    "auto_mapping", "corda_config", "eva_config", "loftq_config",
     "lora_ga_config", "megatron_config", "megatron_core", "peft_version", "qalora_group_size",
     "runtime_config", "velora_config",
 )  # fmt: skip
 #: Settings that change what an adapter computes, in a way quantlora does not have.
 _UNSUPPORTED = (
     "alora_invocation_tokens", "arrow_config", "kasa_config", "layer_replication",
-    "monteclora_config", "trainable_token_indices", "use_bdlora",
+    "monteclora_config", "use_bdlora",
 )  # fmt: skip
 #: Bytes of JSON that are read at most: no adapter's config or note comes near this.
 LIMIT = 16 * 2**20

@@ -139,8 +139,11 @@ def _check(
 
 
 def _check_factors_only(config: LoraConfig, which: str) -> None:
-    for name in ("modules_to_save", "target_parameters", "bias"):
-        if getattr(config, name) not in (None, [], "none"):
+    for name in (
+        "modules_to_save", "target_parameters", "bias", "trainable_token_indices",
+        "ensure_weight_tying",
+    ):  # fmt: skip
+        if getattr(config, name) not in (None, [], "none", False):
             raise AdapterError(
                 f"{which} has {name}, and a hot swap is of LoRA layers only: load it as an adapter "
                 f"of its own."

@@ -14,7 +14,9 @@ from quantlora.names import plain_path
 PREFIX = "base_model.model."
 
 #: Several adapted parameters of one module are nested: ``<path>.base_layer.lora_A.weight``.
-_LORA_KEY = re.compile(r"(?P<path>.+?)\.(?P<name>(base_layer\.)*lora_(?!.*\.lora_).*)")
+_LORA_KEY = re.compile(
+    r"(?P<path>.+?)\.(?P<name>(base_layer\.)*lora_(?!.*\.lora_).*|token_adapter\.trainable_.*)"
+)
 
 #: What PEFT puts between a module's path and the names of its frozen tensors.
 _FROZEN = (".token_adapter.base_layer.", ".base_layer.", ".original_module.")

@@ -20,6 +20,7 @@ from quantlora.checkpoint.keys import split_key
 from quantlora.checkpoint.place import find_folder
 from quantlora.checkpoint.read import read_adapter
 from quantlora.checkpoint.side_file import report_differences
+from quantlora.checkpoint.tied_tensors import without_repetitions
 from quantlora.checkpoint.variant_fields import take_file_alpha
 from quantlora.config.lora_config import LoraConfig
 from quantlora.discovery.registration import registry
@@ -76,6 +77,7 @@ def put_on(
     """
     config = _with_targets(config, tensors)
     try:
+        config, tensors = without_repetitions(model, config, tensors)
         plan = make_plan(model, config, backend, adapter, registry(), strict=False)
         saved = find_saved(model, config)
         biases = find_biases(model, config, {planned.path for planned in plan})

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from quantlora.adapters.holders import adapter_holders
+from quantlora.adapters.holders import adapter_holders, lora_layers, tied_layers
 from quantlora.adapters.state import adapter_state, known_adapter
 from quantlora.adapters.switch import active_adapters
 from quantlora.checkpoint.base_note import base_note
@@ -31,6 +31,7 @@ from quantlora.checkpoint.weights_file import write_weights
 from quantlora.distributed.gather import is_shard, one_writes, whole
 from quantlora.errors import AdapterFileError
 from quantlora.files.atomic_set import Writer, write_set
+from quantlora.layers.trained_tokens import TrainedTokens
 from quantlora.names import plain_path
 
 
@@ -124,13 +125,37 @@ def adapter_tensors(
     value = _values(model, state_dict)
     base = changed_base(model, adapter, save_embedding_layers)
     biases = adapter_state(model).biases.get(adapter, [])
-    own = {plain_path(name): one for name, one in base.items()}
+    tokens = [f"{p}.base_layer." for p, one in lora_layers(model) if isinstance(one, TrainedTokens)]
+    own = {plain_path(_file_name(name, tokens)): one for name, one in base.items()}
     own |= {bias.names[0]: bias.own for bias in biases}
-    return {PREFIX + name: value(one) for name, one in own.items()} | {
-        file_key(plain_path(path), name): value(parameter)
-        for path, holder in adapter_holders(model)
-        if adapter in holder.adapters
-        for name, parameter in holder.adapter_tensors(adapter).items()
+    return (
+        {PREFIX + name: value(one) for name, one in own.items()}
+        | {
+            file_key(plain_path(path), name): value(parameter)
+            for path, holder in adapter_holders(model)
+            if adapter in holder.adapters
+            for name, parameter in holder.adapter_tensors(adapter).items()
+        }
+        | _tied_tensors(model, adapter, value)
+    )
+
+
+def _file_name(name: str, tokens: list[str]) -> str:
+    """A frozen parameter's name as PEFT has it: a layer with trained tokens is two deep there."""
+    found = next((one for one in tokens if name.startswith(one)), None)
+    return name.replace(found, f"{found[:-11]}token_adapter.base_layer.") if found else name
+
+
+def _tied_tensors(
+    model: nn.Module, adapter: str, value: Callable[[Tensor], Tensor]
+) -> dict[str, Tensor]:
+    """What PEFT's files repeat for the layers that follow others; tokens it does not."""
+    return {
+        file_key(plain_path(path), name): tensor.contiguous()
+        for path, tied in tied_layers(model)
+        if isinstance(tied.base_layer, nn.Linear) and not isinstance(tied.source, TrainedTokens)
+        if adapter in tied.source.adapters
+        for name, tensor in tied.source.tied_tensors(adapter, value).items()
     }
 
 

@@ -108,7 +108,8 @@ def _check_adapters(model: nn.Module, parts: Sequence[str], adapter: str, kind: 
     configs = {name: known_adapter(model, name) for name in parts}
     check_free(model, adapter)
     for name, config in configs.items():
-        if config.modules_to_save or config.target_parameters or config.bias != "none":
+        tokens = config.trainable_token_indices
+        if config.modules_to_save or config.target_parameters or config.bias != "none" or tokens:
             raise AdapterError(
                 f"adapter {name!r} trains more than LoRA layers (modules_to_save, bias or "
                 f"target_parameters), and these cannot be combined."

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +15,7 @@ from quantlora.errors import MergeError
 from quantlora.formats.layouts import is_linear_kind
 from quantlora.formats.quantizer import FLOAT, Quantizer
 from quantlora.layers.layer import LoraLayer
+from quantlora.layers.tied import TiedLayer
 from quantlora.merging.merge_layer import merge_layer
 
 
@@ -77,12 +80,25 @@ class MergedTensors:
         elif packed is not None:
             if self._first(module):
                 yield from self._layer(module, packed, path)
+        elif isinstance(module, TiedLayer):
+            yield from self._tied(module, path)
         elif isinstance(module, SavedModule):
             yield from self._walk(self._trained(module), path)
         else:
             yield from self._own(module, path)
             for name, child in module.named_children():
                 yield from self._walk(child, f"{path}.{name}" if path else name)
+
+    def _tied(self, module: TiedLayer, path: str) -> Iterator[tuple[str, Tensor]]:
+        """The weight is the source's, written there; here once more where nobody would tie it."""
+        source: Any = module.source
+        own = copy.copy(module.base_layer)
+        own._parameters = {n: p for n, p in own._parameters.items() if n != "weight"}
+        if not self.fixed:
+            lora = isinstance(source, LoraLayer)
+            plain: Any = self.merged(source.path, source)[0] if lora else self._trained(source)
+            yield f"{path}.weight", plain.weight.detach().to(self.dtype)
+        yield from self._own(own, path)
 
     def _trained(self, module: SavedModule) -> nn.Module:
         """The copy that one of the adapters has trained in full, or the original."""

@@ -8,6 +8,7 @@ of A are read, so the cost is that of rank r per token, whatever the vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from quantlora.errors import ConfigError
 from quantlora.formats.layouts import EMBEDDINGS
+from quantlora.layers.autograd import low_rank
 from quantlora.layers.layer import LoraLayer
 from quantlora.layers.rows import add_rows, first_input, pick_rows
 
@@ -62,6 +64,21 @@ class LoraEmbedding(LoraLayer):
     def delta_weight(self, name: str, weight: Tensor) -> Tensor:
         update: Tensor = self.lora_embedding_B[name] @ self.lora_embedding_A[name]
         return self.scaling[name] * update
+
+    def tied_output(self, head: nn.Module, x: Tensor) -> Tensor:
+        """What ``head``, which has this embedding's weight, computes: ``x · (E + ΔE)ᵀ``."""
+        weight = cast(Tensor, self.base_layer.weight)
+        y = F.linear(x, weight, getattr(head, "bias", None))
+        for name, rows in self.shares(x):
+            A, B = self.lora_embedding_A[name].t(), self.lora_embedding_B[name].t()
+            part = self.lora_dropout[name](pick_rows(x, rows))
+            y = add_rows(y, rows, low_rank(part, B, A, self.scaling.operand(name)))
+        return y
+
+    def tied_tensors(self, name: str, value: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+        """The factors as PEFT has them in its file for a linear head."""
+        A, B = value(self.lora_embedding_A[name]), value(self.lora_embedding_B[name])
+        return {"lora_A.weight": B.t(), "lora_B.weight": A.t()}
 
     # -- the books: parameters where other layers have modules
 

@@ -31,12 +31,14 @@ from quantlora.formats.quantizer import Quantizer
 from quantlora.initializers.initializer import InitContext, Initializer
 from quantlora.layers.hooks import move_hooks
 from quantlora.layers.layer import LoraLayer
+from quantlora.layers.trained_tokens import TrainedTokens
 from quantlora.names import check_name
 from quantlora.wrapping.base_changes import initialize
 from quantlora.wrapping.bases import as_linear, frozen_bases, reference_for
 from quantlora.wrapping.biases import find_biases
 from quantlora.wrapping.modules_to_save import add_saved, find_saved, with_heads
 from quantlora.wrapping.plan import AUTO, PlannedLayer, make_plan, once_each
+from quantlora.wrapping.tied_layers import tie_layers
 from quantlora.wrapping.transaction import Transaction
 
 
@@ -60,6 +62,8 @@ def add_adapter(
     plan = make_plan(model, settings, backend, adapter_name, registry())
 
     def start(planned: PlannedLayer, layer: LoraLayer) -> None:
+        if planned.target.tokens:
+            return  # they start as they are
         initialize(initializer, layer, _context(planned, settings, adapter_name, weights))
         layer.finish_adapter(adapter_name, settings)
 
@@ -112,6 +116,7 @@ def apply_plan(
             model.set_submodule(planned.path, layers[id(planned.layer)])
         for path, module in saved.items():
             start_saved(path, add_saved(model, path, module, adapter_name))
+        tie_layers(model, config, adapter_name)
         biases = find_biases(model, config, {planned.path for planned in plan})
         for bias in biases:
             start_bias(bias)
@@ -146,6 +151,9 @@ def _lora_layer(planned: PlannedLayer, base: nn.Module) -> LoraLayer:
 def _add_adapter(layer: LoraLayer, planned: PlannedLayer, config: LoraConfig, adapter: str) -> None:
     target = planned.target
     dtype = _adapter_dtype(layer.base_layer, planned.quantizer)
+    if isinstance(layer, TrainedTokens):
+        layer.add_tokens(adapter, target.tokens, dtype)
+        return
     layer.add_adapter(adapter, config, target.r, target.lora_alpha, dtype)
 
 

@@ -6,11 +6,12 @@ from collections.abc import Collection
 
 from torch import Tensor, nn
 
-from quantlora.adapters.holders import own_modules
+from quantlora.adapters.holders import own_modules, plain_module
 from quantlora.adapters.state import adapter_state, has_adapters
 from quantlora.adapters.trained_bias import TrainedBias, own_bias
 from quantlora.config.lora_config import LoraConfig
 from quantlora.layers.layer import LoraLayer
+from quantlora.layers.tied import TiedLayer
 from quantlora.names import plain_path
 
 
@@ -28,7 +29,7 @@ def find_biases(
         mine = path in targets
         if not mine and config.bias == "lora_only":
             continue
-        owner = module.plain_base[0] if isinstance(module, LoraLayer) else module
+        owner = plain_module(module)[0] if isinstance(module, (LoraLayer, TiedLayer)) else module
         plain = _plain(model, owner, buffers=mine)  # upstream's own forward may not train them
         if plain is None:
             continue

@@ -15,8 +15,10 @@ from quantlora.errors import AdapterError, LayerError, TargetError
 from quantlora.formats.layouts import linear_from
 from quantlora.formats.quantizer import FLOAT, Quantizer
 from quantlora.layers.layer import LoraLayer
+from quantlora.layers.tied import TiedLayer
 from quantlora.names import plain_path
 from quantlora.suggestions import near
+from quantlora.wrapping.ties import ties_of
 
 #: Names of the heads that a task puts on a model, by ``task_type``: new, so they must be trained.
 _HEADS = {
@@ -49,6 +51,8 @@ def find_saved(model: nn.Module, config: LoraConfig) -> dict[str, nn.Module]:
             f"modules_to_save={names!r} matches no module of this model. Near "
             f"names: {', '.join(dict.fromkeys(close)) or 'none'}."
         )
+    if config.ensure_weight_tying:
+        found = ties_of(model).joined(found)
     outer = [path for path in found if not any(path.startswith(f"{one}.") for one in found)]
     for path in outer:
         _check(path, modules[path])
@@ -66,7 +70,7 @@ def _check(path: str, module: nn.Module) -> None:
             f"{path}: modules_to_save cannot have a {type(plain).__name__}, whose items the model "
             f"calls and not the list itself: name the items ({path}.0 and so on)."
         )
-    if any(isinstance(one, LoraLayer) for one in module.modules()):
+    if any(isinstance(one, (LoraLayer, TiedLayer)) for one in module.modules()):
         raise AdapterError(
             f"{path}: another adapter has LoRA layers here, so it cannot be trained in full as "
             f"well; leave it out of modules_to_save."

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from quantlora.adapters.holders import own_modules
+from quantlora.adapters.saved_modules import SavedModule
 from quantlora.adapters.state import check_free, taken
 from quantlora.config.lora_config import LoraConfig
 from quantlora.config.picked_paths import TargetNames, is_all_linear
@@ -19,10 +20,13 @@ from quantlora.formats.parameters import format_of
 from quantlora.formats.quantizer import FLOAT, Quantizer
 from quantlora.layers.layer import LoraLayer
 from quantlora.layers.parameters import LoraParameters
+from quantlora.layers.tied import TiedLayer
+from quantlora.layers.trained_tokens import TrainedTokens
 from quantlora.names import plain_path
 from quantlora.wrapping.all_linear import left_out, some
 from quantlora.wrapping.surroundings import check_surroundings
 from quantlora.wrapping.targets import Target, find_targets
+from quantlora.wrapping.ties import two_ways
 
 AUTO = "auto"
 
@@ -114,6 +118,8 @@ def plan_layer(
         _check_addable(path, layer, adapter)
     if target.parameters:
         return _plan_parameters(target, config, backend)
+    if target.tokens:
+        return _plan_tokens(target, config, registry)
     if isinstance(layer, LoraLayer):
         own, base = layer.quantizer, layer.base_layer
     else:
@@ -142,6 +148,23 @@ def _plan_parameters(target: Target, config: LoraConfig, backend: str) -> Planne
     if backend not in (AUTO, own.name):
         raise _backend_error(target.path, backend, "parameters cannot be packed, only layers")
     return PlannedLayer(target, own, False, LoraParameters)
+
+
+def _plan_tokens(target: Target, config: LoraConfig, registry: Registry) -> PlannedLayer:
+    path, layer = target.path, target.layer
+    saved = path.endswith(tuple(config.modules_to_save or ()))
+    other = isinstance(layer, (LoraLayer, SavedModule, TiedLayer))
+    if saved or (other and not isinstance(layer, TrainedTokens)):
+        raise AdapterError(two_ways(path))
+    base = layer.base_layer if isinstance(layer, TrainedTokens) else layer
+    plain = isinstance(base, (nn.Embedding, nn.Linear)) and getattr(base, "max_norm", None) is None
+    own = registry.match(path, base) if plain else None
+    if own is None or own.name != FLOAT:
+        raise ConfigError(
+            f"{path}: trainable_token_indices is for float embeddings and linear heads (without "
+            f"max_norm), and this is a {type(base).__name__}."
+        )
+    return PlannedLayer(target, own, False, TrainedTokens)
 
 
 def check_model(model: nn.Module, plan: list[PlannedLayer]) -> None:

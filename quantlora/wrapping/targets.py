@@ -13,11 +13,13 @@ from quantlora.config.expressions import match, shortened
 from quantlora.config.lora_config import LoraConfig
 from quantlora.config.picked_paths import TargetNames, is_all_linear
 from quantlora.discovery.registration import Registry
-from quantlora.errors import TargetError
+from quantlora.errors import AdapterError, TargetError
+from quantlora.layers.trained_tokens import wanted_tokens
 from quantlora.names import plain_path
 from quantlora.suggestions import near
 from quantlora.wrapping.all_linear import looks_linear, output_heads, some
 from quantlora.wrapping.parameter_targets import parameter_holders
+from quantlora.wrapping.ties import tied_tokens, ties_of, two_ways
 
 #: For so many names that match nothing, near ones are looked for.
 _HINTS = 12
@@ -27,7 +29,8 @@ _HINTS = 12
 class Target:
     """One layer to wrap: its ``path``, the ``layer``, and its own rank and alpha.
 
-    With ``parameters``, only those parameters of it get an adapter (``target_parameters``).
+    With ``parameters``, only those parameters of it get an adapter (``target_parameters``);
+    with ``tokens`` only the rows of those (``trainable_token_indices``).
     """
 
     path: str
@@ -35,6 +38,7 @@ class Target:
     r: int
     lora_alpha: float
     parameters: tuple[str, ...] = ()
+    tokens: tuple[int, ...] = ()
 
 
 def find_targets(
@@ -55,8 +59,15 @@ def find_targets(
             for path in paths
             if modules[path] not in heads and looks_linear(modules[path], registry)
         ]
-    holders = parameter_holders(modules, config, paths)
-    if not paths and not holders:
+    ties = ties_of(model) if config.trainable_token_indices or config.ensure_weight_tying else None
+    tokens = wanted_tokens(config, modules, ties.source if ties else None)
+    if ties is not None:
+        tokens = tied_tokens(tokens, ties, config)
+        paths = ties.joined(paths) if config.ensure_weight_tying else paths
+    if both := [path for path in paths if path in tokens]:
+        raise AdapterError(two_ways(both[0]))
+    holders = parameter_holders(modules, config, [*paths, *tokens])
+    if not paths and not holders and not tokens:
         raise TargetError(_nothing(config, modules, registry))
     keys = [f"{path}.{name}" for path, names in holders.items() for name in names]
     plain = [plain_path(path) for path in (*paths, *keys)]
@@ -65,6 +76,7 @@ def find_targets(
     return [
         *(_target(path, modules[path], config) for path in paths),
         *(_holder(path, modules[path], names, config) for path, names in holders.items()),
+        *(Target(p, modules[p], len(t), len(t), tokens=t) for p, t in tokens.items()),
     ]
 
 

@@ -1,0 +1,92 @@
+"""What is tied to the input embeddings follows the adapters there."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from quantlora.adapters.holders import plain_module
+from quantlora.adapters.saved_modules import SavedModule
+from quantlora.adapters.state import adapter_state, has_adapters
+from quantlora.config.lora_config import LoraConfig
+from quantlora.errors import AdapterError, ConfigError, warn
+from quantlora.layers.embedding import LoraEmbedding
+from quantlora.layers.layer import LoraLayer
+from quantlora.layers.tied import TiedLayer
+from quantlora.layers.trained_tokens import TrainedTokens
+from quantlora.wrapping.targets import by_pattern
+from quantlora.wrapping.ties import ties_of
+
+
+def tie_layers(model: nn.Module, config: LoraConfig, adapter: str) -> None:
+    """Let what is tied to the input embeddings follow their adapters; within a `Transaction`."""
+    ties = ties_of(model)
+    source = model.get_submodule(ties.source) if ties.source else None
+    has = isinstance(source, (LoraLayer, SavedModule)) and adapter in source.adapters
+    if config.ensure_weight_tying and not (has and ties.others):
+        warn(
+            "ensure_weight_tying is set, and has no effect: the adapter trains no layer whose "
+            "weight is shared with the input embeddings."
+        )
+    if not has or not isinstance(source, (LoraLayer, SavedModule)):
+        return
+    follow = _follows(source, config)
+    for path in ties.others:
+        module = model.get_submodule(path)
+        if isinstance(module, TrainedTokens) and not config.ensure_weight_tying:
+            continue  # it has been given tokens of its own
+        if follow or isinstance(module, TiedLayer):
+            _check(model, source, adapter, follow, path, module)
+            _check_patterns(source.path, path, config)
+        if follow and not isinstance(module, TiedLayer):
+            model.set_submodule(path, TiedLayer(module, source))
+        elif isinstance(module, TiedLayer) and not follow:
+            model.set_submodule(path, module.base_layer)
+
+
+def _follows(source: nn.Module, config: LoraConfig) -> bool:
+    return config.ensure_weight_tying or isinstance(source, TrainedTokens)
+
+
+def _check(
+    model: nn.Module,
+    source: LoraLayer | SavedModule,
+    adapter: str,
+    follow: bool,
+    path: str,
+    module: nn.Module,
+) -> None:
+    configs = adapter_state(model).configs if has_adapters(model) else {}
+    others = [name for name in source.adapters if name != adapter]
+    if strange := [name for name in others if _follows(source, configs[name]) != follow]:
+        raise AdapterError(
+            f"{path} has the weight of {source.path}, and ensure_weight_tying is not the same for "
+            f"{adapter} and {', '.join(strange)}: set it for both, or use two models."
+        )
+    if isinstance(module, (LoraLayer, SavedModule)):
+        raise AdapterError(
+            f"{path} has the weight of {source.path} and adapters of its own, so it cannot follow "
+            f"those there: leave it out of target_modules and modules_to_save."
+        )
+    plain = plain_module(source)[0]
+    scales = [getattr(one, "embed_scale", None) for one in (plain, module)]
+    same = type(module) is type(plain) and scales[0] == scales[1]
+    fits = type(source) in (LoraEmbedding, TrainedTokens, SavedModule)
+    if follow and not (fits and (same or not isinstance(module, nn.Embedding))):
+        raise AdapterError(
+            f"{path} has the weight of {source.path}, but a {type(module).__name__} cannot follow "
+            f"the adapters of this {type(source).__name__}: adapt it without ensure_weight_tying."
+        )
+
+
+def same_patterns(source: str, path: str, config: LoraConfig) -> bool:
+    """Whether the patterns give two tied layers one rank and one alpha."""
+    patterns = (config.rank_pattern, config.alpha_pattern)
+    return all(by_pattern(source, p, None) == by_pattern(path, p, None) for p in patterns)
+
+
+def _check_patterns(source: str, path: str, config: LoraConfig) -> None:
+    if not same_patterns(source, path, config):
+        raise ConfigError(
+            f"{path} follows {source}, whose weight it has, so rank_pattern and alpha_pattern must "
+            f"give both the same."
+        )
