@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Collection
 from typing import Any
 
 from rich.console import Console
 
+from quantlora.errors import FinetuneError
 from quantlora_finetune.options.finetune_options import FinetuneOptions
 from quantlora_finetune.prepared_job import prepare
 from quantlora_finetune.run import processes
 from quantlora_finetune.run.limits import explained, require_libraries
 from quantlora_finetune.run.open_run import open_run
-from quantlora_finetune.run.run_folder import REPORT
+from quantlora_finetune.run.run_folder import REPORT, RunFolder
 from quantlora_finetune.show import Show
 
 
@@ -40,7 +42,7 @@ def finetune(
     processes.wait_for_all()  # to look at the folder before one begins to write
     if run.is_finished and run.steps_done >= options.steps:
         show.finished_already(run.path, options.steps)
-        return dict(json.loads((run.path / REPORT).read_text("utf-8")))
+        return _learned(dict(json.loads((run.path / REPORT).read_text("utf-8"))), run)
     with explained(options):
         job = prepare(options, run, show)
         before = job.before()
@@ -51,4 +53,19 @@ def finetune(
         show.memory(job.memory, training.memory)
         report = job.leave(training, before, after)
     show.result(run.path, report)
+    return _learned(report, run)
+
+
+def _learned(report: dict[str, Any], run: RunFolder) -> dict[str, Any]:
+    """``report``, unless the training has made the model worse on all that it was shown."""
+    before, after = report["perplexity"]["before"], report["perplexity"]["after"]
+    losses = [step["loss"] for step in report["training"]["steps"]]
+    last = losses[-max(1, len(losses) // 4) :]
+    diverged = bool(last) and not sum(last) / len(last) <= losses[0]
+    if not math.isfinite(after) or (after > before and diverged):
+        raise FinetuneError(
+            f"{run.path}: the training has diverged: held-out perplexity went from {before:.4g} to "
+            f"{after:.4g}, and the loss rose too. What is there is for looking at only: start "
+            f"anew, in another --output, with a lower --lr or a longer --warmup."
+        )
     return report

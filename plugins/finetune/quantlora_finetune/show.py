@@ -43,6 +43,8 @@ class Show:
                 f"{data['left_out_examples']} whose prompt alone fills it are left out.",
                 "yellow",
             )
+        if data["empty_rows"]:
+            self._say(f"Rows without anything to learn, left out: {data['empty_rows']}.", "yellow")
         self._say(f"Loading {name}.")
 
     def model(self, facts: dict[str, Any]) -> None:

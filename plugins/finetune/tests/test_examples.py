@@ -85,6 +85,45 @@ def test_turns_in_a_conversational_prompt_are_not_learned(chat_tokens):
     assert chat_tokens.tokenizer.decode(example.input_ids[example.given :]) == "see you\n"
 
 
+CALL = {"function": {"name": "weather", "arguments": {"city": "bonn"}}}
+ASKED = [{"role": "user", "content": "q"}]
+
+
+def test_a_template_that_leaves_out_tool_calls_is_no_empty_answer(chat_tokens):
+    called = record_of(
+        {"messages": [*ASKED, {"role": "assistant", "content": None, "tool_calls": [CALL]}]}, "row"
+    )
+    with pytest.raises(FinetuneError, match=r"leaves out tool calls \(weather first\)"):
+        examples_of([called], chat_tokens, 40)
+
+
+def test_a_template_that_writes_tools_and_calls_is_given_both(chat_tokens):
+    calls = (
+        "{% for c in m.tool_calls or [] %}{{ c.function.name }} {{ c.function.arguments.city }}"
+        "{% endfor %}"
+    )
+    chat_tokens.tokenizer.chat_template = (
+        "{% for t in tools or [] %}{{ t['name'] }} {% endfor %}"
+        + TEMPLATE.replace("{{ m['content'] }}", "{{ m['content'] }}" + calls)
+    )
+    messages = [*ASKED, {"role": "assistant", "content": None, "tool_calls": [CALL]}]
+    called = record_of({"messages": messages, "tools": [{"name": "weather"}]}, "row")
+    (example,) = examples_of([called], chat_tokens, 99)
+    text = chat_tokens.tokenizer.decode(example.input_ids[example.given :])
+    assert "weather bonn" in text
+    assert "weather" in chat_tokens.tokenizer.decode(example.input_ids[: example.given])
+
+
+def test_what_a_template_refuses_is_an_error_with_its_words(chat_tokens):
+    chat_tokens.tokenizer.chat_template = "{{ raise_exception('no system role') }}"
+    with pytest.raises(FinetuneError, match=r"cannot write .* user, assistant: .*no system role"):
+        examples_of(
+            [record_of({"messages": [*ASKED, {"role": "assistant", "content": "a"}]}, "")],
+            chat_tokens,
+            40,
+        )
+
+
 def test_messages_need_a_chat_template():
     with pytest.raises(FinetuneError, match="no chat template"):
         examples_of([Chat(tuple(MESSAGES))], TOKENS, 64)

@@ -8,6 +8,8 @@ import sys
 import pytest
 from safetensors.torch import load_file
 
+from quantlora.errors import FinetuneError
+
 CASES = {
     "no such folder": (["--model", "./missing"], "there is no folder missing"),
     "no such id": (["--model", "no-such-org/model"], "cannot be fetched from the Hugging Face hub"),
@@ -26,6 +28,7 @@ CASES = {
     "a start that changes the base": (["--init", "pissa"], "leaves only the adapter"),
     "learning rate of zero": (["--lr", "0"], "--lr must be above 0"),
     "learning rate that is no number": (["--lr", "nan"], "--lr must be above 0"),
+    "learning rate beyond all sense": (["--lr", "50"], "--lr must be above 0 and at most 1"),
     "nothing to resume": (["--resume"], "holds no run to resume"),
     "output is a file": (["--output", "{text}"], "is a file: name a folder"),
     "output is in use": (["--output", "{tmp}"], "is not empty: name another folder"),
@@ -168,3 +171,29 @@ def test_a_folder_that_cannot_be_written_to_is_named(run, arguments):
     result = run(*arguments, "--output", "/proc/run")
     assert result.exit_code == 1
     assert "/proc" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("after", "losses", "learned"),
+    [
+        (8.0, [3.0, 2.0, 1.0, 1.0], True),
+        (12.0, [3.0, 2.0, 1.0, 1.0], True),  # too long on too little: worse, but not diverged
+        (8.0, [3.0, 4.0, 4.0, 4.0], True),
+        (1000.0, [3.0, 4.0, 5.0, 7.0], False),
+        (float("inf"), [3.0, 2.0, 1.0, 1.0], False),
+        (float("nan"), [3.0, 2.0, 1.0, 1.0], False),
+    ],
+)
+def test_a_training_has_diverged_where_the_held_out_and_the_own_loss_rose(
+    after, losses, learned, tmp_path
+):
+    from quantlora_finetune.job import _learned
+    from quantlora_finetune.run.run_folder import RunFolder
+
+    steps = [{"loss": loss} for loss in losses]
+    report = {"perplexity": {"before": 10.0, "after": after}, "training": {"steps": steps}}
+    if learned:
+        assert _learned(report, RunFolder(tmp_path, {})) is report
+        return
+    with pytest.raises(FinetuneError, match="has diverged"):
+        _learned(report, RunFolder(tmp_path, {}))

@@ -60,6 +60,127 @@ def test_a_missing_file_is_not_looked_for_on_the_hub(name):
         read_records(name, "train")
 
 
+TABLE = 'text,id\n"one, two\nlines",1\n\nNA,2\n'
+
+#: A file, its bytes, and the records in it.
+FILES = {
+    "t.csv": (TABLE.encode(), [Text("one, two\nlines"), Text("NA")]),
+    "excel.csv": (b"\xef\xbb\xbfprompt;completion\r\np;c, d\r\n", [Exchange("p", "c, d")]),
+    "t.tsv": (b"prompt\tcompletion\np, q\tc\n", [Exchange("p, q", "c")]),
+    "T.CSV": (b"text\n123\n", [Text("123")]),
+    "a.json": (b'[{"text": "a"},\n {"text": "b"}]', [Text("a"), Text("b")]),
+    "one.json": (b'{"text": "a"}', [Text("a")]),
+    "lines.json": (b'{"text": "a"}\n{"text": "b"}', [Text("a"), Text("b")]),
+    "l.ndjson": (b'\xef\xbb\xbf{"text": "a"}\n', [Text("a")]),
+    "mark.txt": ("grüß".encode("utf-8-sig"), [Text("grüß")]),
+    "wide.txt": ("grüß".encode("utf-16"), [Text("grüß")]),
+    "wider.txt": ("grüß".encode("utf-32"), [Text("grüß")]),
+    "empty.jsonl": (b'{"text": "a"}\n{"text": " "}\n', [Text("a")]),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_is_read_as_what_it_is(name, tmp_path):
+    content, records = FILES[name]
+    (tmp_path / name).write_bytes(content)
+    assert read_records(str(tmp_path / name), "train") == records
+    assert read_records(str(tmp_path), "train") == records
+
+
+REFUSED = {
+    "no_header.csv": (b"one,two\nthree,four\n", "expected .* found one, two"),
+    "ragged.csv": (b"text,id\na,b,c\n", "line 2: 3 values for 2 columns"),
+    "twice.csv": (b"text,text\na,b\n", "two columns have the same name"),
+    "latin.csv": ("text\ngrüß\n".encode("latin-1"), "cannot be read as UTF-8"),
+    "latin.txt": ("grüß".encode("latin-1"), "cannot be read as UTF-8"),
+    "zero.txt": (b"a\0b", "is no text"),
+    "page.html": (b"<p>text</p>", "the ending '.html' does not say"),
+    "packed.jsonl.gz": (b'{"text": "a"}', "the ending '.gz' does not say"),
+    "notes.docx": (b"PK", "the ending '.docx' does not say"),
+    "wrong.parquet": (b"no parquet", "cannot be read"),
+    "null.jsonl": (b'{"text": null}', r"found text \(NoneType\)"),
+    "deep.json": (b"[" * 100_000, "not a JSON object"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+@pytest.mark.parametrize("alone", [True, False])
+def test_what_cannot_be_read_right_is_refused_by_name(name, alone, tmp_path):
+    content, message = REFUSED[name]
+    (tmp_path / name).write_bytes(content)
+    (tmp_path / "good.jsonl").write_text('{"text": "a"}')
+    with pytest.raises(FinetuneError, match=message) as error:
+        read_records(str(tmp_path / name if alone else tmp_path), "train")
+    assert name in str(error.value)
+
+
+def test_a_mixed_folder_is_read_whole(tmp_path):
+    (tmp_path / "notes.txt").write_text("first\n\nsecond\n")
+    (tmp_path / "text.jsonl").write_text('{"prompt": "p", "completion": "c"}')
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "t.csv").write_text("text\nthird\n")
+    (tmp_path / ".hidden").write_text("no")
+    found = read_records(str(tmp_path), "train")
+    assert found == [Text("third"), Text("first\n\nsecond\n"), Exchange("p", "c")]
+
+
+def test_files_of_a_folder_are_of_the_split_that_their_names_say(tmp_path):
+    for name in ("train.jsonl", "test.jsonl", "more.jsonl", "data-validation-00.jsonl"):
+        (tmp_path / name).write_text(json.dumps({"text": name}))
+    (tmp_path / "README.md").write_text("# What this is")
+    read = {s: read_records(str(tmp_path), s) for s in ("train", "test", "validation")}
+    assert read["train"] == [Text("more.jsonl"), Text("train.jsonl")]
+    assert read["test"] == [Text("test.jsonl")]
+    assert read["validation"] == [Text("data-validation-00.jsonl")]
+
+
+CALL = {"function": {"name": "weather", "arguments": '{"city": "Bonn"}'}}
+CALLED = {"function": {"name": "weather", "arguments": {"city": "Bonn"}}}
+MESSAGE_FORMS = {
+    "a call": (
+        {"role": "assistant", "content": None, "tool_calls": [CALL]},
+        {"role": "assistant", "content": "", "tool_calls": [CALLED]},
+    ),
+    "a call without content": (
+        {"role": "assistant", "tool_calls": [CALL]},
+        {"role": "assistant", "content": "", "tool_calls": [CALLED]},
+    ),
+    "parts": (
+        {"role": "assistant", "content": [{"type": "text", "text": "a"}, "b"]},
+        {"role": "assistant", "content": "ab"},
+    ),
+    "nulls of a table": (
+        {"role": "assistant", "content": "a", "tool_calls": None, "name": None},
+        {"role": "assistant", "content": "a"},
+    ),
+}
+
+
+@pytest.mark.parametrize("form", MESSAGE_FORMS)
+def test_messages_come_in_one_form(form, tmp_path):
+    given, wanted = MESSAGE_FORMS[form]
+    (tmp_path / "c.jsonl").write_text(json.dumps({"messages": [MESSAGES[0], given]}))
+    assert read_records(str(tmp_path / "c.jsonl"), "train") == [Chat((MESSAGES[0], wanted))]
+
+
+@pytest.mark.parametrize(
+    ("message", "fault"),
+    [
+        ({"role": "assistant", "content": None}, '"content" is null'),
+        ({"role": "assistant", "content": 3}, '"content" is int'),
+        ({"role": 3, "content": "a"}, '"role" is int'),
+        ({"role": "user", "content": [{"type": "image"}]}, "a part of type 'image'"),
+        ({"role": "user", "content": [{"type": "text"}]}, 'no "text"'),
+        ({"role": "assistant", "content": None, "tool_calls": [3]}, "no function with a name"),
+        ("hello", 'needs "role" and "content"'),
+    ],
+)
+def test_a_message_that_cannot_be_learned_is_named(message, fault, tmp_path):
+    (tmp_path / "c.jsonl").write_text(json.dumps({"messages": [*MESSAGES, message]}))
+    with pytest.raises(FinetuneError, match=f"line 1: .*{fault}"):
+        read_records(str(tmp_path / "c.jsonl"), "train")
+
+
 def test_bytes_that_are_no_text_are_refused(tmp_path):
     file = tmp_path / "data.txt"
     file.write_bytes(b"\xff\xfe\x00")
@@ -67,12 +188,12 @@ def test_bytes_that_are_no_text_are_refused(tmp_path):
         read_records(str(file), "train")
 
 
-def test_a_folder_of_data_files_is_read_through_datasets(tmp_path):
+def test_a_folder_of_parquet_files_is_read(tmp_path):
     datasets = pytest.importorskip("datasets")
     rows = datasets.Dataset.from_list([{"prompt": "p", "completion": "c"}])
     rows.to_parquet(tmp_path / "train.parquet")
     assert read_records(str(tmp_path), "train") == [Exchange("p", "c")]
-    with pytest.raises(FinetuneError, match=r"cannot be loaded \(split 'test'\)"):
+    with pytest.raises(FinetuneError, match="no data files of the split 'test'"):
         read_records(str(tmp_path), "test")
 
 

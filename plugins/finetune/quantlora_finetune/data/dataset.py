@@ -13,7 +13,7 @@ from torch import Tensor
 from quantlora.errors import FinetuneError
 from quantlora_finetune.data import demo_text
 from quantlora_finetune.data.examples import IGNORED, Example, Tokens, sequences_of
-from quantlora_finetune.data.sources import read_records
+from quantlora_finetune.data.sources import read_counted
 from quantlora_finetune.options.finetune_options import FinetuneOptions
 
 Collate = Callable[[Sequence[Example]], dict[str, Tensor]]
@@ -24,7 +24,8 @@ class Dataset:
     """``train`` is trained on, ``held_out`` measured on; no example is in both.
 
     Of all that were read ``cut`` were longer than what is read at once, and lack their end;
-    ``left_out`` were longer by their prompt alone, and are in neither.
+    ``left_out`` were longer by their prompt alone, and ``empty`` rows have nothing to learn: they
+    are in neither.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Dataset:
     fingerprint: str
     cut: int = 0
     left_out: int = 0
+    empty: int = 0
 
     def facts(self) -> dict[str, Any]:
         """For the report."""
@@ -42,6 +44,7 @@ class Dataset:
             "train_tokens": sum(len(one.input_ids) for one in self.train),
             "cut_examples": self.cut,
             "left_out_examples": self.left_out,
+            "empty_rows": self.empty,
             "measured_examples": len(self.held_out),
             "measured_tokens": sum(one.learned for one in self.held_out),
         }
@@ -54,7 +57,8 @@ def load_dataset(options: FinetuneOptions, tokens: Tokens) -> Dataset:
         FinetuneError: see `read_records`; or there is too little for one example of each part.
     """
     name = options.data or demo_text.NAME
-    sequences = sequences_of(read_records(options.data, options.split), tokens, options.length)
+    records, empty = read_counted(options.data, options.split)
+    sequences = sequences_of(records, tokens, options.length)
     examples = [one for one in sequences if one.learned > 0]
     if len(examples) < 2:
         raise FinetuneError(
@@ -69,6 +73,7 @@ def load_dataset(options: FinetuneOptions, tokens: Tokens) -> Dataset:
         fingerprint=_fingerprint(examples),
         cut=sum(one.is_cut for one in examples),
         left_out=len(sequences) - len(examples),
+        empty=empty,
     )
 
 

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from quantlora.errors import FinetuneError
+from quantlora_finetune.data.messages import call_names
 from quantlora_finetune.data.records import Chat, Exchange, Record, Text
 
 if TYPE_CHECKING:
@@ -96,20 +98,34 @@ def _exchanges(record: Record, tokens: Tokens) -> Iterator[tuple[str, str, list[
     elif isinstance(record, Chat):
         for i, message in enumerate(record.messages):
             if i >= record.start and message["role"] == "assistant":
-                yield *_templated(record.messages[: i + 1], tokens), []
+                yield *_templated(record.messages[: i + 1], tokens, record.tools), []
 
 
-def _templated(messages: Sequence[Any], tokens: Tokens) -> tuple[str, str]:
+def _templated(
+    messages: Sequence[Any], tokens: Tokens, tools: Sequence[Any] = ()
+) -> tuple[str, str]:
     """The conversation before the last turn, and that turn, as the model's template writes them."""
     if not getattr(tokens.tokenizer, "chat_template", None):
         raise FinetuneError(
             'the data has "messages", but this model\'s tokenizer has no chat template: use an '
             'instruction-tuned model, or give "prompt" and "completion".'
         )
-    write = tokens.tokenizer.apply_chat_template
-    before = write(list(messages[:-1]), tokenize=False, add_generation_prompt=True)
-    after = write(list(messages), tokenize=False)
+    write = partial(tokens.tokenizer.apply_chat_template, tools=list(tools) or None, tokenize=False)
+    try:
+        before = write(list(messages[:-1]), add_generation_prompt=True)
+        after = write(list(messages))
+    except Exception as error:  # a template is a program, and says what it does not take
+        raise FinetuneError(
+            f"the chat template of this model's tokenizer cannot write a conversation of the "
+            f"roles {', '.join(one['role'] for one in messages)}: {type(error).__name__}: {error}. "
+            f"Change the data, or use a model whose template has them."
+        ) from error
     shared = _shared_start(before, after)
+    if lost := [name for name in call_names(messages[-1]) if name not in after[shared:]]:
+        raise FinetuneError(
+            f"the chat template of this model's tokenizer leaves out tool calls ({lost[0]} first): "
+            f"use a model whose template writes them."
+        )
     return after[:shared], after[shared:]
 
 

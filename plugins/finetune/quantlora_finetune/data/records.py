@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from quantlora.errors import FinetuneError
+from quantlora_finetune.data.messages import tools_of, turns
 
 _FORMS = '"text", "prompt" and "completion", or "messages"'
 
@@ -28,10 +29,14 @@ class Exchange:
 
 @dataclass(frozen=True)
 class Chat:
-    """A conversation; the assistant's turns from ``start`` on are to be learned."""
+    """A conversation; the assistant's turns from ``start`` on are to be learned.
+
+    ``tools`` are those it may call, for the model's chat template.
+    """
 
     messages: tuple[Mapping[str, Any], ...]
     start: int = 0
+    tools: tuple[Any, ...] = ()
 
 
 Record = Text | Exchange | Chat
@@ -42,22 +47,25 @@ def record_of(row: Any, place: str) -> Record:
     if isinstance(row, Mapping):
         match row:
             case {"messages": list() as messages}:
-                return Chat(_turns(messages, place))
+                return Chat(turns(messages, place), tools=tools_of(row, place))
             case {"prompt": list() as prompt, "completion": list() as completion}:
-                return Chat(_turns([*prompt, *completion], place), start=len(prompt))
+                given = turns([*prompt, *completion], place)
+                return Chat(given, len(prompt), tools_of(row, place))
             case {"prompt": str() as prompt, "completion": str() as completion}:
                 return Exchange(prompt, completion)
             case {"text": str() as text}:
                 return Text(text)
-    found = ", ".join(map(str, row)) if isinstance(row, Mapping) else type(row).__name__
+    found = _columns(row) if isinstance(row, Mapping) else type(row).__name__
     raise FinetuneError(f"{place}: expected an object with {_FORMS}, found {found or 'no field'}.")
 
 
-def _turns(messages: list[Any], place: str) -> tuple[Mapping[str, Any], ...]:
-    for message in messages:
-        if not (isinstance(message, Mapping) and {"role", "content"} <= set(message)):
-            raise FinetuneError(f'{place}: every message needs "role" and "content".')
-    return tuple(messages)
+def _columns(row: Mapping[str, Any]) -> str:
+    """The names, and of those that should be text what they hold instead."""
+    known = ("text", "prompt", "completion", "messages")
+    return ", ".join(
+        f"{name} ({type(value).__name__})" if name in known and not isinstance(value, str) else name
+        for name, value in ((str(key), value) for key, value in row.items())
+    )
 
 
 def has_content(record: Record) -> bool:
@@ -66,6 +74,7 @@ def has_content(record: Record) -> bool:
         case Text(text):
             return bool(text.strip())
         case Exchange(_, completion):
-            return bool(completion)
-        case Chat(messages, start):
-            return any(message["role"] == "assistant" for message in messages[start:])
+            return bool(completion.strip())
+        case Chat(messages, start, _):
+            own = (one for one in messages[start:] if one["role"] == "assistant")
+            return any(one["content"] or one.get("tool_calls") for one in own)

@@ -2,39 +2,50 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from quantlora.errors import FinetuneError
 from quantlora.requirements import Requirement
 from quantlora_finetune.data import demo_text
+from quantlora_finetune.data.files import read_file
+from quantlora_finetune.data.folder import data_files, is_described
 from quantlora_finetune.data.records import Record, Text, has_content, record_of
 
 _DATASETS = Requirement("datasets>=3", fix="pip install datasets")
+#: What is meant as a file, though a hub id may have a dot too.
+_ENDINGS = (".csv", ".json", ".jsonl", ".md", ".ndjson", ".parquet", ".tsv", ".txt")
 
 
 def read_records(data: str | None, split: str) -> list[Record]:
-    """The records that ``--data`` names, at least one.
+    """The records that ``--data`` names and that have something to learn, at least one.
 
     Raises:
         FinetuneError: there is no such file or data set, it is empty, or its form is not known.
     """
+    return read_counted(data, split)[0]
+
+
+def read_counted(data: str | None, split: str) -> tuple[list[Record], int]:
+    """The same, and the number of rows that are empty."""
     records = list(_read(data, split))
-    if not any(has_content(record) for record in records):
+    filled = [record for record in records if has_content(record)]
+    if not filled:
         raise FinetuneError(f"{data}: there is nothing in it to train on.")
-    return records
+    return filled, len(records) - len(filled)
 
 
 def _read(data: str | None, split: str) -> Iterable[Record]:
     if data is None:
         return [Text(demo_text.demo_text())]
     path = Path(data).expanduser()
-    if path.is_dir():
+    if path.is_dir() and is_described(path):
         return _through_datasets(data, str(path), None, split)
+    if path.is_dir():
+        return (record for file in data_files(path, split) for record in read_file(file))
     if path.is_file():
-        return _from_jsonl(path) if path.suffix in (".jsonl", ".json") else [Text(_text(path))]
-    if path.suffix in (".txt", ".jsonl", ".json", ".md") or not _may_be_id(data):
+        return read_file(path)
+    if path.suffix in _ENDINGS or not _may_be_id(data):
         raise FinetuneError(f"there is no file {path} (looked in {Path.cwd()}).")
     name, _, config = data.partition(":")
     return _through_datasets(data, name, config or None, split)
@@ -42,24 +53,6 @@ def _read(data: str | None, split: str) -> Iterable[Record]:
 
 def _may_be_id(data: str) -> bool:
     return data.count("/") <= 1 and not data.startswith((".", "/", "~"))
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text("utf-8")
-    except (UnicodeDecodeError, OSError) as error:
-        raise FinetuneError(f"{path} cannot be read as UTF-8 text: {error}") from error
-
-
-def _from_jsonl(path: Path) -> Iterator[Record]:
-    for number, line in enumerate(_text(path).split("\n"), start=1):
-        if line.strip():
-            place = f"{path}, line {number}"
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise FinetuneError(f"{place}: not a JSON object: {error}") from error
-            yield record_of(row, place)
 
 
 def _through_datasets(data: str, name: str, config: str | None, split: str) -> Iterator[Record]:

@@ -18,8 +18,9 @@ class DataOptions:
         str | None,
         option(
             _DATA,
-            "A text file; a .jsonl file whose lines have `text`, `prompt` and `completion`, or "
-            "`messages`; a folder of data files; or a data set on the hub as `id` or `id:config`. "
+            "A text file; a .jsonl, .json, .csv, .tsv or .parquet file whose rows have `text`, "
+            "`prompt` and `completion`, or `messages`; a folder of such files; or a data set on "
+            "the hub as `id` or `id:config`. "
             "Default: the Python language reference.",
             "--data",
             "-d",

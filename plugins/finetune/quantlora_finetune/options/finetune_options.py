@@ -105,8 +105,10 @@ class FinetuneOptions(DataOptions, ModelOptions):
 
     def __post_init__(self) -> None:
         check_limits(self)
-        if not 0 < self.lr < 100:
-            raise ConfigError(f"--lr must be above 0, got {self.lr:g}; 1e-4 to 1e-3 is usual.")
+        if not 0 < self.lr <= 1:
+            raise ConfigError(
+                f"--lr must be above 0 and at most 1, got {self.lr:g}; 1e-4 to 1e-3 is usual."
+            )
 
     @property
     def lora_alpha(self) -> float:
