@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import copy
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -28,6 +30,16 @@ class AdapterState:
     biases: dict[str, list[TrainedBias]] = field(default_factory=dict)
     pauses: int = 0
     paused: list[Tensor] = field(default_factory=list)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> AdapterState:
+        """A copy of a model is in none of the blocks that its original is in."""
+        new = replace(self)
+        vars(new).update(copy.deepcopy(vars(self), memo))
+        new.pauses = int(not self.enabled)
+        for tensor in () if new.pauses else new.paused:
+            tensor.requires_grad_(True)
+        new.paused = new.paused if new.pauses else []
+        return new
 
     @property
     def counts(self) -> bool:

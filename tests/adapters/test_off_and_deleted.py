@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -77,3 +78,20 @@ def test_dropout_is_for_adapters_that_are_trained(trainable: bool, tmp_path: Pat
     one = quantlora.load_adapter(plain, tmp_path, is_trainable=trainable)
     x = torch.ones(4, 8)
     assert torch.equal(one(x), one(x)) is not trainable
+
+
+@pytest.mark.parametrize("block", [True, False])
+def test_a_copy_made_while_off(block: bool) -> None:
+    """It is not in the block, but off for good where the original is."""
+    one = model()
+    before = trained(one)
+    if block:
+        with quantlora.adapters_disabled(one):
+            other = copy.deepcopy(one)
+    else:
+        quantlora.disable_adapters(one)
+        other = copy.deepcopy(one)
+        assert not trained(other)
+        quantlora.enable_adapters(other)
+    assert trained(other) == before
+    assert other[0].enabled
