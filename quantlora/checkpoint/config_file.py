@@ -60,7 +60,7 @@ def config_text(
     for name in _WHERE_USED:
         if fields[name] == defaults[name]:
             del fields[name]
-    del fields["loftq_config"]
+    del fields["loftq_config"], fields["eva_config"]
     return json.dumps(fields, indent=2, sort_keys=True)
 
 
@@ -88,7 +88,7 @@ def config_from(fields: Mapping[str, Any], source: str, base_is_noted: bool = Fa
     if not (base_is_noted and isinstance(init, str)):  # the note knows which base it is
         init = _first_values(source, init)
     known["init_lora_weights"] = True if isinstance(init, str) else init
-    known["loftq_config"] = None
+    known["loftq_config"] = known["eva_config"] = None
     try:
         return LoraConfig(**known)
     except ConfigError as error:

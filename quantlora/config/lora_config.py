@@ -61,6 +61,7 @@ class LoraConfig:
     use_variant: str | None = None
     qalora_group_size: int | None = None
     loftq_config: Any = None
+    eva_config: Any = None
     bias: str = "none"
     lora_bias: bool = False
     fan_in_fan_out: bool = False

@@ -129,6 +129,10 @@ class Registry:
         if name not in self.initializers:
             name = name.lower()  # PEFT takes "Gaussian" and "OLoRA" too
         if name not in self.initializers:
+            name = name.lower()  # as PEFT takes them
+            for one in self.initializers.values():
+                if one.answers_to(name):
+                    return one
             raise ConfigError(unknown("initializer", name, self.initializers) + self._aside())
         return self.initializers[name]
 

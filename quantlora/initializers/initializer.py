@@ -47,6 +47,13 @@ class Initializer(ABC):
     #: Whether another base may be put in place. Then files say so, and are checked when loaded.
     changes_base: ClassVar[bool] = False
 
+    def answers_to(self, name: str) -> bool:
+        """Whether ``init_lora_weights=name`` (in small letters) means this one.
+
+        Override it where a name carries a number: ``"pissa_niter_4"``.
+        """
+        return name == self.name
+
     def check(self, config: LoraConfig) -> None:
         """Raise `ConfigError` before anything is touched where ``config`` does not fit."""
 

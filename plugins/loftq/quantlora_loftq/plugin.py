@@ -14,10 +14,11 @@ if TYPE_CHECKING:
 
 @hookimpl
 def quantlora_initializers() -> Iterable[Initializer]:
+    from quantlora_loftq.eva import Eva
     from quantlora_loftq.initializers import LoftQ, Qera
     from quantlora_loftq.principal import OLoRA, Orthogonal, PiSSA
 
-    return [LoftQ(), Qera(), PiSSA(), OLoRA(), Orthogonal()]
+    return [LoftQ(), Qera(), PiSSA(), OLoRA(), Orthogonal(), Eva()]
 
 
 @hookimpl

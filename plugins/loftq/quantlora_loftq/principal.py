@@ -6,6 +6,7 @@ and packed again in its format. All of them read ``dequantize()``, never the pac
 
 from __future__ import annotations
 
+import re
 from abc import abstractmethod
 from typing import ClassVar
 
@@ -14,7 +15,9 @@ from torch import Tensor
 
 from quantlora import BackendError, ConfigError, InitContext, Initializer, LoraLayer, linear_from
 from quantlora_loftq.initializers import check_scaling, factor_A, seed_for, set_factors
-from quantlora_loftq.low_rank import low_rank
+from quantlora_loftq.low_rank import LowRank, low_rank
+
+_NITER = re.compile(r"pissa_niter_(\d{1,3})")
 
 
 class _Moving(Initializer):
@@ -23,7 +26,9 @@ class _Moving(Initializer):
     changes_base: ClassVar[bool] = True
 
     @abstractmethod
-    def split(self, weight: Tensor, r: int, scaling: float, seed: int) -> tuple[Tensor, Tensor]:
+    def split(
+        self, weight: Tensor, r: int, scaling: float, context: InitContext
+    ) -> tuple[Tensor, Tensor]:
         """A ``(r, in)`` and B ``(out, r)`` out of ``weight`` ``(out, in)``."""
 
     @torch.no_grad()
@@ -35,7 +40,7 @@ class _Moving(Initializer):
         parameter = factor_A(layer, context)
         weight = weight.detach().to(parameter.device, parameter.dtype)
         scaling = layer.scaling[name]
-        A, B = self.split(weight, layer.r[name], scaling, seed_for(context.path, 0))
+        A, B = self.split(weight, layer.r[name], scaling, context)
         set_factors(layer, context, A, B)
         rest = linear_from(weight - scaling * (B @ A), quantizer.bias(base))
         packed = quantizer.quantize(rest, like=base)
@@ -58,12 +63,27 @@ class _Moving(Initializer):
 
 
 class PiSSA(_Moving):
-    """The principal singular directions of the weight (Meng et al. 2024, arXiv:2404.02948)."""
+    """The principal singular directions of the weight (Meng et al. 2024, arXiv:2404.02948).
+
+    ``"pissa_niter_4"``: by 4 passes of a randomized SVD, as PEFT has it.
+    """
 
     name: ClassVar[str] = "pissa"
 
-    def split(self, weight: Tensor, r: int, scaling: float, seed: int) -> tuple[Tensor, Tensor]:
-        return low_rank(weight, r, seed=seed).factors(scaling)
+    def answers_to(self, name: str) -> bool:
+        return super().answers_to(name) or _NITER.fullmatch(name) is not None
+
+    def split(
+        self, weight: Tensor, r: int, scaling: float, context: InitContext
+    ) -> tuple[Tensor, Tensor]:
+        seed = seed_for(context.path, 0)
+        passes = _NITER.fullmatch(str(context.config.init_lora_weights).lower())
+        if passes is None:
+            return low_rank(weight, r, seed=seed).factors(scaling)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            found = torch.svd_lowrank(weight, q=r, niter=int(passes[1]))
+        return LowRank(*found).factors(scaling)
 
 
 class OLoRA(_Moving):
@@ -71,7 +91,9 @@ class OLoRA(_Moving):
 
     name: ClassVar[str] = "olora"
 
-    def split(self, weight: Tensor, r: int, scaling: float, seed: int) -> tuple[Tensor, Tensor]:
+    def split(
+        self, weight: Tensor, r: int, scaling: float, context: InitContext
+    ) -> tuple[Tensor, Tensor]:
         Q, R = torch.linalg.qr(weight)
         return R[:r] / scaling, Q[:, :r]
 
