@@ -20,6 +20,7 @@ from quantlora.checkpoint.load import add_loaded_adapter
 from quantlora.config.lora_config import LoraConfig
 from quantlora.files.reference import Reference
 from quantlora.merging.merge import merge_and_remove
+from quantlora.training.unused_adapters import watch_first_step
 from quantlora.wrapping.add_adapter import add_adapter
 from quantlora.wrapping.innermost import innermost
 from quantlora.wrapping.plan import AUTO
@@ -73,6 +74,7 @@ def wrap(
         if not autocast_adapter_dtype:
             match_base_dtype(inner, adapter_name)
         attach(inner)
+    watch_first_step(inner)
     return model
 
 
@@ -131,6 +133,7 @@ def load_adapter(
         if not autocast_adapter_dtype:
             match_base_dtype(inner, adapter_name)
         attach(inner)
+    watch_first_step(inner)
     return model
 
 

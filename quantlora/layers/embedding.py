@@ -15,8 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from quantlora.errors import ConfigError
+from quantlora.errors import ConfigError, LayerError
 from quantlora.formats.layouts import EMBEDDINGS
+from quantlora.formats.twin import twin
 from quantlora.layers.autograd import low_rank
 from quantlora.layers.layer import LoraLayer
 from quantlora.layers.rows import add_rows, first_input, pick_rows
@@ -45,12 +46,31 @@ class LoraEmbedding(LoraLayer):
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         y: Tensor = self.base_layer(*args, **kwargs)
-        base, x = y, first_input(args, kwargs)
+        base, x = y, self._tokens(args, kwargs, y)
         dim = self.sample_dim(x)
         for name, rows in self.shares(x, dim):
             delta = self.delta(name, pick_rows(x, rows, dim), pick_rows(base, rows, dim))
             y = add_rows(y, rows, delta, dim)
         return y
+
+    @torch.no_grad()
+    def _tokens(self, args: tuple[Any, ...], kwargs: dict[str, Any], y: Tensor) -> Tensor:
+        """The rows that the base looks up; those of a subclass (BART's positions) by asking it."""
+        base = self.base_layer
+        if type(base).forward is nn.Embedding.forward or hasattr(base, "embed_scale"):
+            return first_input(args, kwargs)
+        numbers = torch.arange(self.in_features, device=y.device, dtype=torch.float32)
+        asked = torch.stack([numbers, torch.ones_like(numbers)], dim=1)
+        found = twin(base, {"weight": asked}).forward(*args, **kwargs)
+        tokens: Tensor = found[..., 0].round().long()
+        plain = found.shape[:-1] == y.shape[:-1] and bool((found[..., 1] == 1).all())
+        weight = cast(Tensor, base.weight)
+        if not plain or not torch.equal(F.embedding(tokens, weight).to(y.dtype), y):
+            raise LayerError(
+                f"{self.path}: {type(base).__name__} does more than look rows up, and an adapter "
+                f"would pass that by; leave this layer out."
+            )
+        return tokens
 
     def delta(self, name: str, x: Tensor, base: Tensor) -> Tensor:
         """What adapter ``name`` adds to the output for tokens ``x``; the base's is ``base``."""
