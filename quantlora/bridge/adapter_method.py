@@ -9,9 +9,13 @@ from typing import Any
 
 from torch import nn
 
+from quantlora.adapters.state import set_state
 from quantlora.bridge.adapter_names import refuse_adapter_names
 from quantlora.bridge.flags import HOTSWAP_FLAG, TRAINABLE_FLAG
 from quantlora.errors import AdapterError
+
+#: Also on a Transformers model within another one that was wrapped.
+SAVE = "save_pretrained"
 
 
 class AdapterMethod:
@@ -49,6 +53,10 @@ class AdapterMethod:
 
 def detach(model: nn.Module) -> None:
     """Take Transformers' adapter methods, and what Trainer looks at, off ``model``."""
+    for part in model.modules():
+        if part is not model and isinstance(vars(part).get(SAVE), AdapterMethod):
+            del vars(part)[SAVE]
+            set_state(part, None)
     own = vars(model)
     for name in (TRAINABLE_FLAG, HOTSWAP_FLAG):
         own.pop(name, None)

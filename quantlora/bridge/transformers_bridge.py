@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from torch import nn
 
-from quantlora.bridge.adapter_method import AdapterMethod
+from quantlora.adapters.holders import adapter_holders
+from quantlora.adapters.state import adapter_state, set_state
+from quantlora.bridge.adapter_method import SAVE, AdapterMethod
 from quantlora.bridge.adapter_names import accept_adapter_names
 from quantlora.bridge.flags import TRAINABLE_FLAG
 from quantlora.bridge.transformers_methods import METHODS
@@ -20,9 +22,25 @@ def attach(model: nn.Module) -> None:
     """Set what Trainer looks at, and put our adapter methods in front of the PEFT-calling ones."""
     teach_trl()
     if not is_transformers_model(model):
+        _attach_saving(model)
         return
     vars(model)[TRAINABLE_FLAG] = True
     accept_adapter_names(model)
     for name, function in METHODS.items():
         if name != "generate" or hasattr(model, name):  # some models have nothing to say
             vars(model)[name] = AdapterMethod(function, model)
+
+
+def _attach_saving(model: nn.Module) -> None:
+    """Let each Transformers model within ``model`` save its part of the adapters.
+
+    So `SentenceTransformer.save` writes an adapter where it would write the whole model.
+    """
+    outer: nn.Module | None = None
+    for part in model.modules():
+        if not is_transformers_model(part) or (outer and part in set(outer.modules())):
+            continue
+        outer = part
+        if any(adapter_holders(part)):
+            set_state(part, adapter_state(model))
+            vars(part)[SAVE] = AdapterMethod(METHODS[SAVE], part)

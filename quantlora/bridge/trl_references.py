@@ -1,11 +1,10 @@
-"""TRL's trainers of a wrapped model: the reference without ``ref_model``, and the output layer.
+"""TRL's trainers without ``ref_model``: the reference is the wrapped model's own.
 
 TRL asks ``isinstance(model, PeftModel)`` before it takes the policy with its adapters off. For any
 other model it loads the checkpoint again, which is not quantized: another model than the one that
 is trained, and the memory of it. All of its trainers load it by one function, and update it by one
-callback; they read the output layer's weight by another, past an adapter. These are taught here,
-whether TRL was imported before or is imported later. For a model without adapters of ours they do
-what they did.
+callback; these two are taught here, whether TRL was imported before or is imported later. For a
+model without adapters of ours they do what they did.
 """
 
 from __future__ import annotations
@@ -24,7 +23,6 @@ from torch import nn
 
 from quantlora.adapters.holders import adapter_holders
 from quantlora.errors import AdapterWarning, BackendError
-from quantlora.layers.layer import LoraLayer
 from quantlora.training.reference_model import is_reference, reference_model
 
 #: From this version on, every trainer loads its reference by the function below.
@@ -39,33 +37,6 @@ def teach_trl() -> None:
     for name, teach in _LESSONS.items():
         if name in sys.modules:
             teach(sys.modules[name])
-
-
-def _teach_utils(utils: ModuleType) -> None:
-    _teach_loading(utils)
-    if hasattr(utils, "add_fused_lm_head"):
-        _teach_fusing(utils.add_fused_lm_head)
-
-
-def _teach_fusing(original: Callable[..., Any]) -> None:
-    @functools.wraps(original)
-    def fuse(model: Any, *args: Any, **kwargs: Any) -> Any:
-        head = model.get_output_embeddings()
-        if isinstance(head, LoraLayer) and not is_reference(model):
-            _check_read(head)
-        return original(model, *args, **kwargs)
-
-    _replace("add_fused_lm_head", original, fuse)
-
-
-def _check_read(head: LoraLayer) -> None:
-    """What is computed from its weight must reach the adapter's A and B."""
-    if head.adapters and not getattr(head.weight, "requires_grad", False):
-        raise BackendError(
-            f"{head.path}: this trainer multiplies by the output layer's weight itself, past its "
-            f"adapter, which would neither count nor be trained: leave the layer out of "
-            f"target_modules, or train it in full with modules_to_save."
-        )
 
 
 def _teach_loading(utils: ModuleType) -> None:
@@ -139,7 +110,7 @@ def _replace(name: str, original: object, new: object) -> None:
 
 #: By the module of TRL that defines it.
 _LESSONS: dict[str, Callable[[ModuleType], None]] = {
-    "trl.trainer.utils": _teach_utils,
+    "trl.trainer.utils": _teach_loading,
     "trl.trainer.callbacks": _teach_syncing,
     "trl.experimental.utils": _teach_copying,
 }

@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from quantlora.layers.plain_owners import refuse_plain_owner
+
 _KEY = "quantlora_calls"
 
 
@@ -44,12 +46,17 @@ def calls() -> Calls:
 class PerCall:
     """A module with adapters that may be told other adapters for the calls of one thread."""
 
+    path: str
     _enabled = True
     _traced_off = False
     _traced_samples: tuple[str, ...] | None = None
     _traced_time_first = False
     #: From so many dimensions on the input can be a sequence.
     sequence_dims = 3
+
+    def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        refuse_plain_owner(self.path)
+        super()._save_to_state_dict(*args, **kwargs)  # type: ignore[misc]
 
     @property
     def enabled(self) -> bool:

@@ -91,10 +91,14 @@ def test_moving_the_reference_is_refused(trainer, tmp_path):
 
 
 @pytest.mark.parametrize("trainer", ["dpo", pytest.param("grpo", marks=pytest.mark.slow)])
-def test_an_adapter_that_the_loss_passes_over_is_refused(trainer, tmp_path):
-    model = quantlora.wrap(loaded("float"), r=2, target_modules=["q_proj", "lm_head"])
-    with pytest.raises(BackendError, match="lm_head: this trainer multiplies"):
-        make(trainer, model, tmp_path)
+def test_an_adapter_on_the_output_layer_is_trained(trainer, tmp_path):
+    """TRL multiplies by the layer's weight itself."""
+    model = already_trained(quantlora.wrap(loaded("float"), r=2, target_modules=["lm_head"]))
+    before = [one.clone() for one in model.lm_head.lora_B.parameters()]
+    run = make(trainer, model, tmp_path)
+    run.train()
+    assert first(run.state.log_history, *ZERO) == pytest.approx([0, 0, 0], abs=1e-6)
+    assert not torch.equal(next(model.lm_head.lora_B.parameters()), before[0])
 
 
 def test_an_output_layer_trained_in_full_is_trained(tmp_path):
