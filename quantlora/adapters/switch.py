@@ -147,5 +147,6 @@ def remove_adapters(model: nn.Module) -> None:
             model.set_submodule(path, module.plain)
         elif isinstance(module, TiedLayer):
             module.base_layer.weight = plain_weight(module)
+            move_hooks(module, module.base_layer)
             model.set_submodule(path, module.base_layer)
     set_state(model, None)

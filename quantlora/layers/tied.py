@@ -19,7 +19,7 @@ from torch import Tensor, nn
 class TiedSource(Protocol):
     """The layer that owns the weight, wrapped."""
 
-    def __call__(self, x: Tensor) -> Any: ...
+    def forward(self, x: Tensor) -> Any: ...
 
     @property
     def weight(self) -> Any: ...
@@ -59,7 +59,7 @@ class TiedLayer(nn.Module):
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         if isinstance(self.base_layer, nn.Embedding):
-            return self.source(x)
+            return self.source.forward(x)  # its hooks are for its own calls
         return self.source.tied_output(self.base_layer, x)
 
     def __getattr__(self, name: str) -> Any:

@@ -10,6 +10,7 @@ from quantlora.adapters.state import adapter_state, has_adapters
 from quantlora.config.lora_config import LoraConfig
 from quantlora.errors import AdapterError, ConfigError, warn
 from quantlora.layers.embedding import LoraEmbedding
+from quantlora.layers.hooks import move_hooks
 from quantlora.layers.layer import LoraLayer
 from quantlora.layers.tied import TiedLayer
 from quantlora.layers.trained_tokens import TrainedTokens
@@ -38,8 +39,11 @@ def tie_layers(model: nn.Module, config: LoraConfig, adapter: str) -> None:
             _check(model, source, adapter, follow, path, module)
             _check_patterns(source.path, path, config)
         if follow and not isinstance(module, TiedLayer):
-            model.set_submodule(path, TiedLayer(module, source))
+            tied = TiedLayer(module, source)
+            move_hooks(module, tied)
+            model.set_submodule(path, tied)
         elif isinstance(module, TiedLayer) and not follow:
+            move_hooks(module, module.base_layer)
             model.set_submodule(path, module.base_layer)
 
 
@@ -70,12 +74,19 @@ def _check(
     plain = plain_module(source)[0]
     scales = [getattr(one, "embed_scale", None) for one in (plain, module)]
     same = type(module) is type(plain) and scales[0] == scales[1]
+    usual = type(module).forward is nn.Linear.forward and not _own_forward(module)
     fits = type(source) in (LoraEmbedding, TrainedTokens, SavedModule)
-    if follow and not (fits and (same or not isinstance(module, nn.Embedding))):
+    new = follow and not isinstance(module, TiedLayer)
+    if new and not (fits and (same if isinstance(module, nn.Embedding) else usual)):
         raise AdapterError(
             f"{path} has the weight of {source.path}, but a {type(module).__name__} cannot follow "
             f"the adapters of this {type(source).__name__}: adapt it without ensure_weight_tying."
         )
+
+
+def _own_forward(module: nn.Module) -> bool:
+    """Whether the instance has a forward of its own; accelerate's calls the class's."""
+    return "forward" in vars(module) and not hasattr(module, "_hf_hook")
 
 
 def same_patterns(source: str, path: str, config: LoraConfig) -> bool:

@@ -301,3 +301,22 @@ def test_adapters_that_are_tied_and_not_tied_do_not_share_a_layer():
 def test_tying_without_anything_tied_is_told():
     with pytest.warns(UserWarning, match="ensure_weight_tying is set, and has no effect"):
         quantlora.wrap(base(tie=False), **settings(TIE_LORA))
+
+
+@follows
+def test_hooks_of_a_tied_head_run_and_come_back(fields):
+    model, seen = base(), []
+    model.lm_head.register_forward_hook(lambda *_: seen.append(1))
+    logits(wrapped(model, fields))
+    assert len(seen) == 1
+    logits(quantlora.unload(model))
+    assert len(seen) == 2
+
+
+@follows
+def test_a_tied_head_with_a_forward_of_its_own_is_refused(fields):
+    model = base()
+    plain = model.lm_head.forward
+    model.lm_head.forward = lambda x: plain(x).clamp(-1, 1)
+    with pytest.raises(AdapterError, match="cannot follow"):
+        quantlora.wrap(model, **settings(fields))
