@@ -18,6 +18,7 @@ from quantlora.bridge.adapter_method import detach
 from quantlora.bridge.transformers_bridge import attach
 from quantlora.checkpoint.load import add_loaded_adapter
 from quantlora.config.lora_config import LoraConfig
+from quantlora.errors import ConfigError
 from quantlora.files.reference import Reference
 from quantlora.merging.merge import merge_and_remove
 from quantlora.training.unused_adapters import watch_first_step
@@ -60,6 +61,7 @@ def wrap(
     Raises:
         ConfigError, TargetError, BackendError, LayerError, AdapterError, MissingLibraryError.
     """
+    _check_loaded(model, "wrap")
     inner = innermost(model)
     with Transaction(inner):
         add_adapter(
@@ -117,6 +119,7 @@ def load_adapter(
         AdapterError: the model has an adapter of that name.
         LayerError, BackendError, MissingLibraryError: as in `wrap`.
     """
+    _check_loaded(model, "load_adapter")
     inner = innermost(model, trained=is_trainable)
     with Transaction(inner):
         add_loaded_adapter(
@@ -155,3 +158,12 @@ def merge_and_unload(
     merge_and_remove(model, adapters, mode=mode)
     detach(model)
     return model
+
+
+def _check_loaded(model: object, what: str) -> None:
+    if not isinstance(model, nn.Module):
+        given = f"the path {str(model)!r}" if isinstance(model, (str, os.PathLike)) else "it"
+        raise ConfigError(
+            f"{what} takes a model that is loaded, not {type(model).__name__}: load {given} first, "
+            f"for example with transformers.AutoModelForCausalLM.from_pretrained."
+        )

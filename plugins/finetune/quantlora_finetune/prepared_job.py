@@ -15,6 +15,7 @@ from quantlora_finetune.data.dataset import Dataset, collate_with, load_dataset
 from quantlora_finetune.data.examples import Tokens
 from quantlora_finetune.model.adaptation import Adaptation, choose_adaptation
 from quantlora_finetune.model.base_model import BaseModel, find_base, load_model
+from quantlora_finetune.model.weights_fingerprint import weights_fingerprint
 from quantlora_finetune.options.finetune_options import FinetuneOptions
 from quantlora_finetune.reporting.card import write_card
 from quantlora_finetune.reporting.evaluation import (
@@ -45,6 +46,7 @@ class Job:
     data: Dataset
     model: PreTrainedModel
     memory: MemoryUse
+    weights: str
 
     def __post_init__(self) -> None:
         self.collate = collate_with(self.base.padding)
@@ -62,7 +64,11 @@ class Job:
         if not self.run.record:
             before = self.measure()
             self._check_is_number(before.perplexity)
-            self.run.record = {"data": self.data.fingerprint, "before": before.as_json()}
+            self.run.record = {
+                "data": self.data.fingerprint,
+                "model": self.weights,
+                "before": before.as_json(),
+            }
         if processes.is_first():
             self.run.begin(options=self.options.as_json())
         return Measurement(**self.run.record["before"])
@@ -105,20 +111,25 @@ def prepare(options: FinetuneOptions, run: RunFolder, show: Show) -> Job:
     run.check_same_data(data.fingerprint)
     adaptation = choose_adaptation(base, options)
     show.loading(base.name, data.facts())
-    model = _wrapped(base, adaptation, options)
+    loaded = load_model(base, options.dtype)
+    weights = weights_fingerprint(loaded)
+    run.check_same_model(weights)
+    model = _wrapped(loaded, base, adaptation, options)
     facts = model_facts(model)
     require_disk(run.path, facts["trained_parameters"])
     show.model(facts)
     length = max(len(one.input_ids) for one in data.train)
     memory = memory_estimate(model, batch_size=options.batch_size, length=length)
     show.prediction(memory)
-    return Job(options, run, base, tokens, data, model, memory)
+    return Job(options, run, base, tokens, data, model, memory, weights)
 
 
-def _wrapped(base: BaseModel, adaptation: Adaptation, options: FinetuneOptions) -> PreTrainedModel:
+def _wrapped(
+    loaded: PreTrainedModel, base: BaseModel, adaptation: Adaptation, options: FinetuneOptions
+) -> PreTrainedModel:
     """The model as it is trained, where it is trained."""
     set_seed(options.seed)  # A's first values
-    model = adaptation.apply(load_model(base, options.dtype))
+    model = adaptation.apply(loaded)
     if not base.is_quantized:
         model.to(processes.device())  # type: ignore[arg-type]
     if options.gradient_checkpointing:

@@ -13,7 +13,11 @@ import time
 from pathlib import Path
 
 import pytest
+from quantlora_finetune.run.run_folder import RunFolder
 from quantlora_finetune.training.checkpoints import last_checkpoint, remove_incomplete
+from safetensors.torch import load_file, save_file
+
+from quantlora.errors import FinetuneError
 
 from .conftest import report_in
 
@@ -174,3 +178,24 @@ def test_the_steps_are_on_record_with_the_run(run, arguments, tmp_path):
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     assert record["options"]["steps"] == 12
     assert set(record) == {"options", "data", "before"}
+
+
+def test_a_run_is_not_resumed_over_other_weights(run, arguments, tiny, tmp_path):
+    model = tmp_path / "model"
+    shutil.copytree(tiny, model)
+    assert run(*arguments, "--model", model, "--steps", "4").exit_code == 0
+    file = model / "model.safetensors"
+    tensors = {key: tensor + 0.01 for key, tensor in load_file(file).items()}
+    save_file(tensors, file, {"format": "pt"})
+    again = run("finetune", "--resume", "--steps", "8", "--output", tmp_path / "run")
+    assert again.exit_code == 1
+    assert "the model's weights have changed" in again.stderr.replace("\n", " ")
+
+
+def test_of_two_runs_that_begin_in_one_folder_the_second_is_refused(tmp_path):
+    first, second = RunFolder.at(tmp_path / "run"), RunFolder.at(tmp_path / "run")
+    first.begin(options={"seed": 1})
+    with pytest.raises(FinetuneError, match="taken by another run"):
+        second.begin(options={"seed": 2})
+    assert RunFolder.at(tmp_path / "run").record == {"options": {"seed": 1}}
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["run.json"]

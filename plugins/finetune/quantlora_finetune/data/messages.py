@@ -43,10 +43,10 @@ def _content(content: Any, place: str) -> str:
     kinds = [part.get("type", "text") if isinstance(part, Mapping) else "text" for part in content]
     if wrong := [str(kind) for kind in kinds if kind != "text"]:
         raise FinetuneError(f"{place}: a message has a part of type {wrong[0]!r}: text only.")
-    found = [text for text in texts if isinstance(text, str)]
-    if len(found) < len(texts):
+    plain = [text for text in texts if isinstance(text, str)]
+    if len(plain) < len(texts):
         raise FinetuneError(f'{place}: a part of a message has no "text".')
-    return "".join(found)
+    return "".join(plain)
 
 
 def _call(call: Any, place: str) -> Any:

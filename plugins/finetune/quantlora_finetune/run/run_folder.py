@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,14 +62,37 @@ class RunFolder:
 
         A run that is killed while it begins leaves a part of its record.
         """
-        begun = _unfinished(self.path / RUN)
-        return self.path.is_dir() and any(path != begun for path in self.path.iterdir())
+        begun = f".{RUN}.unfinished"
+        return self.path.is_dir() and any(
+            not path.name.startswith(begun) for path in self.path.iterdir()
+        )
 
     def begin(self, **record: Any) -> None:
         """Claim the folder: from here on it holds a run."""
+        is_new = "options" not in self.record
         self.record |= record
         self.path.mkdir(parents=True, exist_ok=True)
-        write_json(self.path / RUN, self.record)
+        if not is_new:
+            write_json(self.path / RUN, self.record)
+            return
+        try:
+            write_json(self.path / RUN, self.record, replace=_claim)
+        except FileExistsError as error:
+            raise FinetuneError(
+                f"{self.path} has been taken by another run meanwhile: name another folder with "
+                f"--output."
+            ) from error
+        finally:
+            _unfinished(self.path / RUN).unlink(missing_ok=True)
+
+    def check_same_model(self, fingerprint: str) -> None:
+        """Raise `FinetuneError` where a resumed run would train over other weights."""
+        if self.record.get("model", fingerprint) != fingerprint:
+            raise FinetuneError(
+                f"{self.path}: the model's weights have changed since this run was started, so it "
+                f"cannot be resumed. Bring back the old weights, or start anew with another "
+                f"--output."
+            )
 
     def check_same_data(self, fingerprint: str) -> None:
         """Raise `FinetuneError` where a resumed run would see other examples."""
@@ -89,12 +113,24 @@ def _read(file: Path) -> dict[str, Any]:
     return record
 
 
-def write_json(file: Path, content: Any) -> None:
+def write_json(
+    file: Path, content: Any, replace: Callable[[Path, Path], None] = os.replace
+) -> None:
     """Write ``content`` so that a kill leaves the old file or the new one."""
     unfinished = _unfinished(file)
     unfinished.write_text(json.dumps(content, indent=2) + "\n", "utf-8")
-    os.replace(unfinished, file)
+    replace(unfinished, file)
+
+
+def _claim(unfinished: Path, file: Path) -> None:
+    """Give ``unfinished`` the name ``file`` if nobody has it yet."""
+    try:
+        os.link(unfinished, file)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without hard links
+        os.replace(unfinished, file)
 
 
 def _unfinished(file: Path) -> Path:
-    return file.with_name(f".{file.name}.unfinished")
+    return file.with_name(f".{file.name}.unfinished-{os.getpid()}")

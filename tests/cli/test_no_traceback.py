@@ -1,0 +1,54 @@
+"""Whatever ends a command, its user sees one message and an exit code, no traceback."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+import quantlora
+from quantlora.cli import app, plugins_cmd
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "words"),
+    [
+        (KeyboardInterrupt(), 130, "interrupted."),
+        (ValueError("torn [in] two"), 1, "ValueError: torn [in] two. Nobody has foreseen this"),
+        (quantlora.ConfigError("too much"), 1, "error: too much"),
+    ],
+)
+def test_an_error_is_one_message(error, code, words, monkeypatch):
+    def fail() -> None:
+        raise error
+
+    monkeypatch.setattr(plugins_cmd, "plugin_rows", fail)
+    result = CliRunner().invoke(app, ["plugins"])
+    assert result.exit_code == code
+    assert words in result.stderr
+    assert "Traceback" not in result.output
+
+
+def test_a_wrong_option_is_still_a_usage_error():
+    assert CliRunner().invoke(app, ["plugins", "--jsn"]).exit_code == 2
+
+
+@pytest.mark.parametrize("raised", ["KeyboardInterrupt", "ImportError('initialization failed')"])
+def test_ctrl_c_while_libraries_load_ends_with_130(raised, tmp_path, run_python):
+    (tmp_path / "typer.py").write_text(
+        "import os, signal\n"
+        "try:\n    os.kill(os.getpid(), signal.SIGINT)\n    import time; time.sleep(5)\n"
+        f"except KeyboardInterrupt:\n    raise {raised}\n"
+    )
+    done = run_python("-m", "quantlora", "plugins", path=[tmp_path], check=False)
+    assert done.returncode == 130
+    assert done.stderr.strip() == "interrupted."
+
+
+@pytest.mark.parametrize("model", ["a/path", Path("a/path"), {}, None])
+@pytest.mark.parametrize("what", ["wrap", "load_adapter"])
+def test_a_path_is_no_model(what, model):
+    arguments = (model,) if what == "wrap" else (model, "adapter")
+    with pytest.raises(quantlora.ConfigError, match=f"{what} takes a model that is loaded"):
+        getattr(quantlora, what)(*arguments)
