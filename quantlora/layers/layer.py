@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from quantlora.errors import AdapterError
+from quantlora.formats.layouts import layout_of, with_weights
 from quantlora.layers.base_change import BaseChange
 from quantlora.layers.calls import PerCall
 from quantlora.layers.effective_weight import EffectiveWeight
@@ -44,6 +45,8 @@ class LoraLayer(PerCall, EffectiveWeight, nn.Module):
         self.scaling = Scalings()
         self.active: tuple[str, ...] = ()
         self.merged: tuple[str, ...] = ()
+        # The layer of another layout that was packed; in a tuple, so it is no submodule.
+        self.stored_like: tuple[nn.Module, ...] = ()
         self.base_change: BaseChange | None = None  # what an initializer took out of the base
         # The base from before a merge. In a list, so it is neither a submodule nor in state_dict.
         self.unmerged: list[tuple[nn.Module, Quantizer]] = []
@@ -65,7 +68,7 @@ class LoraLayer(PerCall, EffectiveWeight, nn.Module):
         new = cls(layer.base_layer, layer.quantizer, layer.path)
         for mine, theirs in zip(new.tables(), layer.tables(), strict=False):
             mine.update(theirs)
-        new.base_change = layer.base_change
+        new.base_change, new.stored_like = layer.base_change, layer.stored_like
         new.active, new.enabled = layer.active, layer.enabled
         move_hooks(layer, new)
         return new
@@ -81,6 +84,18 @@ class LoraLayer(PerCall, EffectiveWeight, nn.Module):
             base._apply(fn)  # type: ignore[no-untyped-call]
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self
+
+    def stored_as_before(self, linear: nn.Linear) -> nn.Module:
+        """``linear`` in the layout that the base had before it was packed (`Conv1D`: transposed).
+
+        Its state dict fits the model's class then: a square one would be read transposed.
+        """
+        for like in self.stored_like:
+            layout = layout_of(like)
+            assert layout is not None
+            stored = layout.stored(linear.weight.detach(), like).contiguous()
+            return with_weights(like, stored, linear.bias).train(linear.training)
+        return linear
 
     # -- adapters
 

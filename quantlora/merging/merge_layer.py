@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -128,7 +129,8 @@ def _dequantize(job: _Job) -> tuple[nn.Module, Quantizer]:
     if isinstance(job.quantizer, PackedParameters):
         return FloatParameters().quantize(job.linear(), like=job.base), FloatParameters()
     quantizer = registry().quantizers[FLOAT]
-    return quantizer.quantize(job.linear().to(job.floating)), quantizer
+    linear = cast(nn.Linear, quantizer.quantize(job.linear().to(job.floating)))
+    return job.layer.stored_as_before(linear), quantizer
 
 
 def _exact(job: _Job) -> tuple[nn.Module, Quantizer]:

@@ -26,6 +26,7 @@ from quantlora.discovery.registration import registry
 from quantlora.errors import ConfigError
 from quantlora.files.reference import Reference, open_reference
 from quantlora.formats.autocast import without_autocast
+from quantlora.formats.layouts import layout_of, with_weights
 from quantlora.formats.offloaded import at_hand
 from quantlora.formats.quantizer import Quantizer
 from quantlora.initializers.initializer import InitContext, Initializer
@@ -145,7 +146,10 @@ def _frozen(base: nn.Module) -> nn.Module:
 def _lora_layer(planned: PlannedLayer, base: nn.Module) -> LoraLayer:
     if isinstance(base, LoraLayer):
         return planned.wrapper.adopt(base)
-    return planned.wrapper(base, planned.quantizer, planned.path)
+    layer = planned.wrapper(base, planned.quantizer, planned.path)
+    if planned.quantize and layout_of(planned.layer) is not None:
+        layer.stored_like = (with_weights(planned.layer, torch.empty(0), None),)
+    return layer
 
 
 def _add_adapter(layer: LoraLayer, planned: PlannedLayer, config: LoraConfig, adapter: str) -> None:

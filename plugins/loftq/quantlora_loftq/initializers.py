@@ -195,7 +195,8 @@ def _make_dense(layer: LoraLayer, context: InitContext) -> None:
     """The packed base as a float layer, in the dtype of the weight it was packed from."""
     assert context.reference is not None
     weight = layer.dequantize().to(context.reference().dtype)
-    layer.base_layer = linear_from(weight, layer.bias).train(layer.base_layer.training)
+    linear = linear_from(weight, layer.bias).train(layer.base_layer.training)
+    layer.base_layer = layer.stored_as_before(linear)
     layer.quantizer = registry().quantizers[_FLOAT]
 
 

@@ -107,3 +107,16 @@ def test_a_scaling_of_zero_is_refused_by_name(init, fields):
     with pytest.raises(quantlora.ConfigError, match=r"^0: .*divides them by lora_alpha / r"):
         quantlora.wrap(net, backend="normalfloat", **(LOFTQ | {"init_lora_weights": init} | fields))
     assert type(net[0]) is nn.Linear
+
+
+@pytest.mark.parametrize("fake", [True, False])
+def test_a_layer_that_is_float_again_is_stored_as_it_was(gpt2, fake, tmp_path):
+    fields = LOFTQ | {"target_modules": ["attn.c_proj"]}
+    fields["loftq_config"] = {"loftq_bits": 4, "fake": fake}
+    net = quantlora.wrap(copy.deepcopy(gpt2), backend="normalfloat", **fields).eval()
+    net = quantlora.merge_and_unload(net, mode="dequantize")
+    tokens = torch.arange(5)[None]
+    net.save_pretrained(tmp_path)
+    again = GPT2LMHeadModel.from_pretrained(tmp_path).eval()
+    torch.testing.assert_close(again(tokens).logits, net(tokens).logits)
+    assert type(net.transformer.h[0].attn.c_proj) is type(gpt2.transformer.h[0].attn.c_proj)
