@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement as Specifier
 
 from quantlora import AllOf, AnyOf, MissingLibraryError, Requirement, requirements
 
@@ -137,3 +138,17 @@ def test_any_of_gives_all_reasons_and_all_commands_when_none_is_there():
     found = AnyOf((Requirement("fakelib"), Requirement("fakelib2>=3"))).check()
     assert found.reason == "fakelib is not installed. Or: fakelib2 is not installed."
     assert found.fix == 'pip install "fakelib"\n   or: pip install "fakelib2>=3"'
+
+
+@pytest.mark.parametrize("python", ["3.10", "3.11", "3.12", "3.13"])
+def test_each_python_that_is_promised_has_one_version_of_each_library(python):
+    file = Path(__file__).parents[1] / "constraints.txt"
+    lines = [line for line in file.read_text().splitlines() if line and not line.startswith("#")]
+    wanted = [Specifier(line) for line in lines]
+    here = [
+        one for one in wanted if not one.marker or one.marker.evaluate({"python_version": python})
+    ]
+    assert sorted(one.name for one in here) == sorted({one.name for one in wanted})
+    old = python == "3.10"
+    version = next(str(one.specifier) for one in here if one.name == "transformers")
+    assert (version < "==5.21") is old  # 5.21 needs Python 3.11
