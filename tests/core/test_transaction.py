@@ -40,6 +40,7 @@ class Failing(Initializer):
     """Raises at one layer, once it has changed what an initializer may change."""
 
     name = "failing"
+    changes_base = True
 
     def __init__(self, path: str, error: type[BaseException]) -> None:
         self.path, self.error = path, error
