@@ -21,6 +21,7 @@ from quantlora.checkpoint.conversion import (
     is_converted,
     written_init,
 )
+from quantlora.checkpoint.expert_names import warn_of_expert_names
 from quantlora.checkpoint.keys import PREFIX, file_key
 from quantlora.checkpoint.model_card import CARD, card_text
 from quantlora.checkpoint.place import CONFIG, PICKLE, SIDE, WEIGHTS, folders_of
@@ -90,6 +91,7 @@ def write_adapter(
 ) -> Path:
     """Write ``adapter`` to the folder ``place`` itself, whatever its name."""
     config = file_config(model, known_adapter(model, adapter), adapter)
+    warn_of_expert_names(model, adapter)
     targets = written_targets(model, config, adapter)
     converted = is_converted(model, adapter, convert)
     note = side_text(model, adapter, base_note(model, config, adapter, converted))

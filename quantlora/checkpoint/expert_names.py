@@ -1,0 +1,53 @@
+"""Names of layers that PEFT takes for the experts' in a file, and so leaves without adapter.
+
+Transformers 5 holds a mixture's experts as one parameter and reads older checkpoints by a table of
+conversions. PEFT (0.19 to 0.21, ``transformers_weight_conversion.py``) applies it to the targets of
+an adapter by their last name only, so dense layers and shared experts called alike get none.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from quantlora.adapters.holders import lora_layers
+from quantlora.errors import warn
+from quantlora.layers.parameters import LoraParameters
+from quantlora.names import plain_path
+from quantlora.transformers_models import is_transformers_model
+
+
+def warn_of_expert_names(model: nn.Module, adapter: str) -> None:
+    """Say which of ``adapter``'s layers PEFT would leave out when it loads the file."""
+    taken = _expert_names(model)
+    paths = [
+        plain_path(path)
+        for path, layer in lora_layers(model)
+        if adapter in layer.adapters and not isinstance(layer, LoraParameters)
+    ]
+    lost = [path for path in paths if path.rsplit(".", 1)[-1] in taken]
+    if lost:
+        warn(
+            f"PEFT takes the names {', '.join(sorted(taken))} in this architecture for its "
+            f"experts' and leaves {len(lost)} layers of the saved adapter out ({lost[0]} and so "
+            f"on): load it with quantlora, or leave these layers out by exclude_modules."
+        )
+
+
+def _expert_names(model: nn.Module) -> set[str]:
+    """Last names of the experts' layers in older checkpoints of this architecture."""
+    if not is_transformers_model(model):
+        return set()
+    try:
+        from transformers.conversion_mapping import get_checkpoint_conversion_mapping
+    except ImportError:  # Transformers 4 has the layers themselves
+        return set()
+    config: Any = model.config
+    found: list[Any] = get_checkpoint_conversion_mapping(config.model_type) or []
+    sources = [one for entry in found for one in getattr(entry, "source_patterns", ())]
+    return {_last(one) for one in sources if "experts.*." in one}
+
+
+def _last(pattern: str) -> str:
+    return pattern.removesuffix(".weight").rsplit(".", 1)[-1]
