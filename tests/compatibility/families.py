@@ -6,10 +6,10 @@ from typing import Any
 
 #: Transformers' tables of classes by task, the likeliest to be adapted first.
 TASKS = (
-    "CAUSAL_LM",
     "SEQ_TO_SEQ_CAUSAL_LM",
-    "IMAGE_TEXT_TO_TEXT",
     "SPEECH_SEQ_2_SEQ",
+    "IMAGE_TEXT_TO_TEXT",
+    "CAUSAL_LM",
     "MASKED_LM",
     "CTC",
     "AUDIO_CLASSIFICATION",
@@ -27,8 +27,8 @@ TASKS = (
 )
 #: The dozen of the fast tests: decoders, mixtures, encoders, both, sight, sound.
 SMOKE = (
-    "llama", "gpt2", "mixtral", "mamba", "bert", "t5", "bart", "whisper", "wav2vec2", "vit",
-    "clip", "qwen2_vl",
+    "llama", "gpt2", "mixtral", "mamba2", "bert", "t5", "bart", "whisper", "wavlm", "pvt_v2",
+    "altclip", "qwen2_vl",
 )  # fmt: skip
 
 
