@@ -46,7 +46,7 @@ class LoraLayer(PerCall, EffectiveWeight, nn.Module):
         self.active: tuple[str, ...] = ()
         self.merged: tuple[str, ...] = ()
         # The layer of another layout that was packed; in a tuple, so it is no submodule.
-        self.stored_like: tuple[nn.Module, ...] = ()
+        self.packed_from: tuple[nn.Module, ...] = ()
         self.base_change: BaseChange | None = None  # what an initializer took out of the base
         # The base from before a merge. In a list, so it is neither a submodule nor in state_dict.
         self.unmerged: list[tuple[nn.Module, Quantizer]] = []
@@ -68,7 +68,7 @@ class LoraLayer(PerCall, EffectiveWeight, nn.Module):
         new = cls(layer.base_layer, layer.quantizer, layer.path)
         for mine, theirs in zip(new.tables(), layer.tables(), strict=False):
             mine.update(theirs)
-        new.base_change, new.stored_like = layer.base_change, layer.stored_like
+        new.base_change, new.packed_from = layer.base_change, layer.packed_from
         new.active, new.enabled = layer.active, layer.enabled
         move_hooks(layer, new)
         return new
@@ -90,7 +90,7 @@ class LoraLayer(PerCall, EffectiveWeight, nn.Module):
 
         Its state dict fits the model's class then: a square one would be read transposed.
         """
-        for like in self.stored_like:
+        for like in self.packed_from:
             layout = layout_of(like)
             assert layout is not None
             stored = layout.stored(linear.weight.detach(), like).contiguous()

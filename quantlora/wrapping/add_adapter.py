@@ -148,7 +148,7 @@ def _lora_layer(planned: PlannedLayer, base: nn.Module) -> LoraLayer:
         return planned.wrapper.adopt(base)
     layer = planned.wrapper(base, planned.quantizer, planned.path)
     if planned.quantize and layout_of(planned.layer) is not None:
-        layer.stored_like = (with_weights(planned.layer, torch.empty(0), None),)
+        layer.packed_from = (with_weights(planned.layer, torch.empty(0), None),)
     return layer
 
 
