@@ -69,7 +69,7 @@ class EffectiveWeight(BaseFacts, WeightUpdate):
             return None
         return own if is_plain(own) else None
 
-    def stored_like(self, key: str) -> tuple[Tensor, torch.device]:
+    def meta_weight(self, key: str) -> tuple[Tensor, torch.device]:
         """A meta tensor that looks like the weight, and the weight's device."""
         own = self.own_weight(key)
         dtype = self._packed_dtype() if own is None else own.dtype
@@ -87,7 +87,7 @@ class EffectiveWeight(BaseFacts, WeightUpdate):
             weight = weight.to(torch.promote_types(weight.dtype, delta.dtype)) + delta
         layout = layout_of(self.base_layer)
         stored = weight if layout is None else layout.stored(weight, self.base_layer)
-        return stored.to(self.stored_like(key)[0].dtype)
+        return stored.to(self.meta_weight(key)[0].dtype)
 
     def plain_weight(self) -> Tensor:
         """The weight from before any merge, to which every adapter's update refers."""

@@ -26,6 +26,7 @@ from quantlora.formats.offloaded import is_offloaded
 from quantlora.formats.parameters import call_with, weights
 from quantlora.formats.seen import Seen, transformed
 from quantlora.layers.layer import LoraLayer
+from quantlora.layers.read_weight import read_weight
 
 if TYPE_CHECKING:
     from quantlora.config.lora_config import LoraConfig
@@ -133,6 +134,32 @@ class LoraParameters(LoraLayer):
     def _factors(self, name: str) -> dict[str, tuple[Tensor, Tensor]]:
         A, B = (cast(Mapping[str, nn.Linear], side[name]) for side in (self.lora_A, self.lora_B))
         return {key: (A[key].weight, B[key].weight) for key in A}
+
+    # -- parameters read from outside: torch's encoder passes the attention by
+
+    def __getattr__(self, name: str) -> Any:
+        if name in self.__dict__.get("shapes", ()):
+            return read_weight(self, name)
+        if name == "_qkv_same_embed_dim":
+            return getattr(self.base_layer, name)
+        return super().__getattr__(name)
+
+    @property
+    def weight(self) -> Any:
+        known = "weight" in self.shapes
+        return read_weight(self) if known else getattr(self.base_layer, "weight", None)
+
+    def own_weight(self, key: str) -> Tensor | None:
+        return self.base_layer._parameters.get(key)
+
+    def meta_weight(self, key: str) -> tuple[Tensor, torch.device]:
+        own = getattr(self.base_layer, key)
+        return torch.empty_like(own, device="meta"), own.device
+
+    def updated(self, key: str, names: Sequence[str]) -> Tensor:
+        parts = self._parts([name for name in names if key in self._factors(name)])
+        own: Tensor = getattr(self.base_layer, key)
+        return self._updated(parts)[key] if parts else own
 
     # -- the books
 

@@ -58,7 +58,7 @@ class _Reading:
         self.seen = None if is_offloaded(layer) else Seen(layer, layer.path)
 
     def view(self) -> WeightView:
-        meta, device = self.layer.stored_like(self.key)
+        meta, device = self.layer.meta_weight(self.key)
         packed = self.layer.own_weight(self.key) is None
         return WeightView.like(meta, device, self.value, self.layer.path, packed)
 

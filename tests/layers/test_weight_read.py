@@ -231,3 +231,29 @@ def test_models_that_read_weights_train_and_give_what_they_give_merged(
     assert all(bool(one.factors("default")[1].weight.grad.any()) for one in layers)
     quantlora.merge_and_unload(model, mode="dequantize")
     torch.testing.assert_close(model(ids).logits, logits, atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("sizes", [{}, {"kdim": 24, "vdim": 40}], ids=str)
+def test_the_projections_of_torchs_attention_can_be_adapted(sizes: dict[str, int]) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.MultiheadAttention(32, 4, batch_first=True, **sizes))
+    names = ["q_proj_weight", "k_proj_weight", "v_proj_weight"] if sizes else ["in_proj_weight"]
+    plain = copy.deepcopy(model[0])
+    fields = {"target_modules": [], "target_parameters": [f"0.{name}" for name in names]}
+    quantlora.wrap(model, r=2, init_lora_weights=False, **fields)
+    inputs = [torch.randn(2, 5, sizes.get(key, 32)) for key in ("", "kdim", "vdim")]
+    for name in names:
+        getattr(plain, name).data.copy_(getattr(model[0], name).detach())
+    torch.testing.assert_close(model[0](*inputs)[0], plain(*inputs)[0], atol=1e-5, rtol=1e-5)
+
+
+def test_the_fast_path_of_torchs_encoder_has_the_adapter_of_its_attention() -> None:
+    torch.manual_seed(0)
+    model = nn.TransformerEncoderLayer(32, 4, 48, batch_first=True).eval()
+    parameters = ["self_attn.in_proj_weight"]
+    fields = {"target_modules": ["linear1"], "target_parameters": parameters}
+    quantlora.wrap(model, r=2, init_lora_weights=False, **fields)
+    x = torch.randn(2, 5, 32)
+    slow = model(x)
+    with torch.no_grad():
+        torch.testing.assert_close(model(x), slow, atol=1e-5, rtol=1e-5)
