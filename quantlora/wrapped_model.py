@@ -59,7 +59,8 @@ def wrap(
         The same object. If anything fails, the model is as it was before the call.
 
     Raises:
-        ConfigError, TargetError, BackendError, LayerError, AdapterError, MissingLibraryError.
+        ConfigError, TargetError, BackendError, LayerError, AdapterError, MissingLibraryError: each
+            names the setting or the layer's path, and what to do.
     """
     _check_loaded(model, "wrap")
     inner = innermost(model)

@@ -193,7 +193,7 @@ def test_hooks_lists_every_hookspec():
 
 @pytest.mark.parametrize("hook", hookspecs.HOOKS)
 def test_every_hook_is_documented_with_an_example(hook):
-    page = (ROOT / "docs" / "plugins.md").read_text()
+    page = (ROOT / "docs" / "hooks.md").read_text()
     assert f"### `{hook}`" in page
     assert f"def {hook}()" in page
     assert f"def {hook}()" in inspect.getdoc(getattr(hookspecs, hook))

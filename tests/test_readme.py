@@ -8,30 +8,15 @@ from pathlib import Path
 import pytest
 
 import quantlora
-from quantlora.testing.models import save_tiny_llama
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-
-
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
 
 
 def backend_rows() -> dict[str, list[str]]:
     table = README.split("## Backends")[1].split("\n\n")[1]
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
     return {row[0].strip("`"): row[1:] for row in rows[2:]}
-
-
-def test_every_python_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("bitsandbytes")
-    monkeypatch.chdir(tmp_path)
-    save_tiny_llama("my-model")
-    names: dict[str, object] = {}
-    for block in blocks("python"):
-        exec(compile(block, "README.md", "exec"), names)
-    assert (tmp_path / "my-adapter" / "adapter_model.safetensors").is_file()
 
 
 def test_the_table_of_backends_is_the_registry() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,9 +14,8 @@ from torch import Tensor, nn
 import quantlora
 from quantlora.combining.combine_layer import COMBINATION_TYPES
 from quantlora.merging.merge_layer import MODES
-from quantlora.testing.models import tiny_llama, tiny_tokenizer
 from quantlora.testing.operation_suite import OPERATIONS
-from tests.life.expert_models import Experts, mixtral
+from tests.life.expert_models import Experts
 
 PAGE = (Path(__file__).parents[2] / "docs" / "operations.md").read_text()
 
@@ -132,22 +130,3 @@ def test_a_layer_takes_what_it_is_said_to(layer: str, case: str) -> None:
     except quantlora.QuantloraError as raised:
         error = type(raised).__name__
     assert cell.split(";")[0] == ("yes" if error is None else f"`{error}`")
-
-
-def test_the_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    names: dict[str, Any] = {
-        "quantlora": quantlora,
-        "torch": torch,
-        "model": tiny_llama(),
-        "mixture": mixtral(),
-        "tokenizer": tiny_tokenizer(),
-        "batch": {"input_ids": torch.arange(18).reshape(3, 6)},
-    }
-    other = quantlora.wrap(tiny_llama(), r=2, adapter_name="default")
-    quantlora.save_adapter(other, "another-adapter")
-    *blocks, swap = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
-    for block in blocks:
-        exec(compile(block, "operations.md", "exec"), names)
-    names["model"] = other
-    exec(compile(swap, "operations.md", "exec"), names)

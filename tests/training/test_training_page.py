@@ -7,9 +7,7 @@ from pathlib import Path
 
 import pytest
 
-import quantlora
 from quantlora.distributed.case import STRATEGIES
-from quantlora.testing.models import tiny_llama
 from tests.training import test_trainers
 from tests.training.matrix import BACKENDS, COLUMNS, FEATURES, TRAINERS
 
@@ -55,12 +53,3 @@ def test_the_fast_suite_has_each_feature_and_each_column() -> None:
 def test_every_strategy_is_on_the_page() -> None:
     listed = re.findall(r"^\| `(\w+)` \|", PAGE.split("## Several processes")[1], re.M)
     assert sorted(listed) == sorted(STRATEGIES)
-
-
-def test_the_examples_run(capsys: pytest.CaptureFixture[str]) -> None:
-    model = quantlora.wrap(tiny_llama(), r=2)
-    blocks = re.findall(r"```python\n(.*?)```", PAGE, re.S)
-    assert blocks
-    for block in blocks:
-        exec(compile(block, "docs/training.md", "exec"), {"quantlora": quantlora, "model": model})
-    assert "fsdp2: ready" in capsys.readouterr().out

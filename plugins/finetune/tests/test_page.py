@@ -9,20 +9,8 @@ import pytest
 from quantlora_finetune.options.choices import option_infos, option_name
 from quantlora_finetune.options.finetune_options import FinetuneOptions
 
-from quantlora.testing.models import save_tiny_llama
-
 DOCS = Path(__file__).parents[3] / "docs"
 PAGE = (DOCS / "finetune.md").read_text()
-
-
-def test_its_python_example_runs(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    save_tiny_llama("my-model")
-    Path("my-texts.jsonl").write_text('{"text": "the quick brown fox. "}\n' * 40)
-    space: dict = {}
-    for block in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL):
-        exec(block, space)
-    assert "activations" in capsys.readouterr().out
 
 
 OTHERS = {"--help", "--nproc-per-node", "--multi_gpu", "--num_processes", "--cpu", "--logdir"}

@@ -1,0 +1,92 @@
+"""``docs/write-a-backend.md`` is its project, piece by piece, and the project works."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+
+from tests.docs.installed import install
+from tests.docs.pages import ROOT, blocks
+
+PROJECT = ROOT / "docs" / "examples" / "quantlora-absmax8"
+PIECES = [block for block in blocks("docs/write-a-backend.md") if block.file]
+FILES = {str(path.relative_to(PROJECT)): path.read_text() for path in PROJECT.rglob("*.py")}
+USE_IT = next(block.code for block in PIECES if block.file == "use_it.py")
+
+
+@pytest.fixture
+def installed(tmp_path: Path) -> Path:
+    files = {**FILES, "use_it.py": USE_IT}
+    return install(tmp_path, files, "quantlora-absmax8", {"absmax8": "quantlora_absmax8.plugin"})
+
+
+@pytest.mark.parametrize("piece", PIECES, ids=lambda block: f"{block.file}:{block.line}")
+def test_a_piece_is_in_the_project(piece) -> None:
+    if piece.file != "use_it.py":
+        assert piece.code in (PROJECT / piece.file).read_text()
+
+
+def test_the_pieces_are_the_whole_project() -> None:
+    for name, text in FILES.items():
+        shown = {line for piece in PIECES if piece.file == name for line in piece.code.splitlines()}
+        missing = [line for line in text.splitlines() if line not in shown]
+        assert not [line for line in missing if not line.startswith(('"""', "import", "from"))]
+
+
+def test_the_entry_point_is_that_of_the_project() -> None:
+    assert 'absmax8 = "quantlora_absmax8.plugin"' in (PROJECT / "pyproject.toml").read_text()
+
+
+def test_it_is_used_as_the_page_says(run_python, installed) -> None:
+    output = run_python(str(installed / "use_it.py"), path=[installed]).stdout
+    assert "2 of 2 linear layers get an adapter." in output
+    assert output.count("absmax8") >= 4
+
+
+def test_the_deep_check_says_ready(run_python, installed) -> None:
+    arguments = ["-m", "quantlora.env", "--deep", "--backend", "absmax8"]
+    assert "READY" in run_python(*arguments, path=[installed]).stdout
+
+
+def run(*command: str | Path, **options) -> str:
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True, **options)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def fresh(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Python of an environment with the built wheels of quantlora and of the project in it.
+
+    Further libraries come from this environment; its own quantlora is editable, which a ``.pth``
+    file in a folder that is itself named in one does not bring along.
+    """
+    folder = tmp_path_factory.mktemp("fresh")
+    for project in (ROOT, PROJECT):
+        build = ["wheel", "-q", "--no-deps", "--no-build-isolation", "-w", folder / "dist"]
+        run(sys.executable, "-m", "pip", *build, project)
+    run(sys.executable, "-m", "venv", folder / "venv")
+    python = folder / "venv" / "bin" / "python"
+    run(python, "-m", "pip", "install", "-q", "--no-deps", *(folder / "dist").glob("*.whl"))
+    (site,) = (folder / "venv").glob("lib/python*/site-packages")
+    outer = [
+        sysconfig.get_paths()["purelib"],
+        *(path for path in sys.path if "site-packages" in path),
+    ]
+    (site / "zz_libraries.pth").write_text("\n".join(outer))
+    return python
+
+
+@pytest.mark.slow
+def test_the_projects_tests_pass_on_the_built_wheel(fresh, tmp_path) -> None:
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    options = {"cwd": tmp_path, "env": environment}
+    where = run(fresh, "-c", "import quantlora; print(quantlora.__file__)", **options)
+    assert Path(where.strip()).is_relative_to(fresh.parents[1])
+    assert "absmax8" in run(fresh, "-m", "quantlora.cli", "plugins", **options)
+    run(fresh, "-m", "pytest", "-q", "-p", "no:cacheprovider", PROJECT / "tests", **options)
