@@ -40,11 +40,12 @@ def _expert_names(model: nn.Module) -> set[str]:
     if not is_transformers_model(model):
         return set()
     try:
-        from transformers.conversion_mapping import get_checkpoint_conversion_mapping
+        from transformers import conversion_mapping
     except ImportError:  # Transformers 4 has the layers themselves
         return set()
     config: Any = model.config
-    found: list[Any] = get_checkpoint_conversion_mapping(config.model_type) or []
+    known: Any = conversion_mapping
+    found: list[Any] = known.get_checkpoint_conversion_mapping(config.model_type) or []
     sources = [one for entry in found for one in getattr(entry, "source_patterns", ())]
     return {_last(one) for one in sources if "experts.*." in one}
 
