@@ -88,5 +88,5 @@ def test_the_projects_tests_pass_on_the_built_wheel(fresh, tmp_path) -> None:
     options = {"cwd": tmp_path, "env": environment}
     where = run(fresh, "-c", "import quantlora; print(quantlora.__file__)", **options)
     assert Path(where.strip()).is_relative_to(fresh.parents[1])
-    assert "absmax8" in run(fresh, "-m", "quantlora.cli", "plugins", **options)
+    assert "absmax8" in run(fresh.with_name("quantlora"), "plugins", **options)
     run(fresh, "-m", "pytest", "-q", "-p", "no:cacheprovider", PROJECT / "tests", **options)
