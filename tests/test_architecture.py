@@ -127,6 +127,11 @@ def test_a_room_imports_only_from_rooms_before_it(room):
     assert not {(file, module) for file, module in found if module.split(".")[1] in above}
 
 
+@pytest.mark.parametrize("room", [room for room in ROOMS if (ROOT / "quantlora" / room).is_dir()])
+def test_every_room_has_tests_of_its_own(room):
+    assert list((ROOT / "tests" / room).glob("test_*.py")), f"tests/{room}/ has no test"
+
+
 def test_every_file_of_the_core_is_in_a_room():
     parts = {file.relative_to(ROOT / "quantlora").parts[0].split(".")[0] for file in CORE}
     assert parts - {"__init__", "__main__"} == set(ROOMS)
@@ -201,7 +206,7 @@ def test_every_hook_is_documented_with_an_example(hook):
 
 @pytest.mark.parametrize("hook", hookspecs.HOOKS)
 def test_every_hook_has_a_test(hook):
-    tests = (ROOT / "tests" / "plugins" / "test_hooks.py").read_text()
+    tests = (ROOT / "tests" / "discovery" / "test_hooks.py").read_text()
     assert f"def test_{hook.removeprefix('quantlora_')}_" in tests
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import quantlora
-from tests.life.expert_models import Experts
+from tests.tools.expert_models import Experts
 
 X = torch.randn(6, 6, generator=torch.Generator().manual_seed(0))
 COUNT = 4

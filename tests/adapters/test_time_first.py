@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 import quantlora
 from quantlora.errors import AdapterError
-from tests.life.peft_oracle import relative
+from tests.tools.peft_oracle import relative
 
 NAMES = ["a", "b", "__base__", "a"]
 

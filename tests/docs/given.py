@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 import quantlora
 from quantlora.testing.models import save_tiny_llama, tiny_llama, tiny_tokenizer
-from tests.life.expert_models import mixtral
+from tests.tools.expert_models import mixtral
 
 IDS = torch.arange(3 * 8).reshape(3, 8) * 7 % 80
 

@@ -20,7 +20,10 @@ ROOT = HERE.parent.parent
 
 #: What must hold with every supported version of Transformers. Agreement with PEFT is tested in the
 #: main environment alone, with the version that is pinned there.
-SHARED = ["tests/core", "tests/checkpoint", "tests/life"]
+SHARED = [
+    f"tests/{room}"
+    for room in ("formats", "layers", "adapters", "wrapping", "checkpoint", "combining", "life")
+]
 NOT_HERE = "not peft"
 
 #: Suites of each environment; those that need a library which is not there skip themselves.

@@ -13,8 +13,8 @@ from torch.func import functional_call
 import quantlora
 from quantlora.errors import ChangedBaseError, LayerError
 from tests.layers.variants import BACKENDS, VARIANTS, Variant, wrapped
-from tests.life.expert_models import Experts
-from tests.life.peft_oracle import relative
+from tests.tools.expert_models import Experts
+from tests.tools.peft_oracle import relative
 
 INPLACE: dict[str, Callable[[nn.Module], Any]] = {
     "mul_": lambda base: base.weight.mul_(2),

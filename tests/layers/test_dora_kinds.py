@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import quantlora
 from quantlora.errors import ConfigError
-from tests.life.peft_oracle import relative
+from tests.tools.peft_oracle import relative
 
 FIELDS: dict[str, Any] = {"target_modules": ["0"], "r": 2, "lora_alpha": 3, "use_dora": True}
 IDS = torch.tensor([[1, 2, 3], [7, 0, 2], [3, 3, 8]])

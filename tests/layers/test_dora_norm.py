@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import quantlora
-from tests.life.peft_oracle import relative
+from tests.tools.peft_oracle import relative
 
 X = torch.randn(3, 8, generator=torch.Generator().manual_seed(1))
 

@@ -12,8 +12,8 @@ from torch.func import functional_call, grad, jvp, vmap
 
 import quantlora
 from tests.layers.variants import BACKENDS, VARIANTS, Variant, wrapped
-from tests.life.expert_models import Experts
-from tests.life.peft_oracle import relative
+from tests.tools.expert_models import Experts
+from tests.tools.peft_oracle import relative
 
 MODELS: dict[str, Any] = {
     f"{backend}-{variant.name}": (backend, variant) for backend in BACKENDS for variant in VARIANTS

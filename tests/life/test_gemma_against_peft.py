@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import quantlora
-from tests.life.peft_oracle import TOLERANCE, Pair, pair, relative
+from tests.tools.peft_oracle import TOLERANCE, Pair, pair, relative
 
 pytestmark = pytest.mark.slow
 

@@ -15,7 +15,7 @@ import quantlora
 from quantlora.combining.combine_layer import COMBINATION_TYPES
 from quantlora.merging.merge_layer import MODES
 from quantlora.testing.operation_suite import OPERATIONS
-from tests.life.expert_models import Experts
+from tests.tools.expert_models import Experts
 
 PAGE = (Path(__file__).parents[2] / "docs" / "operations.md").read_text()
 

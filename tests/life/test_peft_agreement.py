@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import quantlora
-from tests.life.peft_oracle import IDS, check_gradients, check_logits, pair
+from tests.tools.peft_oracle import IDS, check_gradients, check_logits, pair
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "lora": {"r": 4, "lora_alpha": 6},

@@ -13,7 +13,7 @@ from torch.nn.utils import parametrizations, spectral_norm, weight_norm
 
 import quantlora
 from quantlora.errors import MergeError
-from tests.life.peft_oracle import relative
+from tests.tools.peft_oracle import relative
 
 
 def standardized(kind: Any) -> Any:
@@ -102,7 +102,7 @@ def test_what_no_plain_layer_gives_is_not_merged(dora: bool) -> None:
 @pytest.mark.parametrize("kind", ["linear", "conv", "embedding", "experts"])
 @pytest.mark.parametrize("dora", [False, True])
 def test_merging_under_autocast_is_the_same(kind: str, dora: bool) -> None:
-    from tests.life.expert_models import Experts
+    from tests.tools.expert_models import Experts
 
     layer: dict[str, Any] = {
         "linear": nn.Linear(16, 8), "conv": nn.Conv1d(4, 6, 3), "embedding": nn.Embedding(9, 8),

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import bitsandbytes as bnb
 import pytest
-from quantlora_bnb import quantlora_checks
+from quantlora_bnb.plugin import quantlora_checks
 from quantlora_bnb.requires import REQUIRES
 from torch import nn
 
@@ -30,7 +30,7 @@ def fresh_registry() -> Iterator[None]:
 
 def test_loading_the_entry_point_imports_neither_torch_nor_bitsandbytes() -> None:
     code = (
-        "import sys, quantlora_bnb; quantlora_bnb.quantlora_checks();"
+        "import sys, quantlora_bnb.plugin; quantlora_bnb.plugin.quantlora_checks();"
         "print([m for m in ('torch', 'bitsandbytes', 'transformers') if m in sys.modules])"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
