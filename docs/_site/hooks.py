@@ -28,7 +28,7 @@ LANGUAGES = {".py": "python", ".pyi": "python", ".toml": "toml", ".txt": "text",
 
 LINK = re.compile(r"\]\((?![a-z]+:|#)([^)#\s]*)(#[^)\s]*)?\)")
 MERMAID = re.compile(r"```mermaid\n(.*?)```", re.DOTALL)
-COMMENT = re.compile(r"<!--.*?-->\n?", re.DOTALL)
+COMMENT = re.compile(r"^<!--.*?-->\n?", re.DOTALL | re.MULTILINE)
 
 
 def page_of(path: str) -> str:

@@ -15,7 +15,7 @@ _COLOURS = {"READY": "green", "DEGRADED": "yellow", "UNAVAILABLE": "red"}
 
 
 def show(report: Report, console: Console) -> None:
-    """Tables, then the commands that mend things, then one line of summary."""
+    """Tables, then the commands that fix things, then one line of summary."""
     for section in sections(report):
         console.print(_table(section))
     for whom, fix in remedies(report):
