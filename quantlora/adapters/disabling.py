@@ -6,14 +6,14 @@ cannot be said of one thread alone, so the last one to leave gives it back.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from threading import Lock
 
 from torch import Tensor, nn
 
 from quantlora.adapters.biases import place_biases
-from quantlora.adapters.holders import adapter_holders
+from quantlora.adapters.holders import adapter_holders, adapter_parameters
 from quantlora.adapters.state import AdapterState, adapter_state, has_adapters
 from quantlora.errors import AdapterError
 from quantlora.layers.calls import switch_off
@@ -63,13 +63,14 @@ def adapters_disabled(model: nn.Module) -> Iterator[None]:
             place_biases(model)
 
 
-def trainable_tensors(model: nn.Module, names: list[str]) -> list[Tensor]:
+def trainable_tensors(model: nn.Module, names: Iterable[str]) -> list[Tensor]:
     """The parameters of the adapters ``names``, with the biases of the model that they train."""
+    wanted = set(names)
     tensors = [
         tensor
         for _, layer in adapter_holders(model)
         for name in layer.adapters
-        if name in names
+        if name in wanted
         for tensor in layer.adapter_tensors(name).values()
         if isinstance(tensor, nn.Parameter)
     ]
@@ -82,13 +83,20 @@ def train_only(model: nn.Module, names: list[str]) -> None:
     state = adapter_state(model)
     chosen = trainable_tensors(model, names)
     with _LOCK:
-        for tensor in trainable_tensors(model, list(state.configs)):
-            tensor.requires_grad_(False)
+        for tensor in _all_of_adapters(model, state):
+            if tensor.requires_grad:
+                tensor.requires_grad_(False)
         if state.pauses:
             state.paused = chosen
             return
         for tensor in chosen:
             tensor.requires_grad_(True)
+
+
+def _all_of_adapters(model: nn.Module, state: AdapterState) -> list[Tensor]:
+    """`trainable_tensors` of every adapter, without asking each for its tensors by name."""
+    tensors = [p for _, layer in adapter_holders(model) for p in adapter_parameters(layer)]
+    return [*tensors, *(one.own for biases in state.biases.values() for one in biases)]
 
 
 def _enable(model: nn.Module, enabled: bool) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 from torch import nn
 
@@ -10,14 +10,63 @@ from quantlora.adapters.saved_modules import SavedModule
 from quantlora.layers.layer import LoraLayer
 from quantlora.layers.tied import TiedLayer
 
+#: Where one of ours keeps the model's own; the rest of its modules are kept by adapter name.
+FROZEN = ("base_layer", "original_module")
+#: The modules that stand where one of the model's own stood.
+OURS = (LoraLayer, SavedModule, TiedLayer)
 
-def own_modules(model: nn.Module) -> Iterable[tuple[str, nn.Module]]:
+
+def frozen_modules(model: nn.Module, repeat: bool = False) -> Iterator[tuple[str, nn.Module]]:
+    """``named_modules`` without those that belong to an adapter, of which there may be hundreds.
+
+    Args:
+        repeat: also give a module that was given under another path.
+    """
+    seen: set[int] = set()
+    todo = [("", model)]
+    while todo:
+        path, module = todo.pop()
+        if not repeat and id(module) in seen:
+            continue
+        seen.add(id(module))
+        yield path, module
+        ours = isinstance(module, OURS)
+        before = f"{path}." if path else ""
+        todo += [
+            (before + name, one)
+            for name, one in reversed(module._modules.items())
+            if one is not None and not (ours and name not in FROZEN)
+        ]
+
+
+def adapter_tables(module: nn.Module) -> list[nn.Module]:
+    """What one of ours keeps by adapter name; nothing for a module of the model's."""
+    if not isinstance(module, OURS):
+        return []
+    return [one for name, one in module._modules.items() if one is not None and name not in FROZEN]
+
+
+def adapter_modules(table: nn.Module) -> list[nn.Module]:
+    """The modules in such a table."""
+    direct = [one for one in table._modules.values() if one is not None]
+    nested = [one for one in direct if one._modules]
+    return [*direct, *(inner for one in nested for inner in list(one.modules())[1:])]
+
+
+def adapter_parameters(module: nn.Module) -> list[nn.Parameter]:
+    """The parameters of all adapters in one of ours."""
+    tables = adapter_tables(module)
+    every = [one for table in tables for one in (table, *adapter_modules(table))]
+    return [p for one in every for p in one._parameters.values() if p is not None]
+
+
+def own_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """All modules by path, also under a second path; what is inside ours is left out."""
     inside = None
-    for path, module in model.named_modules(remove_duplicate=False):
+    for path, module in frozen_modules(model, repeat=True):
         if inside is not None and path.startswith(inside):
             continue
-        ours = isinstance(module, (LoraLayer, SavedModule, TiedLayer))
+        ours = isinstance(module, OURS)
         inside = f"{path}." if ours else None
         yield path, module
 
@@ -35,7 +84,7 @@ def plain_module(module: nn.Module) -> tuple[nn.Module, str]:
 
 def adapter_holders(model: nn.Module) -> Iterator[tuple[str, LoraLayer | SavedModule]]:
     """All that holds adapters, by path, each once: LoRA layers and modules trained in full."""
-    for path, module in model.named_modules():
+    for path, module in frozen_modules(model):
         if isinstance(module, (LoraLayer, SavedModule)):
             yield path, module
 
@@ -49,7 +98,7 @@ def saved_modules(model: nn.Module) -> Iterator[tuple[str, SavedModule]]:
 
 def lora_layers(model: nn.Module) -> Iterator[tuple[str, LoraLayer]]:
     """The model's LoRA layers by path, each once."""
-    for path, module in model.named_modules():
+    for path, module in frozen_modules(model):
         if isinstance(module, LoraLayer):
             yield path, module
 
@@ -72,4 +121,4 @@ def _end(model: nn.Module, method: str) -> nn.Module | None:
 
 def tied_layers(model: nn.Module) -> list[tuple[str, TiedLayer]]:
     """The layers that follow the adapters of another one, by path."""
-    return [(path, one) for path, one in model.named_modules() if isinstance(one, TiedLayer)]
+    return [(path, one) for path, one in frozen_modules(model) if isinstance(one, TiedLayer)]

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from torch import nn
 
 from quantlora.adapters.biases import check_biases_shared
-from quantlora.adapters.holders import adapter_holders
+from quantlora.adapters.holders import adapter_holders, frozen_modules
 from quantlora.adapters.saved_modules import SavedModule
 from quantlora.adapters.state import known_adapter
 from quantlora.errors import AdapterError
@@ -81,7 +81,7 @@ def assign_samples(
 def _time_first(model: nn.Module) -> list[LoraLayer | SavedModule]:
     """What is in a module of torch that has its batch second; the nearest around it decides."""
     found: dict[str, bool] = {}
-    for path, module in model.named_modules():
+    for path, module in frozen_modules(model):
         said = [getattr(one, "batch_first", None) for one in (module, *module.children())]
         if flags := [one for one in said if isinstance(one, bool)]:
             found[path] = not flags[0]

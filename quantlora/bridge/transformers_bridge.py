@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from quantlora.adapters.holders import adapter_holders
+from quantlora.adapters.holders import adapter_holders, frozen_modules
 from quantlora.adapters.state import adapter_state, set_state
 from quantlora.bridge.adapter_method import SAVE, AdapterMethod
 from quantlora.bridge.adapter_names import accept_adapter_names
@@ -37,7 +37,7 @@ def _attach_saving(model: nn.Module) -> None:
     So `SentenceTransformer.save` writes an adapter where it would write the whole model.
     """
     outer: nn.Module | None = None
-    for part in model.modules():
+    for _, part in frozen_modules(model):
         if not is_transformers_model(part) or (outer and part in set(outer.modules())):
             continue
         outer = part

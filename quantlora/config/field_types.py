@@ -5,13 +5,19 @@ from __future__ import annotations
 import types
 import typing
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 
 def misfits(cls: type, fields: Mapping[str, Any]) -> dict[str, str]:
     """For each of ``fields`` whose value is not of its type in ``cls``: the type, in words."""
-    hints = typing.get_type_hints(cls)
+    hints = _hints(cls)
     return {name: words(hints[name]) for name, v in fields.items() if not fits(v, hints[name])}
+
+
+@cache
+def _hints(cls: type) -> dict[str, Any]:
+    return typing.get_type_hints(cls)
 
 
 def fits(value: Any, hint: Any) -> bool:

@@ -115,7 +115,7 @@ class LoraLayer(PerCall, EffectiveWeight, nn.Module):
         self, name: str, config: LoraConfig, r: int, lora_alpha: float, dtype: torch.dtype
     ) -> None:
         """Add zero-valued A and B of rank ``r``; an `Initializer` fills them."""
-        if name in self.adapters:
+        if name in self.r:
             raise AdapterError(
                 f"{self.path}: adapter {name!r} exists already; choose another name."
             )
@@ -174,7 +174,7 @@ class LoraLayer(PerCall, EffectiveWeight, nn.Module):
 
     def activate(self, names: Iterable[str]) -> None:
         """Make those of ``names`` that this layer has the active ones."""
-        self.active = tuple(name for name in names if name in self.adapters)
+        self.active = tuple(name for name in names if name in self.r)
 
     def alpha_factor(self, name: str) -> float:
         """An adapter file's ``lora_alpha`` is this layer's times so much (PEFT's convention)."""
@@ -195,16 +195,23 @@ class LoraLayer(PerCall, EffectiveWeight, nn.Module):
         return {
             f"{side}.{key}": parameter
             for side, module in factors.items()
-            for key, parameter in module.named_parameters()
+            for key, parameter in _named(module)
         }
 
     def _known(self, name: str) -> None:
-        if name not in self.adapters:
+        if name not in self.r:
             raise AdapterError(f"{self.path}: {unknown('adapter', name, self.adapters)}")
 
     def extra_repr(self) -> str:
         books = ", ".join(f"{n}: r={self.r[n]}, s={self.scaling[n]:g}" for n in self.adapters)
         return f"{self.quantizer.name}, {books}"
+
+
+def _named(module: nn.Module) -> Iterable[tuple[str, nn.Parameter]]:
+    """The parameters of a factor, in most cases its weight: asked for often, so without a walk."""
+    if module._modules:
+        return module.named_parameters()
+    return [(key, one) for key, one in module._parameters.items() if one is not None]
 
 
 def _dropout(p: float) -> nn.Module:

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+from contextvars import ContextVar, Token
 from types import TracebackType
+from typing import Any
 
 from torch import nn
+
+from quantlora.adapters.holders import adapter_modules, adapter_tables, frozen_modules
+
+#: The models that are within a transaction now, by their id.
+_open: ContextVar[frozenset[int]] = ContextVar("open", default=frozenset())
 
 
 class Transaction:
@@ -13,14 +20,39 @@ class Transaction:
     Watched is what every module holds (attributes, submodules, parameters, buffers, hooks; the
     contents of its lists and dicts) and every ``requires_grad``. The values inside tensors are
     not: nobody may change them within the block.
+
+    One within another on the same model adds nothing: the outer one puts all of it back.
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self._modules = [_Memory(module) for module in model.modules()]
-        self._flags = [(p, p.requires_grad) for p in model.parameters()]
+        self._model = model
 
     def __enter__(self) -> Transaction:
+        known = _open.get()
+        self._modules: list[_Memory] = []
+        self._adapters: list[tuple[nn.Module, bool]] = []
+        self._flags: list[tuple[nn.Parameter, bool]] = []
+        if id(self._model) not in known:
+            self._remember()
+        self._token: Token[frozenset[int]] = _open.set(known | {id(self._model)})
         return self
+
+    def _remember(self) -> None:
+        """All of the model, but of a module within an adapter what training and `eval` set.
+
+        There may be hundreds of adapters, and each further one comes by here.
+        """
+        full = [module for _, module in frozen_modules(self._model)]
+        tables = [table for module in full for table in adapter_tables(module)]
+        within = [one for table in tables for one in adapter_modules(table)]
+        self._modules = [_Memory(module) for module in (*full, *tables)]
+        self._adapters = [(module, module.training) for module in within]
+        self._flags = [
+            (parameter, parameter.requires_grad)
+            for module in (*full, *tables, *within)
+            for parameter in module._parameters.values()
+            if parameter is not None
+        ]
 
     def __exit__(
         self,
@@ -28,27 +60,43 @@ class Transaction:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        _open.reset(self._token)
         if kind is None:
             return
-        for module in self._modules:
-            module.restore()
+        for memory in self._modules:
+            memory.restore()
+        for module, training in self._adapters:
+            module.training = training
         for parameter, flag in self._flags:
             parameter.requires_grad_(flag)
 
 
 class _Memory:
-    """What one module held; containers keep their identity, others may have a reference."""
+    """What one module held; containers keep their identity, others may have a reference.
+
+    Most of a module's containers are empty, and these are not copied.
+    """
+
+    __slots__ = ("attributes", "before", "filled")
 
     def __init__(self, module: nn.Module) -> None:
         self.attributes = vars(module)
-        self.before = dict(self.attributes)
-        held = self.before.values()
-        self.dicts = [(one, dict(one)) for one in held if isinstance(one, dict)]
-        self.lists = [(one, list(one)) for one in held if isinstance(one, list)]
+        self.before = self.attributes.copy()
+        self.filled: dict[int, Any] = {
+            id(one): dict(one) if isinstance(one, dict) else list(one)
+            for one in self.before.values()
+            if isinstance(one, (dict, list)) and one
+        }
 
     def restore(self) -> None:
-        for container, content in (*self.dicts, (self.attributes, self.before)):
-            container.clear()
-            container.update(content)
-        for items, kept in self.lists:
-            items[:] = kept
+        for one in self.before.values():
+            if isinstance(one, dict):
+                _refill(one, self.filled.get(id(one), {}))
+            elif isinstance(one, list):
+                one[:] = self.filled.get(id(one), ())
+        _refill(self.attributes, self.before)
+
+
+def _refill(container: dict[Any, Any], content: dict[Any, Any]) -> None:
+    container.clear()
+    container.update(content)
