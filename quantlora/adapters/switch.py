@@ -15,6 +15,7 @@ from quantlora.adapters.biases import (
 )
 from quantlora.adapters.disabling import train_only
 from quantlora.adapters.holders import adapter_holders, saved_modules
+from quantlora.adapters.read_by_model import readable_bases
 from quantlora.adapters.saved_modules import SavedModule
 from quantlora.adapters.state import adapter_state, check_free, known_adapter, set_state
 from quantlora.errors import AdapterError, warn
@@ -139,10 +140,11 @@ def rename_adapter(model: nn.Module, old: str, new: str) -> None:
 def remove_adapters(model: nn.Module) -> None:
     """`quantlora.unload` but for Transformers' methods."""
     leave_biases(model)
+    plain = readable_bases(model)
     for path, module in list(model.named_modules(remove_duplicate=False)):
         if isinstance(module, LoraLayer):
-            move_hooks(module, module.base_layer)
-            model.set_submodule(path, module.base_layer)
+            move_hooks(module, plain[module])
+            model.set_submodule(path, plain[module])
         elif isinstance(module, SavedModule):
             model.set_submodule(path, module.plain)
         elif isinstance(module, TiedLayer):

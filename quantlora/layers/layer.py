@@ -47,6 +47,7 @@ class LoraLayer(PerCall, EffectiveWeight, nn.Module):
         self.merged: tuple[str, ...] = ()
         # The layer of another layout that was packed; in a tuple, so it is no submodule.
         self.packed_from: tuple[nn.Module, ...] = ()
+        self.packed_here = False  # by `wrap`; else the model came packed
         self.base_change: BaseChange | None = None  # what an initializer took out of the base
         # The base from before a merge. In a list, so it is neither a submodule nor in state_dict.
         self.unmerged: list[tuple[nn.Module, Quantizer]] = []
@@ -69,6 +70,7 @@ class LoraLayer(PerCall, EffectiveWeight, nn.Module):
         for mine, theirs in zip(new.tables(), layer.tables(), strict=False):
             mine.update(theirs)
         new.base_change, new.packed_from = layer.base_change, layer.packed_from
+        new.packed_here = layer.packed_here
         new.active, new.enabled = layer.active, layer.enabled
         move_hooks(layer, new)
         return new

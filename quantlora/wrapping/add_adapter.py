@@ -147,6 +147,7 @@ def _lora_layer(planned: PlannedLayer, base: nn.Module) -> LoraLayer:
     if isinstance(base, LoraLayer):
         return planned.wrapper.adopt(base)
     layer = planned.wrapper(base, planned.quantizer, planned.path)
+    layer.packed_here = planned.quantize
     if planned.quantize and layout_of(planned.layer) is not None:
         layer.packed_from = (with_weights(planned.layer, torch.empty(0), None),)
     return layer

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 from torch import nn
 
+from quantlora.adapters.read_by_model import read_by_model, say_float
 from quantlora.config.lora_config import LoraConfig
 from quantlora.discovery.registration import registry
 from quantlora.wrapping.add_adapter import given_config
@@ -30,7 +31,8 @@ def quantize(
     Args:
         model: float, or with some layers packed already.
         config: says which layers, as in `wrap`; or its fields: ``exclude_modules=["lm_head"]``.
-        backend: the format; ``"auto"`` leaves every layer as it is.
+        backend: the format; ``"auto"`` leaves every layer as it is, and so does any other a layer
+            whose weight the model's own code reads (T5's ``wo``), with an `AdapterWarning`.
         quantize_options: settings of that format (bits, block size and so on).
 
     Returns:
@@ -40,6 +42,9 @@ def quantize(
         ConfigError, TargetError, BackendError, LayerError, MissingLibraryError: as `wrap`.
     """
     plan = make_plan(model, given_config(config, fields), backend, "", registry())
+    read = read_by_model(model, [planned.path for planned in plan if planned.quantize])
+    say_float(read)
+    plan = [planned for planned in plan if planned.path not in read]
     with Transaction(model):
         bases = frozen_bases(model, once_each(plan), quantize_options or {})
         packed = {id(planned.layer): bases[planned.path] for planned in once_each(plan)}

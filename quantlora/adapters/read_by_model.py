@@ -1,0 +1,91 @@
+"""Layers whose weight a model's own code reads (``self.wo.weight``) in place of calling them.
+
+A LoRA layer answers such a read with float numbers, a packed layer by itself does not: T5 casts its
+activations to the dtype of ``wo.weight``, MobileBERT multiplies by ``dense.weight``, and codes for
+weights are a wrong result without an error. So a layer that was packed here does not stay packed
+there without its LoRA layer. Transformers does the same when it quantizes (T5's ``wo``).
+"""
+
+from __future__ import annotations
+
+import dis
+import inspect
+from collections.abc import Iterable, Iterator
+from functools import cache
+from itertools import pairwise
+from types import CodeType
+from typing import Any, cast
+
+from torch import nn
+
+from quantlora.adapters.holders import lora_layers
+from quantlora.errors import warn
+from quantlora.formats.layouts import linear_from
+from quantlora.layers.layer import LoraLayer
+
+#: Methods with such words in their names do not compute.
+_NO_FORWARD = ("init", "reset", "tie", "save", "load")
+
+
+def read_by_model(model: nn.Module, paths: Iterable[str]) -> set[str]:
+    """Those of ``paths`` whose weight is read in the code of a module they are in."""
+    names = {path: _names_read(cast(Any, type(module))) for path, module in model.named_modules()}
+    return {path for path in paths if any(path.split(".")[-1] in names[up] for up in _above(path))}
+
+
+def readable_bases(model: nn.Module) -> dict[LoraLayer, nn.Module]:
+    """What takes the place of each LoRA layer: its base; if packed here and read, in float."""
+    layers = dict(lora_layers(model))
+    codes = [p for p, one in layers.items() if one.packed_here and one.own_weight("weight") is None]
+    read = read_by_model(model, codes)
+    say_float(read)
+    return {
+        one: _in_float(one, model) if path in read else one.base_layer
+        for path, one in layers.items()
+    }
+
+
+def _in_float(layer: LoraLayer, model: nn.Module) -> nn.Module:
+    base = layer.base_layer
+    weight, bias = layer.quantizer.dequantize(base), layer.quantizer.bias(base)
+    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), weight.dtype)
+    return layer.stored_as_before(linear_from(weight, bias).to(dtype).train(base.training))
+
+
+def say_float(paths: Iterable[str]) -> None:
+    """The warning that belongs to layers that are left in float."""
+    if names := ", ".join(sorted(paths)):
+        warn(
+            f"{names}: left in float, for the model's code reads the weight of such a layer "
+            f"itself, and a packed one would give it codes for numbers."
+        )
+
+
+def _above(path: str) -> Iterator[str]:
+    parts = path.split(".")
+    return (".".join(parts[:depth]) for depth in range(len(parts)))
+
+
+@cache
+def _names_read(kind: type[nn.Module]) -> frozenset[str]:
+    """Every ``name`` of which a method of ``kind`` reads ``name.weight``."""
+    own = kind.__mro__[: kind.__mro__.index(nn.Module)]
+    methods = (item for one in own for item in vars(one).items())
+    codes = (_code(value) for key, value in methods if not any(w in key for w in _NO_FORWARD))
+    return frozenset(name for code in codes if code is not None for name in _read_in(code))
+
+
+def _code(value: object) -> CodeType | None:
+    """The code of a method as it is written, inside of its decorators."""
+    value = inspect.unwrap(value) if inspect.isfunction(value) else getattr(value, "fget", value)
+    return getattr(value, "__code__", None)
+
+
+def _read_in(code: CodeType) -> Iterator[str]:
+    steps = list(dis.get_instructions(code))
+    for one, after in pairwise(steps):
+        if (one.opname, after.opname, after.argval) == ("LOAD_ATTR", "LOAD_ATTR", "weight"):
+            yield str(one.argval)
+    for inner in code.co_consts:
+        if isinstance(inner, CodeType):
+            yield from _read_in(inner)
