@@ -1,11 +1,11 @@
 """The public names of quantlora. Plugins import these and nothing else."""
 
+from .adapters.adapter_modules import lora_layers as lora_layers
 from .adapters.disabling import (
     adapters_disabled as adapters_disabled,
     disable_adapters as disable_adapters,
     enable_adapters as enable_adapters,
 )
-from .adapters.holders import lora_layers as lora_layers
 from .adapters.mixed_batch import mixed_batch as mixed_batch
 from .adapters.state import known_adapter as known_adapter
 from .adapters.switch import (

@@ -63,7 +63,7 @@ class AdapterWarning(UserWarning):
 
 
 class PluginWarning(UserWarning):
-    """A plugin was put aside; everything else works on."""
+    """A plugin was disabled; everything else works on."""
 
 
 def warn(message: str, category: type[Warning] = AdapterWarning) -> None:

@@ -157,6 +157,27 @@ def test_no_file_imports_itself_by_a_detour():
     assert not [str(file.relative_to(ROOT)) for file in arrows]
 
 
+#: Private words of the first version, and what the field calls the thing.
+PRIVATE_WORDS = {
+    "holder": "AdapterModule, owner or targets, by what holds what",
+    "at_hand": "onloaded",
+    "skeleton": "meta model",
+    "books": "bookkeeping",
+    "put aside": "disabled",
+    "aside": "disabled",
+    "mend": "fix",
+    "ModulesToSaveWrapper": "ModulesToSaveWrapper",
+}
+
+
+@pytest.mark.parametrize("word", PRIVATE_WORDS)
+def test_code_and_docs_use_the_words_of_the_field(word):
+    pages = [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md"))]
+    files = [*CORE, *PLUGIN_CODE, *pages]
+    found = [f for f in files if re.search(rf"(?<![\w-]){word}(?![\w-])", f.read_text())]
+    assert not found, f"say {PRIVATE_WORDS[word]}: {relative(found)}"
+
+
 def test_entry_points_packages_and_folders_agree():
     packages = {f"plugins/{p.name}/quantlora_{p.name}" for p in PLUGIN_FOLDERS}
     hatch = PROJECT["tool"]["hatch"]["build"]

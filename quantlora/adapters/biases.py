@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from torch import nn
 
-from quantlora.adapters.holders import adapter_holders
+from quantlora.adapters.adapter_modules import adapter_modules
 from quantlora.adapters.state import adapter_state
 from quantlora.errors import AdapterError
 
@@ -33,7 +33,7 @@ def biases_of(model: nn.Module, names: Sequence[str]) -> Iterator[None]:
 
 def leave_biases(model: nn.Module) -> None:
     """Before the adapters go: the model's own again, but for adapters that are merged."""
-    merged = {name for _, holder in adapter_holders(model) for name in holder.merged}
+    merged = {name for _, module in adapter_modules(model) for name in module.merged_adapters}
     for adapter, biases in adapter_state(model).biases.items():
         for one in biases:
             one.own.requires_grad_(False)
@@ -55,7 +55,7 @@ def check_biases_together(model: nn.Module, names: Sequence[str]) -> None:
 
 def check_biases_stay(model: nn.Module, chosen: Sequence[str]) -> None:
     """Raise `AdapterError` where biases would change under a merge, which has taken them in."""
-    merged = {name for _, holder in adapter_holders(model) for name in holder.merged}
+    merged = {name for _, module in adapter_modules(model) for name in module.merged_adapters}
     for name, biases in adapter_state(model).biases.items():
         if merged and any(one.placed != (name in chosen) for one in biases):
             raise AdapterError(

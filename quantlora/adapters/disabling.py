@@ -12,8 +12,8 @@ from threading import Lock
 
 from torch import Tensor, nn
 
+from quantlora.adapters.adapter_modules import adapter_modules, adapter_parameters
 from quantlora.adapters.biases import place_biases
-from quantlora.adapters.holders import adapter_holders, adapter_parameters
 from quantlora.adapters.state import AdapterState, adapter_state, has_adapters
 from quantlora.errors import AdapterError
 from quantlora.layers.calls import switch_off
@@ -24,7 +24,7 @@ _LOCK = Lock()
 def enable_adapters(model: nn.Module) -> None:
     """Let the active adapters count again after `disable_adapters`."""
     state = adapter_state(model)
-    layers = [layer for _, layer in adapter_holders(model)]
+    layers = [layer for _, layer in adapter_modules(model)]
     switch_off([*layers, state], False)
     if not state.enabled:
         _resume(state)
@@ -49,7 +49,7 @@ def adapters_disabled(model: nn.Module) -> Iterator[None]:
     """
     state = adapter_state(model)
     _check_unmerged(model)
-    things = [state, *(layer for _, layer in adapter_holders(model))]
+    things = [state, *(layer for _, layer in adapter_modules(model))]
     before = state.counts
     _pause(model, state)
     switch_off(things, True)
@@ -68,7 +68,7 @@ def trainable_tensors(model: nn.Module, names: Iterable[str]) -> list[Tensor]:
     wanted = set(names)
     tensors = [
         tensor
-        for _, layer in adapter_holders(model)
+        for _, layer in adapter_modules(model)
         for name in layer.adapters
         if name in wanted
         for tensor in layer.adapter_tensors(name).values()
@@ -95,22 +95,22 @@ def train_only(model: nn.Module, names: list[str]) -> None:
 
 def _all_of_adapters(model: nn.Module, state: AdapterState) -> list[Tensor]:
     """`trainable_tensors` of every adapter, without asking each for its tensors by name."""
-    tensors = [p for _, layer in adapter_holders(model) for p in adapter_parameters(layer)]
+    tensors = [p for _, layer in adapter_modules(model) for p in adapter_parameters(layer)]
     return [*tensors, *(one.own for biases in state.biases.values() for one in biases)]
 
 
 def _enable(model: nn.Module, enabled: bool) -> None:
     adapter_state(model).enabled = enabled
-    for _, layer in adapter_holders(model):
+    for _, layer in adapter_modules(model):
         layer.enabled = enabled
     place_biases(model)
 
 
 def _check_unmerged(model: nn.Module) -> None:
-    for path, layer in adapter_holders(model):
-        if layer.merged:
+    for path, layer in adapter_modules(model):
+        if layer.merged_adapters:
             raise AdapterError(
-                f"{path}: {', '.join(layer.merged)} is merged into the base and cannot be "
+                f"{path}: {', '.join(layer.merged_adapters)} is merged into the base and cannot be "
                 f"disabled; call quantlora.unmerge(model) first."
             )
 

@@ -11,14 +11,14 @@ from contextlib import contextmanager
 
 from torch import nn
 
+from quantlora.adapters.adapter_modules import adapter_modules, frozen_modules
 from quantlora.adapters.biases import check_biases_shared
-from quantlora.adapters.holders import adapter_holders, frozen_modules
-from quantlora.adapters.saved_modules import SavedModule
+from quantlora.adapters.modules_to_save import ModulesToSaveWrapper
 from quantlora.adapters.state import known_adapter
 from quantlora.errors import AdapterError
 from quantlora.layers.calls import give_samples
 from quantlora.layers.layer import LoraLayer
-from quantlora.layers.rows import PromptAdapters
+from quantlora.layers.sub_batch import PromptAdapters
 
 #: The name that stands for "no adapter" in a mixed batch, as in PEFT.
 BASE = "__base__"
@@ -57,8 +57,8 @@ def assign_samples(
     for name in set(adapter_names) - {BASE}:
         known_adapter(model, name)
     check_biases_shared(model, adapter_names)
-    layers = [layer for _, layer in adapter_holders(model)]
-    merged = {name for layer in layers for name in layer.merged}
+    layers = [layer for _, layer in adapter_modules(model)]
+    merged = {name for layer in layers for name in layer.merged_adapters}
     if merged:
         raise AdapterError(
             f"a mixed batch needs the plain base, but {', '.join(sorted(merged))} is merged into "
@@ -66,7 +66,7 @@ def assign_samples(
         )
     time_first = _time_first(model) if batch_dim is None else layers if batch_dim else []
     for layer in time_first:
-        if isinstance(layer, SavedModule) and {*adapter_names} & {*layer.adapters}:
+        if isinstance(layer, ModulesToSaveWrapper) and {*adapter_names} & {*layer.adapters}:
             raise AdapterError(
                 f"{layer.path}: a module trained in full (modules_to_save) cannot be in a mixed "
                 f"batch of (time, batch, features); call the model for each adapter by itself."
@@ -78,14 +78,14 @@ def assign_samples(
     give_samples(layers, names, time_first)
 
 
-def _time_first(model: nn.Module) -> list[LoraLayer | SavedModule]:
+def _time_first(model: nn.Module) -> list[LoraLayer | ModulesToSaveWrapper]:
     """What is in a module of torch that has its batch second; the nearest around it decides."""
     found: dict[str, bool] = {}
     for path, module in frozen_modules(model):
         said = [getattr(one, "batch_first", None) for one in (module, *module.children())]
         if flags := [one for one in said if isinstance(one, bool)]:
             found[path] = not flags[0]
-    return [layer for path, layer in adapter_holders(model) if _nearest(found, path)]
+    return [layer for path, layer in adapter_modules(model) if _nearest(found, path)]
 
 
 def _nearest(found: Mapping[str, bool], path: str) -> bool:
@@ -98,4 +98,4 @@ def _nearest(found: Mapping[str, bool], path: str) -> bool:
 
 def clear_samples(model: nn.Module) -> None:
     """From now on, every sample goes through the active adapters."""
-    give_samples([layer for _, layer in adapter_holders(model)], None)
+    give_samples([layer for _, layer in adapter_modules(model)], None)

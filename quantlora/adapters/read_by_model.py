@@ -18,7 +18,7 @@ from typing import Any, cast
 
 from torch import nn
 
-from quantlora.adapters.holders import lora_layers
+from quantlora.adapters.adapter_modules import lora_layers
 from quantlora.errors import warn
 from quantlora.formats.layouts import linear_from
 from quantlora.layers.layer import LoraLayer

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from quantlora.adapters.adapter_modules import adapter_modules, saved_modules
 from quantlora.adapters.biases import (
     check_biases_stay,
     check_biases_together,
@@ -14,9 +15,8 @@ from quantlora.adapters.biases import (
     place_biases,
 )
 from quantlora.adapters.disabling import train_only
-from quantlora.adapters.holders import adapter_holders, saved_modules
+from quantlora.adapters.modules_to_save import ModulesToSaveWrapper
 from quantlora.adapters.read_by_model import readable_bases
-from quantlora.adapters.saved_modules import SavedModule
 from quantlora.adapters.state import adapter_state, check_free, known_adapter, set_state
 from quantlora.errors import AdapterError, warn
 from quantlora.layers.hooks import move_hooks
@@ -42,7 +42,7 @@ def set_adapter(model: nn.Module, names: str | Sequence[str]) -> None:
     state = adapter_state(model)
     state.active = chosen
     trained = [name for name in chosen if not state.configs[name].inference_mode]
-    for _, layer in adapter_holders(model):
+    for _, layer in adapter_modules(model):
         layer.activate(chosen)
         layer.enabled = state.enabled
     train_only(model, trained)
@@ -50,8 +50,8 @@ def set_adapter(model: nn.Module, names: str | Sequence[str]) -> None:
 
 
 def _check_merged(model: nn.Module, chosen: Sequence[str]) -> None:
-    for path, layer in adapter_holders(model):
-        left = [name for name in layer.merged if name not in chosen]
+    for path, layer in adapter_modules(model):
+        left = [name for name in layer.merged_adapters if name not in chosen]
         if left:
             raise AdapterError(
                 f"{path}: {', '.join(left)} is merged into the base and would still count: name it "
@@ -68,7 +68,7 @@ def check_together(model: nn.Module, names: Sequence[str]) -> None:
                 f"{path}: {' and '.join(own)} have each trained this module in full "
                 f"(modules_to_save) and cannot be active together: choose one."
             )
-    for path, layer in adapter_holders(model):
+    for path, layer in adapter_modules(model):
         if isinstance(layer, TrainedTokens) and (both := layer.overlap(names)):
             raise AdapterError(
                 f"{path}: {' and '.join(names)} have each trained token {min(both)} "
@@ -80,7 +80,7 @@ def check_together(model: nn.Module, names: Sequence[str]) -> None:
 def plain_weight(tied: TiedLayer) -> nn.Parameter:
     """The weight that stays when the adapters go: the source's own, or the merged one."""
     source: Any = tied.source
-    plain: Any = source.plain if isinstance(source, SavedModule) else source.base_layer
+    plain: Any = source.plain if isinstance(source, ModulesToSaveWrapper) else source.base_layer
     weight: nn.Parameter = plain.weight
     return weight
 
@@ -97,10 +97,10 @@ def delete_adapter(model: nn.Module, name: str) -> None:
     `AdapterWarning`: a model without an active adapter would answer as the base does.
     """
     known_adapter(model, name)
-    for path, layer in adapter_holders(model):
-        if name in layer.merged:
+    for path, layer in adapter_modules(model):
+        if name in layer.merged_adapters:
             raise AdapterError(f"{path}: adapter {name!r} is merged; unmerge it first.")
-    for _, layer in adapter_holders(model):
+    for _, layer in adapter_modules(model):
         if name in layer.adapters:
             layer.remove_adapter(name)
     state = adapter_state(model)
@@ -129,7 +129,7 @@ def rename_adapter(model: nn.Module, old: str, new: str) -> None:
     check_name(new)
     check_free(model, new)
     state = adapter_state(model)
-    for _, layer in adapter_holders(model):
+    for _, layer in adapter_modules(model):
         if old in layer.adapters:
             layer.rename_adapter(old, new)
     state.configs = {new if name == old else name: one for name, one in state.configs.items()}
@@ -145,7 +145,7 @@ def remove_adapters(model: nn.Module) -> None:
         if isinstance(module, LoraLayer):
             move_hooks(module, plain[module])
             model.set_submodule(path, plain[module])
-        elif isinstance(module, SavedModule):
+        elif isinstance(module, ModulesToSaveWrapper):
             model.set_submodule(path, module.plain)
         elif isinstance(module, TiedLayer):
             module.base_layer.weight = plain_weight(module)

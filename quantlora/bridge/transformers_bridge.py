@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from quantlora.adapters.holders import adapter_holders, frozen_modules
+from quantlora.adapters.adapter_modules import adapter_modules, frozen_modules
 from quantlora.adapters.state import adapter_state, set_state
 from quantlora.bridge.adapter_method import SAVE, AdapterMethod
 from quantlora.bridge.adapter_names import accept_adapter_names
@@ -41,6 +41,6 @@ def _attach_saving(model: nn.Module) -> None:
         if not is_transformers_model(part) or (outer and part in set(outer.modules())):
             continue
         outer = part
-        if any(adapter_holders(part)):
+        if any(adapter_modules(part)):
             set_state(part, adapter_state(model))
             vars(part)[SAVE] = AdapterMethod(METHODS[SAVE], part)

@@ -21,7 +21,7 @@ from typing import Any
 from packaging.version import Version
 from torch import nn
 
-from quantlora.adapters.holders import adapter_holders
+from quantlora.adapters.adapter_modules import adapter_modules
 from quantlora.errors import AdapterWarning, BackendError
 from quantlora.training.reference_model import is_reference, reference_model
 
@@ -54,7 +54,7 @@ def _teach_loading(utils: ModuleType) -> None:
     def load(model_id: str, *args: Any, **kwargs: Any) -> Any:
         trainer = sys._getframe(1).f_locals.get("self")
         policy = getattr(trainer, "model", None)  # not there yet while the policy is loaded
-        if not isinstance(policy, nn.Module) or not any(adapter_holders(policy)):
+        if not isinstance(policy, nn.Module) or not any(adapter_modules(policy)):
             return original(model_id, *args, **kwargs)
         _check_whole(trainer)
         return reference_model(policy)
@@ -67,7 +67,7 @@ def _teach_copying(utils: ModuleType) -> None:
 
     @functools.wraps(original)
     def copied(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        if args or kwargs or not any(adapter_holders(model)):
+        if args or kwargs or not any(adapter_modules(model)):
             return original(model, *args, **kwargs)
         return reference_model(model)
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from quantlora.adapters.holders import lora_layers
+from quantlora.adapters.adapter_modules import lora_layers
 from quantlora.checkpoint.conversion import changed_layers
 from quantlora.checkpoint.keys import file_key
 from quantlora.checkpoint.saved_adapter import SavedAdapter

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from quantlora.adapters.holders import embedding_ends, own_modules, plain_module
+from quantlora.adapters.adapter_modules import embedding_ends, own_modules, plain_module
 from quantlora.adapters.state import adapter_state, has_adapters, known_adapter
 from quantlora.checkpoint.base_vocabulary import base_vocabulary, vocabulary
 from quantlora.checkpoint.keys import base_name

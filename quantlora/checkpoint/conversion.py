@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from quantlora.adapters.holders import lora_layers
+from quantlora.adapters.adapter_modules import lora_layers
 from quantlora.checkpoint.keys import file_key
 from quantlora.config.lora_config import LoraConfig
 from quantlora.config.patterns import as_pattern

@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from quantlora.adapters.holders import own_modules
+from quantlora.adapters.adapter_modules import own_modules
 from quantlora.checkpoint.keys import PREFIX, split_key
 from quantlora.config.lora_config import LoraConfig
 from quantlora.config.patterns import as_pattern

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from quantlora.adapters.holders import lora_layers
+from quantlora.adapters.adapter_modules import lora_layers
 from quantlora.errors import warn
 from quantlora.layers.parameters import LoraParameters
 from quantlora.names import plain_path

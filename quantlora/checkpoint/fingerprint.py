@@ -7,8 +7,8 @@ import hashlib
 import torch
 from torch import Tensor, nn
 
-from quantlora.adapters.holders import own_modules
-from quantlora.adapters.saved_modules import SavedModule
+from quantlora.adapters.adapter_modules import own_modules
+from quantlora.adapters.modules_to_save import ModulesToSaveWrapper
 from quantlora.names import plain_path
 
 
@@ -20,7 +20,7 @@ def fingerprint(model: nn.Module) -> str | None:
     """
     digest, count = hashlib.sha256(), 0
     for path, module in own_modules(model):
-        plain = module.original_module if isinstance(module, SavedModule) else module
+        plain = module.original_module if isinstance(module, ModulesToSaveWrapper) else module
         weight = getattr(plain, "weight", None)
         if not isinstance(weight, Tensor) or weight.ndim != 1 or not weight.is_floating_point():
             continue

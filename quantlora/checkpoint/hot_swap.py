@@ -18,11 +18,11 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from quantlora.adapters.holders import lora_layers
+from quantlora.adapters.adapter_modules import lora_layers
 from quantlora.adapters.state import adapter_state, known_adapter
 from quantlora.checkpoint.base_tensors import base_values
 from quantlora.checkpoint.current_names import current_names
-from quantlora.checkpoint.fitting import ByPath, by_path
+from quantlora.checkpoint.match_tensors import ByPath, by_path
 from quantlora.checkpoint.place import find_folder
 from quantlora.checkpoint.read import read_adapter
 from quantlora.checkpoint.slot_tensors import slot_tensors, widened
@@ -104,7 +104,7 @@ def _slots(model: nn.Module, adapter: str) -> dict[str, LoraLayer]:
     known_adapter(model, adapter)
     slots = {plain_path(p): layer for p, layer in lora_layers(model) if adapter in layer.adapters}
     for path, layer in slots.items():
-        if adapter in layer.merged:
+        if adapter in layer.merged_adapters:
             raise AdapterError(f"{path}: adapter {adapter!r} is merged; unmerge it first.")
     return slots
 

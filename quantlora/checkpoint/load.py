@@ -10,13 +10,13 @@ from typing import Any
 import regex
 from torch import Tensor, nn
 
-from quantlora.adapters.saved_modules import SavedModule
+from quantlora.adapters.modules_to_save import ModulesToSaveWrapper
 from quantlora.adapters.trained_bias import TrainedBias
 from quantlora.checkpoint.base_note import fitted, remember
 from quantlora.checkpoint.base_tensors import base_values, in_place
 from quantlora.checkpoint.current_names import current_names
-from quantlora.checkpoint.fitting import by_path, check_paths, check_ranks, fill, split_biases
 from quantlora.checkpoint.keys import split_key
+from quantlora.checkpoint.match_tensors import by_path, check_paths, check_ranks, fill, split_biases
 from quantlora.checkpoint.place import find_folder
 from quantlora.checkpoint.read import read_adapter
 from quantlora.checkpoint.side_file import report_differences
@@ -92,8 +92,8 @@ def put_on(
             take_file_alpha(layer, config, adapter)
             copy_values(planned.path, layer)
 
-        def copy_values(path: str, holder: LoraLayer | SavedModule) -> None:
-            fill(f"{source}, {path}", holder.adapter_tensors(adapter), given[plain_path(path)])
+        def copy_values(path: str, module: LoraLayer | ModulesToSaveWrapper) -> None:
+            fill(f"{source}, {path}", module.adapter_tensors(adapter), given[plain_path(path)])
 
         def copy_bias(bias: TrainedBias) -> None:
             fill(source, {bias.names[0]: bias.own}, {bias.names[0]: values[bias.names[0]]})

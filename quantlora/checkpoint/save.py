@@ -9,7 +9,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from quantlora.adapters.holders import adapter_holders, lora_layers, tied_layers
+from quantlora.adapters.adapter_modules import adapter_modules, lora_layers, tied_layers
 from quantlora.adapters.state import adapter_state, known_adapter
 from quantlora.adapters.switch import active_adapters
 from quantlora.checkpoint.base_note import base_note
@@ -134,9 +134,9 @@ def adapter_tensors(
         {PREFIX + name: value(one) for name, one in own.items()}
         | {
             file_key(plain_path(path), name): value(parameter)
-            for path, holder in adapter_holders(model)
-            if adapter in holder.adapters
-            for name, parameter in holder.adapter_tensors(adapter).items()
+            for path, module in adapter_modules(model)
+            if adapter in module.adapters
+            for name, parameter in module.adapter_tensors(adapter).items()
         }
         | _tied_tensors(model, adapter, value)
     )

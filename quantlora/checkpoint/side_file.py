@@ -17,7 +17,7 @@ from typing import Any
 from torch import nn
 
 import quantlora
-from quantlora.adapters.holders import lora_layers
+from quantlora.adapters.adapter_modules import lora_layers
 from quantlora.checkpoint.base_note import check_note
 from quantlora.checkpoint.config_file import LIMIT
 from quantlora.checkpoint.fingerprint import fingerprint

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from quantlora.checkpoint.fitting import check_finite, check_shapes
+from quantlora.checkpoint.match_tensors import check_finite, check_shapes
 from quantlora.config.lora_config import LoraConfig
 from quantlora.errors import AdapterError
 from quantlora.layers.layer import LoraLayer

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from torch import nn
 
-from quantlora.adapters.holders import own_modules
+from quantlora.adapters.adapter_modules import own_modules
 from quantlora.config.lora_config import LoraConfig
 from quantlora.config.picked_paths import is_all_linear
 from quantlora.layers.layer import LoraLayer

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from quantlora.adapters.holders import lora_layers
+from quantlora.adapters.adapter_modules import lora_layers
 from quantlora.config.lora_config import LoraConfig
 from quantlora.config.patterns import as_pattern
 from quantlora.errors import AdapterFileError

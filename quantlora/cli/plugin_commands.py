@@ -17,18 +17,18 @@ COMMANDS = "quantlora_commands"
 
 @lru_cache(maxsize=1)
 def plugin_commands() -> dict[str, Any]:
-    """Click commands by name. A plugin with a wrong one, or a taken name, is put aside."""
+    """Click commands by name. A plugin with a wrong one, or a taken name, is disabled."""
     found: dict[str, Any] = {}
     plugins = load_plugins()
     for record in plugins.loaded:
         own: dict[str, Any] = {}
         for function in plugins.collect(record, COMMANDS):
             if not isinstance(function, FunctionType):
-                record.put_aside(f"{COMMANDS}() must return functions, got {shown(function)}.")
+                record.disable(f"{COMMANDS}() must return functions, got {shown(function)}.")
             elif (name := command_name(function)) in {**found, **own}:
-                record.put_aside(f"the command {name!r} is taken: choose another name.")
+                record.disable(f"the command {name!r} is taken: choose another name.")
             else:
-                with kept_apart(lambda error, to=record: to.put_aside(_no_command(error))):  # type: ignore[misc]
+                with kept_apart(lambda error, to=record: to.disable(_no_command(error))):  # type: ignore[misc]
                     own[name] = _command(name, function)
         if not record.error:
             found |= own

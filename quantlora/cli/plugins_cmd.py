@@ -1,4 +1,4 @@
-"""``quantlora plugins``: what each plugin offers, and why any was put aside."""
+"""``quantlora plugins``: what each plugin offers, and why any was disabled."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SCHEMA = "quantlora.plugins/1"
 
 @dataclass(frozen=True)
 class PluginRow:
-    """One plugin; ``error`` is empty unless it was put aside, and the lists are empty then."""
+    """One plugin; ``error`` is empty unless it was disabled, and the lists are empty then."""
 
     name: str
     distribution: str
@@ -43,7 +43,7 @@ class PluginRow:
 def plugins(
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """List the plugins: what each offers, and those put aside with the reason."""
+    """List the plugins: what each offers, and those disabled with the reason."""
     from quantlora.env.clean_output import strays_to_stderr
 
     with strays_to_stderr():
@@ -99,7 +99,7 @@ def _show(rows: list[PluginRow]) -> None:
     for column in ("plugin", "from", "state", "offers"):
         table.add_column(column, overflow="fold")
     for row in rows:
-        state = Text("put aside", "red") if row.error else Text("loaded", "green")
+        state = Text("disabled", "red") if row.error else Text("loaded", "green")
         source = f"{row.distribution} {row.version}\n{row.value}"
         table.add_row(Text(row.name), Text(source), state, Text(row.error or row.offers))
     Console(highlight=False).print(table)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from quantlora.adapters.holders import lora_layers, own_modules
+from quantlora.adapters.adapter_modules import lora_layers, own_modules
 from quantlora.adapters.state import check_free, known_adapter
 from quantlora.checkpoint.keys import file_key
 from quantlora.checkpoint.load import put_on

@@ -25,7 +25,7 @@ UNKNOWN = "unknown"
 
 @dataclass
 class PluginRecord:
-    """One plugin: where it comes from and, if it was put aside, why."""
+    """One plugin: where it comes from and, if it was disabled, why."""
 
     name: str
     distribution: str
@@ -42,14 +42,14 @@ class PluginRecord:
             api = getattr(self.module, "QUANTLORA_API", hookspecs.API_VERSION)
         return api
 
-    def put_aside(self, error: str) -> None:
+    def disable(self, error: str) -> None:
         """Take the plugin out of use; only the first reason is kept and warned about."""
         if self.error:
             return
         self.error = error
         message = (
             f"quantlora plugin {self.name!r} ({self.value}, from {self.distribution} "
-            f"{self.version}) is put aside: {error} Everything else works on; "
+            f"{self.version}) is disabled: {error} Everything else works on; "
             f"{DISABLE}={self.name} silences this."
         )
         try:
@@ -133,7 +133,7 @@ def _unreadable() -> Iterator[PluginRecord]:
         if f"[{hookspecs.GROUP}]" in text and not _entries(dist):
             name, version = _identity(dist)
             record = PluginRecord(name, name, version, "entry_points.txt")
-            record.put_aside("its entry_points.txt cannot be read: reinstall that distribution.")
+            record.disable("its entry_points.txt cannot be read: reinstall that distribution.")
             yield record
 
 
@@ -150,7 +150,7 @@ def _load(entry: importlib.metadata.EntryPoint) -> PluginRecord:
     if entry.name in _disabled():
         record.error = f"disabled by {DISABLE}."
         return record
-    with kept_apart(lambda error: record.put_aside(f"it cannot be imported: {cause(error)}")):
+    with kept_apart(lambda error: record.disable(f"it cannot be imported: {cause(error)}")):
         record.module = entry.load()
     return record
 

@@ -1,4 +1,4 @@
-"""What the plugins offer, checked: a plugin is taken whole or put aside whole."""
+"""What the plugins offer, checked: a plugin is taken whole or disabled whole."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Offer:
 
 
 class _FaultError(Exception):
-    """Why a plugin is put aside."""
+    """Why a plugin is disabled."""
 
 
 def _reason(error: BaseException) -> str:
@@ -47,7 +47,7 @@ def accepted_offers(plugins: Plugins) -> list[Offer]:
     accepted: list[Offer] = []
     for record in plugins.loaded:
         offers: list[Offer] = []
-        with kept_apart(lambda error, to=record: to.put_aside(_reason(error))):  # type: ignore[misc]
+        with kept_apart(lambda error, to=record: to.disable(_reason(error))):  # type: ignore[misc]
             offers = [
                 _offer(record, hook, item)
                 for hook in _KINDS
@@ -104,10 +104,10 @@ def _check_names(offers: list[Offer], kept: dict[tuple[str, str], Offer]) -> Non
         seen.add(key)
 
 
-def _taken(name: str, holder: PluginRecord) -> str:
-    if holder.name == BUILTIN:
+def _taken(name: str, owner: PluginRecord) -> str:
+    if owner.name == BUILTIN:
         return f"the name {name!r} is taken by quantlora itself: choose another one."
     return (
-        f"the name {name!r} is taken by plugin {holder.name!r} of {holder.distribution}; "
-        f"{DISABLE}={holder.name} makes room for this one."
+        f"the name {name!r} is taken by plugin {owner.name!r} of {owner.distribution}; "
+        f"{DISABLE}={owner.name} makes room for this one."
     )

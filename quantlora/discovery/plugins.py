@@ -1,7 +1,7 @@
 """Calling plugins, and keeping each one's faults to itself.
 
 Whatever goes wrong with one plugin (an import error, an unknown hook, wrong arguments, a hook that
-raises, a result of the wrong type, a taken name, an API too new) puts that plugin aside with its
+raises, a result of the wrong type, a taken name, an API too new) disables that plugin, with its
 reason and one warning; the others work on. Each has a pluggy manager of its own, so that none can
 stand in another's way.
 """
@@ -34,7 +34,7 @@ BUILTIN = "builtin"
 
 
 class Plugins:
-    """The plugins of one environment. `records` keeps also those that were put aside."""
+    """The plugins of one environment. `records` keeps also those that were disabled."""
 
     def __init__(self, records: Iterable[PluginRecord]) -> None:
         self.records = list(records)
@@ -47,7 +47,7 @@ class Plugins:
         return [record for record in self.records if not record.error]
 
     @property
-    def aside(self) -> list[PluginRecord]:
+    def disabled(self) -> list[PluginRecord]:
         return [record for record in self.records if record.error]
 
     def collect(self, record: PluginRecord, hook: str) -> list[Any]:
@@ -55,13 +55,13 @@ class Plugins:
         if record.error:
             return []
         found: list[Any] = []
-        with kept_apart(lambda error: record.put_aside(f"{hook}() failed: {cause(error)}")):
+        with kept_apart(lambda error: record.disable(f"{hook}() failed: {cause(error)}")):
             results = getattr(self._managers[record.name].hook, hook)()
             found = [item for result in results for item in _listed(result)]
         return found
 
     def _admit(self, record: PluginRecord) -> None:
-        with kept_apart(lambda error: record.put_aside(f"{sentence(error)}.")):
+        with kept_apart(lambda error: record.disable(f"{sentence(error)}.")):
             if record.name in self._managers:
                 raise ValueError(
                     f"another plugin is named {record.name!r}: uninstall one of the two, "

@@ -67,7 +67,7 @@ class Registry:
         owner = self._owner(quantizer)
         if owner.name == BUILTIN:
             return
-        owner.put_aside(f"{quantizer.name}.matches() failed: {cause(error)}")
+        owner.disable(f"{quantizer.name}.matches() failed: {cause(error)}")
         self._tabulate()
 
     def quantizer(self, backend: str) -> Quantizer:
@@ -104,7 +104,7 @@ class Registry:
         return "\n".join(line.strip() for line in lines) + self._aside()
 
     def _aside(self) -> str:
-        return "".join(f"\nPlugin {r.name!r} is put aside: {r.error}" for r in self.plugins.aside)
+        return "".join(f"\nPlugin {r.name!r} is disabled: {r.error}" for r in self.plugins.disabled)
 
     # -- variants and initializers
 

@@ -9,7 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from quantlora.adapters.holders import own_modules
+from quantlora.adapters.adapter_modules import own_modules
 from quantlora.discovery.registration import registry
 from quantlora.formats.quantizer import FLOAT, Quantizer
 from quantlora.layers.layer import LoraLayer

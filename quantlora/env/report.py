@@ -23,7 +23,7 @@ SCHEMA = "quantlora.env/1"
 
 @dataclass(frozen=True)
 class Plugin:
-    """One plugin as the report shows it; ``error`` is empty unless it was put aside."""
+    """One plugin as the report shows it; ``error`` is empty unless it was disabled."""
 
     name: str
     distribution: str

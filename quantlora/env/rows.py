@@ -87,7 +87,7 @@ def _packages(report: Report) -> Iterable[tuple[str, str]]:
 
 def _plugins(report: Report) -> Iterable[tuple[str, ...]]:
     for one in report.plugins:
-        state = f"put aside: {one.error}" if one.error else "loaded"
+        state = f"disabled: {one.error}" if one.error else "loaded"
         yield one.name, f"{one.distribution} {one.version}", str(one.api), state
 
 

@@ -39,14 +39,14 @@ class BackendCheck:
 
 
 def quiet_plugins() -> Plugins:
-    """The plugins, without the warnings about those put aside: the report lists them."""
+    """The plugins, without the warnings about those disabled: the report lists them."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", PluginWarning)
         return load_plugins()
 
 
 def backend_checks(plugins: Plugins) -> list[BackendCheck]:
-    """The checks of all plugins; one that returns something else is put aside."""
+    """The checks of all plugins; one that returns something else is disabled."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", PluginWarning)
         return [check for record in plugins.loaded for check in _checks(plugins, record)]
@@ -56,7 +56,7 @@ def _checks(plugins: Plugins, record: PluginRecord) -> Iterator[BackendCheck]:
     found = plugins.collect(record, HOOK)
     wrong = [item for item in found if not isinstance(item, Check)]
     if wrong:
-        record.put_aside(f"{HOOK}() must return Check objects, got {shown(wrong[0])}.")
+        record.disable(f"{HOOK}() must return Check objects, got {shown(wrong[0])}.")
         return
     for item in found:
         yield BackendCheck(record.name, item)
@@ -65,5 +65,5 @@ def _checks(plugins: Plugins, record: PluginRecord) -> Iterator[BackendCheck]:
 def unknown_backend(name: str, checks: list[BackendCheck], plugins: Plugins) -> Verdict:
     """The verdict on a backend that no plugin speaks for, with what may explain it."""
     reason = unknown("backend", name, [one.check.backend for one in checks])
-    aside = [f"Plugin {one.name!r} is put aside: {one.error}" for one in plugins.aside]
-    return Verdict(name, Status.UNAVAILABLE, None, "\n".join([reason, *aside]))
+    disabled = [f"Plugin {one.name!r} is disabled: {one.error}" for one in plugins.disabled]
+    return Verdict(name, Status.UNAVAILABLE, None, "\n".join([reason, *disabled]))

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from quantlora.adapters.holders import lora_layers
+from quantlora.adapters.adapter_modules import lora_layers
 from quantlora.discovery.registration import registry
 from quantlora.errors import MergeError, warn
 from quantlora.exporting.export_tensors import MergedTensors

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from quantlora.adapters.holders import embedding_ends, lora_layers
+from quantlora.adapters.adapter_modules import embedding_ends, lora_layers
 from quantlora.errors import MergeError
 from quantlora.exporting.export_tensors import MergedTensors, packed_by
 from quantlora.formats.quantizer import FLOAT

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from quantlora.adapters.saved_modules import SavedModule
+from quantlora.adapters.modules_to_save import ModulesToSaveWrapper
 from quantlora.discovery.registration import registry
 from quantlora.errors import MergeError
 from quantlora.formats.layouts import is_linear_kind
@@ -82,7 +82,7 @@ class MergedTensors:
                 yield from self._layer(module, packed, path)
         elif isinstance(module, TiedLayer):
             yield from self._tied(module, path)
-        elif isinstance(module, SavedModule):
+        elif isinstance(module, ModulesToSaveWrapper):
             yield from self._walk(self._trained(module), path)
         else:
             yield from self._own(module, path)
@@ -100,7 +100,7 @@ class MergedTensors:
             yield f"{path}.weight", plain.weight.detach().to(self.dtype)
         yield from self._own(own, path)
 
-    def _trained(self, module: SavedModule) -> nn.Module:
+    def _trained(self, module: ModulesToSaveWrapper) -> nn.Module:
         """The copy that one of the adapters has trained in full, or the original."""
         own = [name for name in self.names if name in module.adapters]
         return module.modules_to_save[own[0]] if own else module.original_module

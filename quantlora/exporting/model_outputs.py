@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from quantlora.adapters.holders import adapter_holders, lora_layers
+from quantlora.adapters.adapter_modules import adapter_modules, lora_layers
 from quantlora.exporting.sample_inputs import candidate_inputs
 
 Inputs = Mapping[str, Tensor]
@@ -86,7 +86,7 @@ def furthest(found: list[Tensor], wanted: list[Tensor]) -> float:
 @contextmanager
 def active_only(model: nn.Module, names: Iterable[str]) -> Iterator[None]:
     """Within the block ``names`` are the adapters that count; nothing else changes."""
-    before = [(one, one.active) for _, one in adapter_holders(model)]
+    before = [(one, one.active) for _, one in adapter_modules(model)]
     names = tuple(names)
     for one, _ in before:
         one.activate(names)

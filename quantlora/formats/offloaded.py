@@ -26,14 +26,14 @@ def is_offloaded(layer: nn.Module) -> bool:
     return any(map(_offloads, layer.modules()))
 
 
-def at_hand(layer: nn.Module) -> AbstractContextManager[None]:
+def onloaded(layer: nn.Module) -> AbstractContextManager[None]:
     """Within the block, the tensors of ``layer`` are where it computes. May be nested."""
     return _brought_in(layer) if is_offloaded(layer) else nullcontext()
 
 
 def read(function: Callable[..., T], layer: nn.Module, *arguments: Any) -> T:
-    """``function(layer, *arguments)`` with the layer's tensors at hand."""
-    with at_hand(layer):
+    """``function(layer, *arguments)`` with the layer's tensors on its device."""
+    with onloaded(layer):
         return function(layer, *arguments)
 
 

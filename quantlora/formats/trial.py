@@ -1,6 +1,6 @@
 """Whether the forward of a linear layer's subclass is the plain product, found by trying it.
 
-A trial can only show what it tries. So it tries what subclasses do: clamp (large inputs), mend NaN,
+A trial can only show what it tries. So it tries what subclasses do: clamp (large inputs), drop NaN,
 drop out (training mode, and whether random numbers were drawn), take further arguments, return more
 than a tensor, mix samples. Hooks do not run.
 """

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from quantlora.adapters.holders import adapter_holders
+from quantlora.adapters.adapter_modules import adapter_modules
 from quantlora.discovery.registration import registry
 from quantlora.formats.quantizer import FLOAT
 from quantlora.units import format_size
@@ -67,9 +67,9 @@ def memory_of(model: nn.Module) -> MemoryUse:
 
 def adapter_tensors(model: nn.Module) -> Iterator[Tensor]:
     """What adapters bring along, and whatever else is trained."""
-    for _, holder in adapter_holders(model):
-        for name in holder.adapters:
-            yield from holder.adapter_tensors(name).values()
+    for _, module in adapter_modules(model):
+        for name in module.adapters:
+            yield from module.adapter_tensors(name).values()
     yield from (parameter for parameter in model.parameters() if parameter.requires_grad)
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from quantlora.config.lora_config import LoraConfig
 from quantlora.discovery.registration import registry
+from quantlora.inspection.meta_model import build_meta_model, load_config, stored_dtype
 from quantlora.inspection.sizes import FormatSize, format_sizes
-from quantlora.inspection.skeleton import build_skeleton, load_config, stored_dtype
 from quantlora.inspection.stored import StoredFormat
 from quantlora.wrapping.explain import explain
 from quantlora.wrapping.explanation import Explanation, LayerRow
@@ -82,14 +82,14 @@ def inspect_model(model: str, backend: str = AUTO, **fields: Any) -> Inspection:
     LoraConfig.from_fields(fields)
     config = load_config(model)
     stored = StoredFormat.of(config)
-    skeleton = build_skeleton(config)
+    meta_model = build_meta_model(config)
     known = registry()
-    found: Explanation = explain(skeleton, backend=AUTO if stored else backend, **fields)
+    found: Explanation = explain(meta_model, backend=AUTO if stored else backend, **fields)
     return Inspection(
         model,
-        type(skeleton).__name__,
+        type(meta_model).__name__,
         str(stored_dtype(config)).removeprefix("torch."),
-        sum(parameter.numel() for parameter in skeleton.parameters()),
+        sum(parameter.numel() for parameter in meta_model.parameters()),
         stored,
         stored.problem(backend, known) if stored else "",
         _kinds(found.rows, stored),
@@ -110,7 +110,7 @@ def _kinds(rows: tuple[LayerRow, ...], stored: StoredFormat | None) -> tuple[Kin
 
 
 def _format(row: LayerRow, stored: StoredFormat | None) -> str:
-    """The skeleton is float; the layers that get an adapter are stored as the checkpoint says."""
+    """The meta_model is float; the layers that get an adapter are stored as the checkpoint says."""
     packed = stored is not None and row.wrapper and stored.covers(row.path)
     return stored.name if packed and stored is not None else row.format
 

@@ -54,8 +54,10 @@ class StoredFormat:
         quantizer = registry.quantizers.get(self.name)
         if quantizer is not None:
             return quantizer.availability_error()
-        aside = [f"Plugin {one.name!r} is put aside: {one.error}" for one in registry.plugins.aside]
-        return "\n".join([f"no plugin reads format {self.name!r}.", *aside])
+        disabled = [
+            f"Plugin {one.name!r} is disabled: {one.error}" for one in registry.plugins.disabled
+        ]
+        return "\n".join([f"no plugin reads format {self.name!r}.", *disabled])
 
 
 def _name(fields: Mapping[str, Any]) -> str:

@@ -39,9 +39,9 @@ def working_dtype(x: Tensor, own: torch.dtype) -> torch.dtype:
 
 class _FrozenLinear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Weight, at_hand: Tensor | None) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Weight, dequantized: Tensor | None) -> Tensor:
         ctx.weight = weight
-        return F.linear(x, weight(x.dtype) if at_hand is None else at_hand.to(x.dtype))
+        return F.linear(x, weight(x.dtype) if dequantized is None else dequantized.to(x.dtype))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
@@ -81,19 +81,19 @@ def _like(grad: Tensor | None, parameter: Tensor) -> Tensor | None:
     return None if grad is None else grad.to(parameter.dtype)
 
 
-def frozen_linear(x: Tensor, weight: Weight, at_hand: Tensor | None = None) -> Tensor:
+def frozen_linear(x: Tensor, weight: Weight, dequantized: Tensor | None = None) -> Tensor:
     """``x · weightᵀ`` for a weight that is never trained.
 
     Args:
         x: ``(..., in_features)``, in the dtype the product is to be taken in.
         weight: gives ``(out_features, in_features)`` in x's dtype; called again in backward.
-        at_hand: the same matrix, where the caller has it for the forward already.
+        dequantized: the same matrix, where the caller has it for the forward already.
     """
     if torch.compiler.is_compiling():
         return recomputed(lambda x: F.linear(x, weight(x.dtype)), x)
     if transformed():
-        return F.linear(x, weight(x.dtype) if at_hand is None else at_hand.to(x.dtype))
-    product: Tensor = _FrozenLinear.apply(x, weight, at_hand)  # type: ignore[no-untyped-call]
+        return F.linear(x, weight(x.dtype) if dequantized is None else dequantized.to(x.dtype))
+    product: Tensor = _FrozenLinear.apply(x, weight, dequantized)  # type: ignore[no-untyped-call]
     return product
 
 

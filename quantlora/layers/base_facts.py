@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from quantlora.formats.offloaded import at_hand
+from quantlora.formats.offloaded import onloaded
 
 if TYPE_CHECKING:
     from quantlora.formats.quantizer import Quantizer
@@ -18,7 +18,7 @@ class BaseFacts:
 
     base_layer: nn.Module
     quantizer: Quantizer
-    unmerged: list[tuple[nn.Module, Quantizer]]
+    bases_before_merge: list[tuple[nn.Module, Quantizer]]
 
     @property
     def out_features(self) -> int:
@@ -35,7 +35,7 @@ class BaseFacts:
 
     def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
         """The base's weight ``(out_features, in_features)``; by default in its own dtype."""
-        with at_hand(self.base_layer):
+        with onloaded(self.base_layer):
             if dtype is None:
                 return self.quantizer.dequantize(self.base_layer)
             return self.quantizer.dequantize_to(self.base_layer, dtype)
@@ -43,7 +43,11 @@ class BaseFacts:
     @property
     def plain_base(self) -> tuple[nn.Module, Quantizer]:
         """The base from before any merge, and its format."""
-        return self.unmerged[-1] if self.unmerged else (self.base_layer, self.quantizer)
+        return (
+            self.bases_before_merge[-1]
+            if self.bases_before_merge
+            else (self.base_layer, self.quantizer)
+        )
 
     def __getattr__(self, name: str) -> Any:
         """What models read of a layer besides: ``padding_idx``, ``nf``, their own attributes."""

@@ -18,7 +18,7 @@ from quantlora.errors import ConfigError, MergeError
 from quantlora.formats.layouts import CONVOLUTIONS
 from quantlora.layers.autograd import working_dtype
 from quantlora.layers.layer import LoraLayer
-from quantlora.layers.rows import add_rows, first_input, pick_rows
+from quantlora.layers.sub_batch import add_samples, first_input, pick_samples
 
 if TYPE_CHECKING:
     from quantlora.config.lora_config import LoraConfig
@@ -49,9 +49,9 @@ class LoraConv(LoraLayer):
         y: Tensor = self.conv(*args, **kwargs)
         base = y
         x = first_input(args, kwargs)
-        for name, rows in self.shares(x):
-            dropped = self.lora_dropout[name](pick_rows(x, rows))
-            y = add_rows(y, rows, self.delta(name, dropped, pick_rows(base, rows)))
+        for name, rows in self.adapters_by_sample(x):
+            dropped = self.lora_dropout[name](pick_samples(x, rows))
+            y = add_samples(y, rows, self.delta(name, dropped, pick_samples(base, rows)))
         return y
 
     def delta(self, name: str, x: Tensor, base: Tensor) -> Tensor:

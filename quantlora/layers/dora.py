@@ -22,7 +22,7 @@ class DoraLinear(Magnitudes, LoraLinear):
     """DoRA on a linear layer."""
 
     def forward_weight(self) -> Tensor | None:
-        if self.merged or not self.lora_magnitude_vector or torch.compiler.is_compiling():
+        if self.merged_adapters or not self.lora_magnitude_vector or torch.compiler.is_compiling():
             return None
         return self.dequantize()
 
@@ -31,7 +31,7 @@ class DoraLinear(Magnitudes, LoraLinear):
         if not self.has_magnitude(name):
             return lora
         gain = self.gain(name, weight)
-        if self.drops(name) or self.merged:
+        if self.drops(name) or self.merged_adapters:
             product = self.product(x.to(product.dtype), *self.plain_base, weight)
         return (gain - 1).to(product.dtype) * product + gain.to(lora.dtype) * lora
 
@@ -47,7 +47,7 @@ class DoraConv(Magnitudes, LoraConv):
         if not self.has_magnitude(name):
             return lora
         conv, quantizer = self.plain_base
-        if self.drops(name) or self.merged:
+        if self.drops(name) or self.merged_adapters:
             base = conv(x)
         bias, ones = read(quantizer.bias, conv), [1] * len(self.conv.kernel_size)
         product = base if bias is None else base - bias.to(base.dtype).view(-1, *ones)
@@ -76,6 +76,6 @@ class DoraEmbedding(Magnitudes, LoraEmbedding):
         if not self.has_magnitude(name):
             return lora
         gain = self.gain(name, None)
-        if self.merged:
+        if self.merged_adapters:
             base = self.plain_base[0](x)
         return (gain - 1).to(base.dtype) * base + gain.to(lora.dtype) * lora

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from quantlora.errors import LayerError
 from quantlora.formats.layouts import layout_of
-from quantlora.formats.offloaded import at_hand
+from quantlora.formats.offloaded import onloaded
 from quantlora.layers.base_facts import BaseFacts
 from quantlora.layers.read_weight import is_plain, read_weight
 from quantlora.layers.weight_update import WeightUpdate
@@ -41,7 +41,7 @@ class EffectiveWeight(BaseFacts, WeightUpdate):
         raise NotImplementedError
 
     @property
-    def contributing(self) -> tuple[str, ...]:
+    def active_unmerged(self) -> tuple[str, ...]:
         raise NotImplementedError
 
     @property
@@ -59,7 +59,7 @@ class EffectiveWeight(BaseFacts, WeightUpdate):
     def read_names(self) -> tuple[str, ...] | None:
         """The adapters that count for every sample; None where samples differ."""
         if self.sample_adapters is None or not self.enabled:
-            return self.contributing
+            return self.active_unmerged
         return None if set(self.sample_adapters) & set(self.adapters) else ()
 
     def own_weight(self, key: str) -> Tensor | None:
@@ -92,7 +92,7 @@ class EffectiveWeight(BaseFacts, WeightUpdate):
     def plain_weight(self) -> Tensor:
         """The weight from before any merge, to which every adapter's update refers."""
         base, quantizer = self.plain_base
-        with at_hand(base):
+        with onloaded(base):
             return quantizer.dequantize(base)
 
     def _stored_shape(self) -> tuple[int, ...]:

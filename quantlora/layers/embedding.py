@@ -20,7 +20,7 @@ from quantlora.formats.layouts import EMBEDDINGS
 from quantlora.formats.twin import twin
 from quantlora.layers.autograd import low_rank
 from quantlora.layers.layer import LoraLayer
-from quantlora.layers.rows import add_rows, first_input, pick_rows
+from quantlora.layers.sub_batch import add_samples, first_input, pick_samples
 
 if TYPE_CHECKING:
     from quantlora.config.lora_config import LoraConfig
@@ -48,9 +48,9 @@ class LoraEmbedding(LoraLayer):
         y: Tensor = self.base_layer(*args, **kwargs)
         base, x = y, self._tokens(args, kwargs, y)
         dim = self.sample_dim(x)
-        for name, rows in self.shares(x, dim):
-            delta = self.delta(name, pick_rows(x, rows, dim), pick_rows(base, rows, dim))
-            y = add_rows(y, rows, delta, dim)
+        for name, rows in self.adapters_by_sample(x, dim):
+            delta = self.delta(name, pick_samples(x, rows, dim), pick_samples(base, rows, dim))
+            y = add_samples(y, rows, delta, dim)
         return y
 
     @torch.no_grad()
@@ -89,10 +89,10 @@ class LoraEmbedding(LoraLayer):
         """What ``head``, which has this embedding's weight, computes: ``x · (E + ΔE)ᵀ``."""
         weight = cast(Tensor, self.base_layer.weight)
         y = F.linear(x, weight, getattr(head, "bias", None))
-        for name, rows in self.shares(x):
+        for name, rows in self.adapters_by_sample(x):
             A, B = self.lora_embedding_A[name].t(), self.lora_embedding_B[name].t()
-            part = self.lora_dropout[name](pick_rows(x, rows))
-            y = add_rows(y, rows, low_rank(part, B, A, self.scaling.operand(name)))
+            part = self.lora_dropout[name](pick_samples(x, rows))
+            y = add_samples(y, rows, low_rank(part, B, A, self.scaling.operand(name)))
         return y
 
     def tied_tensors(self, name: str, value: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
@@ -100,7 +100,7 @@ class LoraEmbedding(LoraLayer):
         A, B = value(self.lora_embedding_A[name]), value(self.lora_embedding_B[name])
         return {"lora_A.weight": B.t(), "lora_B.weight": A.t()}
 
-    # -- the books: parameters where other layers have modules
+    # -- bookkeeping: parameters where other layers have modules
 
     def tables(self) -> tuple[Any, ...]:
         return (*super().tables(), self.lora_embedding_A, self.lora_embedding_B)

@@ -1,4 +1,4 @@
-"""`LoraLayer`: a frozen layer and its adapters. The books; the mathematics is in `linear.py`."""
+"""`LoraLayer`: a frozen layer and its adapters: bookkeeping; the mathematics is in `linear.py`."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from quantlora.layers.base_change import BaseChange
 from quantlora.layers.calls import PerCall
 from quantlora.layers.effective_weight import EffectiveWeight
 from quantlora.layers.hooks import move_hooks
-from quantlora.layers.rows import rows_by_adapter
 from quantlora.layers.scaling import Scalings
+from quantlora.layers.sub_batch import sub_batches
 from quantlora.suggestions import unknown
 
 if TYPE_CHECKING:
@@ -44,13 +44,13 @@ class LoraLayer(PerCall, EffectiveWeight, nn.Module):
         self.lora_alpha: dict[str, float] = {}
         self.scaling = Scalings()
         self.active: tuple[str, ...] = ()
-        self.merged: tuple[str, ...] = ()
+        self.merged_adapters: tuple[str, ...] = ()
         # The layer of another layout that was packed; in a tuple, so it is no submodule.
         self.packed_from: tuple[nn.Module, ...] = ()
         self.packed_here = False  # by `wrap`; else the model came packed
         self.base_change: BaseChange | None = None  # what an initializer took out of the base
         # The base from before a merge. In a list, so it is neither a submodule nor in state_dict.
-        self.unmerged: list[tuple[nn.Module, Quantizer]] = []
+        self.bases_before_merge: list[tuple[nn.Module, Quantizer]] = []
         self.train(base_layer.training)
 
     @classmethod
@@ -82,7 +82,7 @@ class LoraLayer(PerCall, EffectiveWeight, nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LoraLayer:
         """The base from before a merge moves and changes its dtype with the rest."""
-        for base, _ in self.unmerged if recurse else ():
+        for base, _ in self.bases_before_merge if recurse else ():
             base._apply(fn)  # type: ignore[no-untyped-call]
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self
@@ -155,24 +155,24 @@ class LoraLayer(PerCall, EffectiveWeight, nn.Module):
                 table[new] = table[old]
                 del table[old]
         self.active = tuple(new if one == old else one for one in self.active)
-        self.merged = tuple(new if one == old else one for one in self.merged)
+        self.merged_adapters = tuple(new if one == old else one for one in self.merged_adapters)
 
     def drops(self, name: str) -> bool:
         """Whether the adapter's dropout is at work now."""
         return self.training and isinstance(self.lora_dropout[name], nn.Dropout)
 
     @property
-    def contributing(self) -> tuple[str, ...]:
+    def active_unmerged(self) -> tuple[str, ...]:
         """Adapters that add to the output: the active ones that are not folded in already."""
         if not self.enabled:
             return ()
-        return tuple(name for name in self.active if name not in self.merged)
+        return tuple(name for name in self.active if name not in self.merged_adapters)
 
-    def shares(self, x: Tensor, dim: int = 0) -> list[tuple[str, Tensor | None]]:
+    def adapters_by_sample(self, x: Tensor, dim: int = 0) -> list[tuple[str, Tensor | None]]:
         """Which adapters add to which samples of ``x`` (None: all of them)."""
         if self.sample_adapters is None or not self.enabled:
-            return [(name, None) for name in self.contributing]
-        return list(rows_by_adapter(self.sample_adapters, self.adapters, x, self.path, dim))
+            return [(name, None) for name in self.active_unmerged]
+        return list(sub_batches(self.sample_adapters, self.adapters, x, self.path, dim))
 
     def activate(self, names: Iterable[str]) -> None:
         """Make those of ``names`` that this layer has the active ones."""
@@ -205,8 +205,8 @@ class LoraLayer(PerCall, EffectiveWeight, nn.Module):
             raise AdapterError(f"{self.path}: {unknown('adapter', name, self.adapters)}")
 
     def extra_repr(self) -> str:
-        books = ", ".join(f"{n}: r={self.r[n]}, s={self.scaling[n]:g}" for n in self.adapters)
-        return f"{self.quantizer.name}, {books}"
+        adapters = ", ".join(f"{n}: r={self.r[n]}, s={self.scaling[n]:g}" for n in self.adapters)
+        return f"{self.quantizer.name}, {adapters}"
 
 
 def _named(module: nn.Module) -> Iterable[tuple[str, nn.Parameter]]:

@@ -27,11 +27,11 @@ from torch import Tensor, nn
 from quantlora.errors import LayerError
 from quantlora.formats.around import must_be_called
 from quantlora.formats.layouts import is_linear_kind
-from quantlora.formats.offloaded import at_hand, is_offloaded, read
+from quantlora.formats.offloaded import is_offloaded, onloaded, read
 from quantlora.formats.seen import Seen, transformed
 from quantlora.layers.autograd import Weight, frozen_linear, low_rank, working_dtype
 from quantlora.layers.layer import LoraLayer
-from quantlora.layers.rows import add_rows, only_input, pick_rows
+from quantlora.layers.sub_batch import add_samples, only_input, pick_samples
 
 if TYPE_CHECKING:
     from quantlora.config.lora_config import LoraConfig
@@ -60,15 +60,15 @@ class LoraLinear(LoraLayer):
             y = product = cast(Tensor, self.base_layer(x))
             weight = None
         else:
-            with at_hand(self.base_layer):
+            with onloaded(self.base_layer):
                 weight = self.forward_weight()
                 product = self.base_product(x, weight)
                 y = self._with_bias(product, x)
         dim = self.sample_dim(x)
-        for name, rows in self.shares(x, dim):
-            dropped = self.lora_dropout[name](pick_rows(x, rows, dim))
-            delta = self.delta(name, dropped, pick_rows(product, rows, dim), weight)
-            y = add_rows(y, rows, delta, dim)
+        for name, rows in self.adapters_by_sample(x, dim):
+            dropped = self.lora_dropout[name](pick_samples(x, rows, dim))
+            delta = self.delta(name, dropped, pick_samples(product, rows, dim), weight)
+            y = add_samples(y, rows, delta, dim)
         return y
 
     # -- the base
@@ -79,7 +79,7 @@ class LoraLinear(LoraLayer):
         return self._called[0] is self.base_layer and self._called[1]
 
     def base_product(self, x: Tensor, weight: Tensor | None) -> Tensor:
-        """``x · dequantize(Q)ᵀ`` in the layer's compute dtype; ``weight`` if it is at hand."""
+        """``x · dequantize(Q)ᵀ`` in the layer's compute dtype; ``weight`` if it is given."""
         x = x.to(working_dtype(x, self.quantizer.compute_dtype(self.base_layer) or x.dtype))
         if weight is None and not torch.is_grad_enabled() and not transformed():
             fast = self.quantizer.matmul(self.base_layer, x)

@@ -124,7 +124,7 @@ class Magnitudes(LoraLayer):
             self._base_squares = kept
         return kept[2]
 
-    # -- the books: the magnitude is one more parameter of the adapter
+    # -- bookkeeping: the magnitude is one more parameter of the adapter
 
     def finish_adapter(self, name: str, config: LoraConfig) -> None:
         """Start at m = ‖W + sBA‖, where the update is that of plain LoRA."""

@@ -83,14 +83,14 @@ class LoraParameters(LoraLayer):
         return parts
 
     def _counting(self) -> tuple[str, ...]:
-        """The contributing adapters; routed tokens no longer know their sample."""
+        """The active_unmerged adapters; routed tokens no longer know their sample."""
         mixed = set(self.sample_adapters or ()) & set(self.adapters)
         if mixed and self.enabled:
             raise AdapterError(
                 f"{self.path}: {', '.join(sorted(mixed))} has adapted parameters here "
                 f"(target_parameters), which all samples share: it cannot be in a mixed batch."
             )
-        return self.contributing if self.sample_adapters is None else ()
+        return self.active_unmerged if self.sample_adapters is None else ()
 
     def _updated(self, parts: _Parts) -> dict[str, Tensor]:
         """``W + Σ ΔW`` by name."""
@@ -161,7 +161,7 @@ class LoraParameters(LoraLayer):
         own: Tensor = getattr(self.base_layer, key)
         return self._updated(parts)[key] if parts else own
 
-    # -- the books
+    # -- bookkeeping
 
     def add_factors(self, name: str, config: LoraConfig, r: int, dtype: torch.dtype) -> None:
         A, B = nn.ModuleDict(), nn.ModuleDict()

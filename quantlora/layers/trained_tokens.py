@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from quantlora.errors import ConfigError
 from quantlora.layers.layer import LoraLayer
-from quantlora.layers.rows import pick_rows
+from quantlora.layers.sub_batch import pick_samples
 
 if TYPE_CHECKING:
     from quantlora.config.lora_config import LoraConfig
@@ -45,8 +45,8 @@ class TrainedTokens(LoraLayer):
         y: Tensor = self.base_layer(x, *args, **kwargs)
         if not isinstance(self.base_layer, nn.Embedding):
             return self.columns(x, y, self.base_layer)
-        for name, rows in self.shares(x):
-            own = self._embedded(name, pick_rows(x, rows), pick_rows(y, rows))
+        for name, rows in self.adapters_by_sample(x):
+            own = self._embedded(name, pick_samples(x, rows), pick_samples(y, rows))
             y = own if rows is None else y.index_copy(0, rows, own)
         return y
 
@@ -67,11 +67,11 @@ class TrainedTokens(LoraLayer):
     def columns(self, x: Tensor, y: Tensor, head: nn.Module) -> Tensor:
         """The logits ``y`` of ``head`` for ``x`` with those of the trained tokens in place."""
         bias = cast("Tensor | None", getattr(head, "bias", None))
-        for name, rows in self.shares(x):
-            index, part = self._index(name, x), pick_rows(y, rows)
+        for name, rows in self.adapters_by_sample(x):
+            index, part = self._index(name, x), pick_samples(y, rows)
             weight = self.trainable_tokens_delta[name].to(part.dtype)
             own = F.linear(
-                pick_rows(x, rows).to(part.dtype), weight, None if bias is None else bias[index]
+                pick_samples(x, rows).to(part.dtype), weight, None if bias is None else bias[index]
             )
             part = part.index_copy(-1, index, own.to(part.dtype))
             y = part if rows is None else y.index_copy(0, rows, part)
@@ -113,7 +113,7 @@ class TrainedTokens(LoraLayer):
             weight = wide.index_copy(side, self._index(name, wide), own)
         return weight, bias
 
-    # -- the books
+    # -- bookkeeping
 
     def tables(self) -> tuple[Any, ...]:
         return (*super().tables(), self.trainable_tokens_delta, self.token_indices)

@@ -14,8 +14,8 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from quantlora.adapters.adapter_modules import lora_layers, saved_modules
 from quantlora.adapters.biases import biases_of, place_biases
-from quantlora.adapters.holders import lora_layers, saved_modules
 from quantlora.adapters.state import adapter_state, known_adapter
 from quantlora.adapters.switch import check_together, remove_adapters, set_adapter
 from quantlora.distributed.gather import is_shard
@@ -65,7 +65,9 @@ def merge(
     for one in merged:
         one.commit()
     for _, saved in saved_modules(model):
-        saved.merged = tuple(name for name in saved.adapters if name in (*saved.merged, *names))
+        saved.merged_adapters = tuple(
+            name for name in saved.adapters if name in (*saved.merged_adapters, *names)
+        )
     set_adapter(model, active)
     report = MergeReport([one.report for one in merged])
     if loss := report.warning():
@@ -77,11 +79,11 @@ def unmerge(model: nn.Module) -> None:
     """Put every merged layer's original base back, bit for bit."""
     adapter_state(model)
     for _, layer in lora_layers(model):
-        if layer.unmerged:
-            layer.base_layer, layer.quantizer = layer.unmerged.pop()
-            layer.merged = ()
+        if layer.bases_before_merge:
+            layer.base_layer, layer.quantizer = layer.bases_before_merge.pop()
+            layer.merged_adapters = ()
     for _, saved in saved_modules(model):
-        saved.merged = ()
+        saved.merged_adapters = ()
 
 
 def merge_and_remove(

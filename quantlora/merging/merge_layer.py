@@ -14,7 +14,7 @@ from quantlora.errors import MergeError
 from quantlora.formats.around import computing_hooks, own_forward
 from quantlora.formats.autocast import without_autocast
 from quantlora.formats.layouts import linear_from
-from quantlora.formats.offloaded import at_hand
+from quantlora.formats.offloaded import onloaded
 from quantlora.formats.parameters import FloatParameters, PackedParameters
 from quantlora.formats.quantizer import FLOAT, Quantizer
 from quantlora.layers.hooks import add_state_hooks
@@ -55,10 +55,10 @@ class MergedBase:
         layer = self.layer
         if layer.plain_base[1].name == FLOAT:  # a packed format makes its own again
             add_state_hooks(layer.plain_base[0], self.base)
-        if not layer.unmerged:
-            layer.unmerged.append((layer.base_layer, layer.quantizer))
+        if not layer.bases_before_merge:
+            layer.bases_before_merge.append((layer.base_layer, layer.quantizer))
         layer.base_layer, layer.quantizer = self.base, self.quantizer
-        layer.merged = self.names
+        layer.merged_adapters = self.names
 
 
 @without_autocast
@@ -73,13 +73,13 @@ def merge_layer(
     Raises:
         MergeError: the format or the layer cannot hold the update, or it is no number.
     """
-    wanted = (name for name in (*layer.merged, *adapters) if name in layer.adapters)
+    wanted = (name for name in (*layer.merged_adapters, *adapters) if name in layer.adapters)
     names = tuple(dict.fromkeys(wanted))
     base, quantizer = layer.plain_base
     if not names or (mode == "keep" and quantizer.name != FLOAT):
         return None
     _check_surroundings(path, base, quantizer)
-    with at_hand(base):
+    with onloaded(base):
         base, quantizer = mergeable_base(path, layer, names)
         before = quantizer.dequantize(base)
         parameters = layer.merged_parameters(names, before, quantizer.bias(base))

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from quantlora.adapters.holders import embedding_ends
+from quantlora.adapters.adapter_modules import embedding_ends
 from quantlora.errors import warn
 
 

@@ -16,7 +16,7 @@ from quantlora.checkpoint.save import save_adapter
 from quantlora.combining.combination import add_weighted_adapter
 from quantlora.merging.merge import merge, unmerge
 from quantlora.testing import reference
-from quantlora.testing.base import Holder, SuiteBase
+from quantlora.testing.base import OneLayerModel, SuiteBase
 from quantlora.testing.operations import (
     another_variant,
     check,
@@ -137,7 +137,7 @@ def _bias(suite: SuiteBase) -> None:
     assert torch.equal(reference.float64(_own_bias(model)), plain)
 
 
-def _own_bias(model: Holder) -> Tensor:
+def _own_bias(model: OneLayerModel) -> Tensor:
     bias = model.lora.base_bias
     assert bias is not None
     return bias

@@ -7,7 +7,7 @@ import torch
 from quantlora.adapters.disabling import adapters_disabled
 from quantlora.adapters.switch import delete_adapter, set_adapter
 from quantlora.config.lora_config import LoraConfig
-from quantlora.testing.base import Holder, SuiteBase
+from quantlora.testing.base import OneLayerModel, SuiteBase
 from quantlora.wrapped_model import wrap
 
 
@@ -41,7 +41,7 @@ class AdapterTests(SuiteBase):
         self.check_output(model, self.input(model.lora.base_layer, 6))
         assert model.lora.adapters == ("default",)
 
-    def _two(self) -> Holder:
+    def _two(self) -> OneLayerModel:
         model = self.wrapped()
         config = LoraConfig(r=1, target_modules=["proj"], init_lora_weights=False)
         return wrap(model, config, adapter_name="second")

@@ -22,7 +22,7 @@ Shape = tuple[int, int]
 _ARGUMENTS = {"shape": "held_shapes", "bias": "biases", "dtype": "dtypes"}
 
 
-class Holder(nn.Module):
+class OneLayerModel(nn.Module):
     """The smallest model: one layer, at the path ``proj``."""
 
     def __init__(self, proj: nn.Module) -> None:
@@ -106,7 +106,7 @@ class SuiteBase:
         bias = self.biases[0] if bias is None else bias
         return self.make_layer(out_features, in_features, bias, dtype or self.dtypes[0])
 
-    def wrapped(self, layer: nn.Module | None = None, **fields: Any) -> Holder:
+    def wrapped(self, layer: nn.Module | None = None, **fields: Any) -> OneLayerModel:
         """A model with ``layer`` at ``proj`` and one adapter whose A and B are random."""
         layer = self.layer() if layer is None else layer
         fields = {
@@ -117,7 +117,7 @@ class SuiteBase:
             **self.adapter,
             **fields,
         }
-        return wrap(Holder(layer), **fields)
+        return wrap(OneLayerModel(layer), **fields)
 
     def input(
         self, layer: nn.Module, *batch: int, dtype: torch.dtype | None = None, grad: bool = False
@@ -134,7 +134,7 @@ class SuiteBase:
         passed = dtypes if own is None else (*dtypes, own)
         return max(self.tolerances[dtype] for dtype in passed)
 
-    def check_output(self, model: Holder, x: Tensor, *dtypes: torch.dtype) -> None:
+    def check_output(self, model: OneLayerModel, x: Tensor, *dtypes: torch.dtype) -> None:
         """``model(x)`` against the reference over the layer's own weight."""
         lora = model.lora
         wanted = reference.output(lora, lora.dequantize(), x)

@@ -8,7 +8,7 @@ import pickle
 import pytest
 import torch
 
-from quantlora.testing.base import Holder, SuiteBase
+from quantlora.testing.base import OneLayerModel, SuiteBase
 from quantlora.testing.gradients import STEPS
 
 
@@ -60,6 +60,6 @@ class CopyTests(SuiteBase):
         assert set(self.wrapped(layer).state_dict()) == base | adapter
 
 
-def _storages(model: Holder) -> set[int]:
+def _storages(model: OneLayerModel) -> set[int]:
     tensors = (*model.parameters(), *model.buffers())
     return {t.untyped_storage().data_ptr() for t in tensors if t.numel()}

@@ -12,39 +12,39 @@ from torch.utils.checkpoint import checkpoint
 
 from quantlora.merging.merge import merge, unmerge
 from quantlora.testing import reference
-from quantlora.testing.base import Holder, Shape, SuiteBase, merge_mode
+from quantlora.testing.base import OneLayerModel, Shape, SuiteBase, merge_mode
 from quantlora.testing.forward import INPUTS
 
 
-def _eval(model: Holder, x: Tensor) -> None:
+def _eval(model: OneLayerModel, x: Tensor) -> None:
     model.eval()(x)
 
 
-def _generate(model: Holder, x: Tensor) -> None:
+def _generate(model: OneLayerModel, x: Tensor) -> None:
     model.eval()
     for rows in (x, x[:1]):
         with torch.no_grad():
             model(rows)
 
 
-def _infer(model: Holder, x: Tensor) -> None:
+def _infer(model: OneLayerModel, x: Tensor) -> None:
     model.eval()
     with torch.inference_mode():
         model(x)
 
 
-def _train(model: Holder, x: Tensor) -> None:
+def _train(model: OneLayerModel, x: Tensor) -> None:
     model.train()(x).sum().backward()
     model.zero_grad()
 
 
-def _merge(model: Holder, x: Tensor) -> None:
+def _merge(model: OneLayerModel, x: Tensor) -> None:
     merge(model, mode=merge_mode(model.lora.quantizer))
     model(x)
     unmerge(model)
 
 
-STEPS: dict[str, Callable[[Holder, Tensor], None]] = {
+STEPS: dict[str, Callable[[OneLayerModel, Tensor], None]] = {
     "eval": _eval,
     "generate": _generate,
     "infer": _infer,
@@ -118,7 +118,9 @@ class GradientTests(SuiteBase):
         model(self.input(layer, 6)).sum().backward()
         assert all(factor.weight.grad is not None for factor in model.lora.factors("default"))
 
-    def check_grads(self, model: Holder, weight: Tensor, x: Tensor, *dtypes: torch.dtype) -> None:
+    def check_grads(
+        self, model: OneLayerModel, weight: Tensor, x: Tensor, *dtypes: torch.dtype
+    ) -> None:
         grad = torch.randn_like(model(x))
         wanted = reference.expected(model.lora, weight, x, grad)
         found = reference.errors(reference.measured(model, model.lora, x, grad), wanted)

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from quantlora.adapters.holders import lora_layers
+from quantlora.adapters.adapter_modules import lora_layers
 from quantlora.checkpoint.save import save_adapter
 from quantlora.discovery.registration import registry
 from quantlora.initializers.initializer import InitContext, Initializer

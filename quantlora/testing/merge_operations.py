@@ -32,7 +32,9 @@ def _merge_requantize(suite: SuiteBase) -> None:
     model, x = two_adapters(suite)
     merge(model, ["default", "second"])
     lora, weight = model.lora, model.lora.plain_base[1].dequantize(model.lora.plain_base[0])
-    wanted = weight.double() + sum(lora.delta_weight(n, weight).double() for n in lora.merged)
+    wanted = weight.double() + sum(
+        lora.delta_weight(n, weight).double() for n in lora.merged_adapters
+    )
     assert lora.quantizer.name == suite.quantizer
     error = (lora.dequantize().double() - wanted).norm() / wanted.norm()
     assert error <= max(suite.closeness, 1e-6)
@@ -52,7 +54,7 @@ def _merge_dequantize(suite: SuiteBase) -> None:
 def _merge_keep(suite: SuiteBase) -> None:
     model, x = one_adapter(suite)
     merge(model, mode="keep")
-    assert bool(model.lora.merged) == (suite.quantizer == "float")
+    assert bool(model.lora.merged_adapters) == (suite.quantizer == "float")
     check(suite, model, x, "default")
 
 

@@ -73,7 +73,7 @@ class MergeTests(SuiteBase):
         model = self.wrapped()
         with pytest.raises(MergeError, match='mode="dequantize"'):
             merge(model)
-        assert not model.lora.merged
+        assert not model.lora.merged_adapters
 
     def test_merge_and_unload_leaves_a_plain_layer(self) -> None:
         layer = self.layer()

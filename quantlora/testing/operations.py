@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from quantlora.testing import reference
-from quantlora.testing.base import Holder, SuiteBase
+from quantlora.testing.base import OneLayerModel, SuiteBase
 from quantlora.wrapped_model import wrap
 
 
@@ -48,7 +48,7 @@ def operation(
     return register
 
 
-def expected(model: Holder, x: Tensor, names: tuple[str, ...]) -> Tensor:
+def expected(model: OneLayerModel, x: Tensor, names: tuple[str, ...]) -> Tensor:
     """The output with the adapters ``names``, in float64."""
     lora = model.lora
     base, quantizer = lora.plain_base
@@ -63,18 +63,18 @@ def expected(model: Holder, x: Tensor, names: tuple[str, ...]) -> Tensor:
     return reference.float64(x) @ total.t() + offset
 
 
-def check(suite: SuiteBase, model: Holder, x: Tensor, *names: str) -> None:
+def check(suite: SuiteBase, model: OneLayerModel, x: Tensor, *names: str) -> None:
     """The model's output is the expected one, within the suite's tolerance."""
     error = reference.relative(model(x), expected(model, x, names))
     assert error <= suite.tolerance(model.lora.plain_base[0], x.dtype)
 
 
-def one_adapter(suite: SuiteBase, **fields: Any) -> tuple[Holder, Tensor]:
+def one_adapter(suite: SuiteBase, **fields: Any) -> tuple[OneLayerModel, Tensor]:
     layer = suite.layer()
     return suite.wrapped(layer, **fields), suite.input(layer, 6)
 
 
-def two_adapters(suite: SuiteBase, **fields: Any) -> tuple[Holder, Tensor]:
+def two_adapters(suite: SuiteBase, **fields: Any) -> tuple[OneLayerModel, Tensor]:
     """``default`` and ``second``, of different ranks and scales; ``second`` is active."""
     model, x = one_adapter(suite)
     fields = {"r": 1, "lora_alpha": 2, "target_modules": ["proj"], **suite.adapter, **fields}

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from quantlora.formats.layouts import linear_from
-from quantlora.testing.base import Holder, Shape, SuiteBase
+from quantlora.testing.base import OneLayerModel, Shape, SuiteBase
 from quantlora.wrapped_model import wrap
 
 
@@ -62,7 +62,7 @@ class QuantizeTests(SuiteBase):
     def test_wrap_quantizes_a_float_model_when_asked(self, shape: Shape) -> None:
         """``wrap(model, backend="<name>")`` on float layers."""
         fields: dict[str, Any] = {"target_modules": ["proj"], "r": 1, "backend": self.quantizer}
-        model = wrap(Holder(self._linear(shape)), **fields)
+        model = wrap(OneLayerModel(self._linear(shape)), **fields)
         assert model.lora.quantizer.name == self.quantizer
         assert tuple(model(self.input(model.lora.base_layer, 2)).shape) == (2, shape[0])
 

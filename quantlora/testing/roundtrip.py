@@ -11,7 +11,7 @@ from torch import Tensor
 
 from quantlora.checkpoint.save import save_adapter
 from quantlora.merging.merge import merge
-from quantlora.testing.base import Holder, SuiteBase, merge_mode
+from quantlora.testing.base import OneLayerModel, SuiteBase, merge_mode
 from quantlora.wrapped_model import load_adapter
 
 
@@ -21,7 +21,7 @@ class RoundTripTests(SuiteBase):
 
     def test_a_reloaded_adapter_gives_the_same_output(self, tmp_path: Path) -> None:
         layer = self.layer()
-        twin, model = Holder(copy.deepcopy(layer)), self.wrapped(layer)
+        twin, model = OneLayerModel(copy.deepcopy(layer)), self.wrapped(layer)
         save_adapter(model, tmp_path)
         load_adapter(twin, tmp_path)
         x = self.input(layer, 6)
@@ -35,9 +35,9 @@ class RoundTripTests(SuiteBase):
         before = [factor.clone() for factor in _factors(model)]
         merge(model, mode=merge_mode(self.format))
         save_adapter(model, tmp_path)
-        fresh = load_adapter(Holder(self.layer()), tmp_path)
+        fresh = load_adapter(OneLayerModel(self.layer()), tmp_path)
         assert all(torch.equal(*pair) for pair in zip(before, _factors(fresh), strict=True))
 
 
-def _factors(model: Holder) -> list[Tensor]:
+def _factors(model: OneLayerModel) -> list[Tensor]:
     return [factor.weight for factor in model.lora.factors("default")]

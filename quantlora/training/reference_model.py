@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
-from quantlora.adapters.holders import adapter_holders
+from quantlora.adapters.adapter_modules import adapter_modules
 from quantlora.errors import AdapterError
 
 M = TypeVar("M", bound=nn.Module)
@@ -38,16 +38,16 @@ def reference_model(model: M) -> M:
     Raises:
         AdapterError: the model has no adapters, or one of them is merged into the base.
     """
-    holders = list(adapter_holders(model))
-    if not holders:
+    modules = list(adapter_modules(model))
+    if not modules:
         raise AdapterError(
             f"this {type(model).__name__} has no adapters: call quantlora.wrap(model) first."
         )
-    for path, holder in holders:
-        if holder.merged:
+    for path, module in modules:
+        if module.merged_adapters:
             raise AdapterError(
-                f"{path}: {', '.join(holder.merged)} is merged into the base, which the reference "
-                f"would share: call quantlora.unmerge(model) first."
+                f"{path}: {', '.join(module.merged_adapters)} is merged into the base, which the "
+                f"reference would share: call quantlora.unmerge(model) first."
             )
     reference = copy.deepcopy(model, {id(one): one for one in _shared(model)})
     _own_forward(reference)
@@ -64,9 +64,9 @@ def _shared(model: nn.Module) -> Iterator[Any]:
     """What stays the policy's own: all but the active adapters and whatever else is trained."""
     trained = {
         id(tensor)
-        for _, holder in adapter_holders(model)
-        for name in holder.active
-        for tensor in holder.adapter_tensors(name).values()
+        for _, module in adapter_modules(model)
+        for name in module.active
+        for tensor in module.adapter_tensors(name).values()
     }
     for module in model.modules():
         tensors = [*module._parameters.values(), *module._buffers.values()]

@@ -14,7 +14,7 @@ from weakref import WeakSet
 from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 
-from quantlora.adapters.holders import lora_layers
+from quantlora.adapters.adapter_modules import lora_layers
 from quantlora.errors import AdapterWarning
 from quantlora.wrapping.all_linear import some
 

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from quantlora.adapters.disabling import enable_adapters
-from quantlora.adapters.saved_modules import SavedModule
+from quantlora.adapters.modules_to_save import ModulesToSaveWrapper
 from quantlora.adapters.state import AdapterState, adapter_state, has_adapters, set_state
 from quantlora.adapters.switch import set_adapter
 from quantlora.adapters.trained_bias import TrainedBias
@@ -27,7 +27,7 @@ from quantlora.errors import ConfigError
 from quantlora.files.reference import Reference, open_reference
 from quantlora.formats.autocast import without_autocast
 from quantlora.formats.layouts import layout_of, with_weights
-from quantlora.formats.offloaded import at_hand
+from quantlora.formats.offloaded import onloaded
 from quantlora.formats.quantizer import Quantizer
 from quantlora.initializers.initializer import InitContext, Initializer
 from quantlora.layers.hooks import move_hooks
@@ -88,7 +88,7 @@ def apply_plan(
     adapter_name: str,
     start: Callable[[PlannedLayer, LoraLayer], None],
     quantize_options: Mapping[str, Any] | None = None,
-    start_saved: Callable[[str, SavedModule], None] = lambda path, module: None,
+    start_saved: Callable[[str, ModulesToSaveWrapper], None] = lambda path, module: None,
     start_bias: Callable[[TrainedBias], None] = lambda bias: None,
 ) -> None:
     """Carry out ``plan`` as one transaction.
@@ -106,7 +106,7 @@ def apply_plan(
         bases = frozen_bases(model, once, quantize_options or {})
         layers: dict[int, LoraLayer] = {}
         for planned in once:
-            with at_hand(_frozen(bases[planned.path])):
+            with onloaded(_frozen(bases[planned.path])):
                 layer = _lora_layer(planned, bases[planned.path])
                 _add_adapter(layer, planned, config, adapter_name)
                 start(planned, layer)
@@ -189,3 +189,14 @@ def _finish(model: nn.Module, config: LoraConfig, adapter: str, biases: list[Tra
     set_state(model, replace(old, configs=configs, biases=dict(trained)))
     set_adapter(model, adapter)
     enable_adapters(model)  # also after disable_adapters: the new one is to count
+    _leave_fast_paths(model)
+
+
+def _leave_fast_paths(model: nn.Module) -> None:
+    """Make torch's own encoder call its layers: its fused kernel reads one weight for all samples.
+
+    A mixed batch needs one by sample.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.TransformerEncoderLayer):
+            module.activation_relu_or_gelu = 0

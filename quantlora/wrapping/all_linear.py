@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 
 from torch import nn
 
-from quantlora.adapters.holders import embedding_ends
+from quantlora.adapters.adapter_modules import embedding_ends
 from quantlora.config.lora_config import LoraConfig
 from quantlora.discovery.registration import Registry
 from quantlora.formats.float_quantizer import FloatQuantizer

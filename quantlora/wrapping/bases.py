@@ -7,13 +7,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from quantlora.adapters.holders import own_modules
+from quantlora.adapters.adapter_modules import own_modules
 from quantlora.discovery.diagnosis import diagnosed
 from quantlora.discovery.registration import registry
 from quantlora.files.reference import Reference
 from quantlora.formats.finite import check_packable, check_packed
 from quantlora.formats.layouts import linear_from
-from quantlora.formats.offloaded import at_hand, read
+from quantlora.formats.offloaded import onloaded, read
 from quantlora.formats.quantizer import Quantizer
 from quantlora.layers.hooks import add_state_hooks
 from quantlora.layers.layer import LoraLayer
@@ -35,7 +35,7 @@ def frozen_bases(
         bases |= packed
     for planned in plan:
         if not isinstance(planned.layer, LoraLayer):
-            with diagnosed(planned.quantizer), at_hand(planned.layer):
+            with diagnosed(planned.quantizer), onloaded(planned.layer):
                 planned.quantizer.prepare(bases[planned.path], planned.path)
     _prepare_others(model, {id(planned.layer) for planned in plan})
     return bases

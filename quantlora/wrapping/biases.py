@@ -6,7 +6,7 @@ from collections.abc import Collection
 
 from torch import Tensor, nn
 
-from quantlora.adapters.holders import own_modules, plain_module
+from quantlora.adapters.adapter_modules import own_modules, plain_module
 from quantlora.adapters.state import adapter_state, has_adapters
 from quantlora.adapters.trained_bias import TrainedBias, own_bias
 from quantlora.config.lora_config import LoraConfig

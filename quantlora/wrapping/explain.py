@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from quantlora.adapters.holders import own_modules
+from quantlora.adapters.adapter_modules import own_modules
 from quantlora.config.lora_config import LoraConfig
 from quantlora.config.picked_paths import is_all_linear, targeted
 from quantlora.discovery.registration import Registry, registry

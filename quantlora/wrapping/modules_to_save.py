@@ -7,8 +7,8 @@ from dataclasses import replace
 
 from torch import nn
 
-from quantlora.adapters.holders import own_modules
-from quantlora.adapters.saved_modules import SavedModule
+from quantlora.adapters.adapter_modules import own_modules
+from quantlora.adapters.modules_to_save import ModulesToSaveWrapper
 from quantlora.config.lora_config import LoraConfig
 from quantlora.discovery.registration import registry
 from quantlora.errors import AdapterError, LayerError, TargetError
@@ -64,7 +64,7 @@ _CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
 
 
 def _check(path: str, module: nn.Module) -> None:
-    plain = module.original_module if isinstance(module, SavedModule) else module
+    plain = module.original_module if isinstance(module, ModulesToSaveWrapper) else module
     if isinstance(plain, _CONTAINERS):
         raise TargetError(
             f"{path}: modules_to_save cannot have a {type(plain).__name__}, whose items the model "
@@ -77,9 +77,11 @@ def _check(path: str, module: nn.Module) -> None:
         )
 
 
-def add_saved(model: nn.Module, path: str, module: nn.Module, adapter: str) -> SavedModule:
+def add_saved(model: nn.Module, path: str, module: nn.Module, adapter: str) -> ModulesToSaveWrapper:
     """Give the module at ``path`` a copy for ``adapter``; within a `Transaction`."""
-    saved = module if isinstance(module, SavedModule) else SavedModule(module, path)
+    saved = (
+        module if isinstance(module, ModulesToSaveWrapper) else ModulesToSaveWrapper(module, path)
+    )
     saved.add_adapter(adapter, trainable_copy(saved.original_module, path))
     if saved is not module:
         model.set_submodule(path, saved)

@@ -14,7 +14,7 @@ from quantlora.layers.parameters import LoraParameters, picked_parameters
 from quantlora.suggestions import near
 
 
-def parameter_holders(
+def parameter_targets_by_path(
     modules: Mapping[str, nn.Module], config: LoraConfig, layers: list[str]
 ) -> dict[str, list[str]]:
     """The picked parameters by the path of their module.
@@ -28,11 +28,11 @@ def parameter_holders(
         return {}
     own = {path: _names(module) for path, module in modules.items()}
     picked = {path: picked_parameters(path, dict.fromkeys(own[path]), config) for path in own}
-    holders = {path: names for path, names in picked.items() if path and names}
+    targets = {path: names for path, names in picked.items() if path and names}
     _check_names(config.target_parameters, own)
-    for path, names in holders.items():
+    for path, names in targets.items():
         _check_holder(path, modules[path], names, layers)
-    return holders
+    return targets
 
 
 def _names(module: nn.Module) -> tuple[str, ...]:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from quantlora.adapters.holders import own_modules
-from quantlora.adapters.saved_modules import SavedModule
+from quantlora.adapters.adapter_modules import own_modules
+from quantlora.adapters.modules_to_save import ModulesToSaveWrapper
 from quantlora.adapters.state import check_free, taken
 from quantlora.config.lora_config import LoraConfig
 from quantlora.config.picked_paths import TargetNames, is_all_linear
@@ -153,7 +153,7 @@ def _plan_parameters(target: Target, config: LoraConfig, backend: str) -> Planne
 def _plan_tokens(target: Target, config: LoraConfig, registry: Registry) -> PlannedLayer:
     path, layer = target.path, target.layer
     saved = path.endswith(tuple(config.modules_to_save or ()))
-    other = isinstance(layer, (LoraLayer, SavedModule, TiedLayer))
+    other = isinstance(layer, (LoraLayer, ModulesToSaveWrapper, TiedLayer))
     if saved or (other and not isinstance(layer, TrainedTokens)):
         raise AdapterError(two_ways(path))
     base = layer.base_layer if isinstance(layer, TrainedTokens) else layer
@@ -178,9 +178,9 @@ def check_model(model: nn.Module, plan: list[PlannedLayer]) -> None:
 def _check_addable(path: str, layer: LoraLayer, adapter: str) -> None:
     if adapter in layer.adapters:
         raise AdapterError(f"{path}: {taken(adapter)}")
-    if layer.merged:
+    if layer.merged_adapters:
         raise AdapterError(
-            f"{path}: {', '.join(layer.merged)} is merged into the base; call "
+            f"{path}: {', '.join(layer.merged_adapters)} is merged into the base; call "
             f"quantlora.unmerge(model) before another adapter is added."
         )
 

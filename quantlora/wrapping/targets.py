@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from quantlora.adapters.holders import own_modules
+from quantlora.adapters.adapter_modules import own_modules
 from quantlora.config.expressions import match, shortened
 from quantlora.config.lora_config import LoraConfig
 from quantlora.config.picked_paths import TargetNames, is_all_linear
@@ -18,7 +18,7 @@ from quantlora.layers.trained_tokens import wanted_tokens
 from quantlora.names import plain_path
 from quantlora.suggestions import near
 from quantlora.wrapping.all_linear import looks_linear, output_heads, some
-from quantlora.wrapping.parameter_targets import parameter_holders
+from quantlora.wrapping.parameter_targets import parameter_targets_by_path
 from quantlora.wrapping.ties import tied_tokens, ties_of, two_ways
 
 #: For so many names that match nothing, near ones are looked for.
@@ -66,16 +66,19 @@ def find_targets(
         paths = ties.joined(paths) if config.ensure_weight_tying else paths
     if both := [path for path in paths if path in tokens]:
         raise AdapterError(two_ways(both[0]))
-    holders = parameter_holders(modules, config, [*paths, *tokens])
-    if not paths and not holders and not tokens:
+    parameters = parameter_targets_by_path(modules, config, [*paths, *tokens])
+    if not paths and not parameters and not tokens:
         raise TargetError(_nothing(config, modules, registry))
-    keys = [f"{path}.{name}" for path, names in holders.items() for name in names]
+    keys = [f"{path}.{name}" for path, names in parameters.items() for name in names]
     plain = [plain_path(path) for path in (*paths, *keys)]
     for name in ("rank_pattern", "alpha_pattern") if strict else ():
         _check_patterns(name, getattr(config, name), plain)
     return [
         *(_target(path, modules[path], config) for path in paths),
-        *(_holder(path, modules[path], names, config) for path, names in holders.items()),
+        *(
+            _parameter_target(path, modules[path], names, config)
+            for path, names in parameters.items()
+        ),
         *(Target(p, modules[p], len(t), len(t), tokens=t) for p, t in tokens.items()),
     ]
 
@@ -86,7 +89,7 @@ def _target(path: str, layer: nn.Module, config: LoraConfig) -> Target:
     return Target(path, layer, r, by_pattern(name, config.alpha_pattern, config.lora_alpha))
 
 
-def _holder(path: str, module: nn.Module, names: list[str], config: LoraConfig) -> Target:
+def _parameter_target(path: str, module: nn.Module, names: list[str], config: LoraConfig) -> Target:
     """All parameters of one module share rank and alpha."""
     each = [_target(f"{path}.{name}", module, config) for name in names]
     found = {(one.r, one.lora_alpha) for one in each}

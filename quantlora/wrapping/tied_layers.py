@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import nn
 
-from quantlora.adapters.holders import plain_module
-from quantlora.adapters.saved_modules import SavedModule
+from quantlora.adapters.adapter_modules import plain_module
+from quantlora.adapters.modules_to_save import ModulesToSaveWrapper
 from quantlora.adapters.state import adapter_state, has_adapters
 from quantlora.config.lora_config import LoraConfig
 from quantlora.errors import AdapterError, ConfigError, warn
@@ -22,13 +22,13 @@ def tie_layers(model: nn.Module, config: LoraConfig, adapter: str) -> None:
     """Let what is tied to the input embeddings follow their adapters; within a `Transaction`."""
     ties = ties_of(model)
     source = model.get_submodule(ties.source) if ties.source else None
-    has = isinstance(source, (LoraLayer, SavedModule)) and adapter in source.adapters
+    has = isinstance(source, (LoraLayer, ModulesToSaveWrapper)) and adapter in source.adapters
     if config.ensure_weight_tying and not (has and ties.others):
         warn(
             "ensure_weight_tying is set, and has no effect: the adapter trains no layer whose "
             "weight is shared with the input embeddings."
         )
-    if not has or not isinstance(source, (LoraLayer, SavedModule)):
+    if not has or not isinstance(source, (LoraLayer, ModulesToSaveWrapper)):
         return
     follow = _follows(source, config)
     for path in ties.others:
@@ -53,7 +53,7 @@ def _follows(source: nn.Module, config: LoraConfig) -> bool:
 
 def _check(
     model: nn.Module,
-    source: LoraLayer | SavedModule,
+    source: LoraLayer | ModulesToSaveWrapper,
     adapter: str,
     follow: bool,
     path: str,
@@ -66,7 +66,7 @@ def _check(
             f"{path} has the weight of {source.path}, and ensure_weight_tying is not the same for "
             f"{adapter} and {', '.join(strange)}: set it for both, or use two models."
         )
-    if isinstance(module, (LoraLayer, SavedModule)):
+    if isinstance(module, (LoraLayer, ModulesToSaveWrapper)):
         raise AdapterError(
             f"{path} has the weight of {source.path} and adapters of its own, so it cannot follow "
             f"those there: leave it out of target_modules and modules_to_save."
@@ -75,7 +75,7 @@ def _check(
     scales = [getattr(one, "embed_scale", None) for one in (plain, module)]
     same = type(module) is type(plain) and scales[0] == scales[1]
     usual = type(module).forward is nn.Linear.forward and not _own_forward(module)
-    fits = type(source) in (LoraEmbedding, TrainedTokens, SavedModule)
+    fits = type(source) in (LoraEmbedding, TrainedTokens, ModulesToSaveWrapper)
     new = follow and not isinstance(module, TiedLayer)
     if new and not (fits and (same if isinstance(module, nn.Embedding) else usual)):
         raise AdapterError(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from quantlora.adapters.holders import embedding_ends, own_modules, plain_module
+from quantlora.adapters.adapter_modules import embedding_ends, own_modules, plain_module
 from quantlora.config.lora_config import LoraConfig
 from quantlora.errors import ConfigError
 

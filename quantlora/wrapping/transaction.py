@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from quantlora.adapters.holders import adapter_modules, adapter_tables, frozen_modules
+from quantlora.adapters.adapter_modules import adapter_tables, frozen_modules, modules_of_table
 
 #: The models that are within a transaction now, by their id.
 _open: ContextVar[frozenset[int]] = ContextVar("open", default=frozenset())
@@ -44,7 +44,7 @@ class Transaction:
         """
         full = [module for _, module in frozen_modules(self._model)]
         tables = [table for module in full for table in adapter_tables(module)]
-        within = [one for table in tables for one in adapter_modules(table)]
+        within = [one for table in tables for one in modules_of_table(table)]
         self._modules = [_Memory(module) for module in (*full, *tables)]
         self._adapters = [(module, module.training) for module in within]
         self._flags = [

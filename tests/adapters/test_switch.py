@@ -29,8 +29,8 @@ def test_the_active_adapters_count_and_learn(names: list[str], two: nn.Module) -
     quantlora.set_adapter(two, names)
     assert quantlora.active_adapters(two) == names
     assert trained(two) == set(names)
-    assert set(two.layers[0].up_proj.contributing) == set(names)
-    assert set(two.layers[0].q_proj.contributing) == set(names) & {"default"}
+    assert set(two.layers[0].up_proj.active_unmerged) == set(names)
+    assert set(two.layers[0].q_proj.active_unmerged) == set(names) & {"default"}
 
 
 def test_an_adapter_named_twice_counts_once(two: nn.Module, x: Tensor) -> None:
@@ -134,4 +134,4 @@ def test_an_adapter_added_to_a_disabled_model_counts(two: nn.Module, x: Tensor) 
     """On layers that were disabled and on new ones alike."""
     quantlora.disable_adapters(two)
     quantlora.wrap(two, r=2, adapter_name="third")
-    assert all(layer.contributing == ("third",) for _, layer in lora_layers(two))
+    assert all(layer.active_unmerged == ("third",) for _, layer in lora_layers(two))

@@ -12,7 +12,7 @@ from torch import Tensor
 
 import quantlora
 from quantlora.errors import AdapterError
-from quantlora.layers.rows import rows_by_adapter
+from quantlora.layers.sub_batch import sub_batches
 from quantlora.testing.models import tiny_llama
 from tests.tools.peft_oracle import pair
 
@@ -150,7 +150,7 @@ def test_sampled_repeats_go_through_their_prompts_adapter() -> None:
     seen: list[Any] = []
 
     def note(layer: Any, inputs: Any) -> None:
-        seen.append(rows_by_adapter(layer.sample_adapters, layer.adapters, inputs[0], ""))
+        seen.append(sub_batches(layer.sample_adapters, layer.adapters, inputs[0], ""))
 
     model.decoder.block[0].layer[0].SelfAttention.q.register_forward_pre_hook(note)
     ids = torch.randint(3, 60, (2, 5))

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 import quantlora
-from quantlora.adapters.holders import lora_layers
+from quantlora.adapters.adapter_modules import lora_layers
 from quantlora.exporting.model_outputs import furthest, outputs, usable_inputs
 from tests.compatibility.families import classes
 from tests.compatibility.tiny_config import tiny_config

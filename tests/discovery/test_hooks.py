@@ -93,5 +93,5 @@ def test_a_hook_of_a_later_version_may_be_marked_optional(run_python, tmp_path: 
         "from quantlora.hookspecs import hookimpl\n"
         "@hookimpl(optionalhook=True)\ndef quantlora_exporters():\n    return []\n"
     )
-    code = "from quantlora.discovery.plugins import load_plugins; print(load_plugins().aside)"
+    code = "from quantlora.discovery.plugins import load_plugins; print(load_plugins().disabled)"
     assert run_python("-c", code, path=[tmp_path]).stdout == "[]\n"

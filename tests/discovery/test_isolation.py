@@ -1,4 +1,4 @@
-"""A faulty plugin is put aside with its reason; nobody else notices. Real entry points only."""
+"""A faulty plugin is disabled with its reason; nobody else notices. Real entry points only."""
 
 from __future__ import annotations
 
@@ -70,14 +70,14 @@ def found(probe, fault) -> Found:
     return probe("good", fault)
 
 
-def aside(found: Found) -> dict[str, str]:
-    """Reason by distribution, for the plugins that were put aside."""
+def disabled(found: Found) -> dict[str, str]:
+    """Reason by distribution, for the plugins that were disabled."""
     return {one["distribution"]: one["error"] for one in found["plugins"] if one["error"]}
 
 
 def test_only_the_faulty_plugin_is_put_aside_and_its_reason_listed(found, fault):
-    assert list(aside(found)) == [fault]
-    assert FAULTS[fault] in aside(found)[fault]
+    assert list(disabled(found)) == [fault]
+    assert FAULTS[fault] in disabled(found)[fault]
 
 
 def test_plain_lora_and_the_other_plugin_work_on(found):
@@ -89,7 +89,7 @@ def test_there_is_one_warning_and_it_names_plugin_and_remedy(found, fault):
     texts = [text for text, _ in found["warnings"]]
     assert len(texts) == (0 if fault in SILENT else 1)
     for text in texts:
-        assert f"from {fault} 1.0) is put aside: " in text
+        assert f"from {fault} 1.0) is disabled: " in text
         assert FAULTS[fault] in text
         assert "QUANTLORA_DISABLE=" in text
 
@@ -116,12 +116,12 @@ def test_all_faulty_plugins_together_disturb_nobody(probe):
     found = probe("good", *FAULTS)
     assert found["plain"] is True
     assert found["good"] is True
-    assert set(aside(found)) == set(FAULTS)
+    assert set(disabled(found)) == set(FAULTS)
 
 
 def test_a_disabled_plugin_is_neither_loaded_nor_warned_about(probe):
     found = probe("good", "import_error", QUANTLORA_DISABLE="import-error")
-    assert aside(found) == {"import_error": "disabled by QUANTLORA_DISABLE."}
+    assert disabled(found) == {"import_error": "disabled by QUANTLORA_DISABLE."}
     assert found["warnings"] == []
 
 
@@ -154,7 +154,7 @@ def test_under_warnings_as_errors_wrap_works_on_and_the_reason_is_said(fault, ru
     )
     done = run_python("-W", "error::UserWarning", "-c", code, path=[fault])
     assert done.stdout == "wrapped\n"
-    assert "is put aside" in done.stderr
+    assert "is disabled" in done.stderr
     assert FAULTS[fault] in done.stderr
 
 

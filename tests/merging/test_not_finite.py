@@ -43,7 +43,7 @@ def test_such_an_adapter_is_not_merged(backend: str, mode: str, value: float) ->
     with pytest.raises(MergeError, match="0: adapter 'default' holds NaN or infinite values"):
         quantlora.merge(model, mode=mode)
     assert model[0].base_layer is before
-    assert not model[0].merged
+    assert not model[0].merged_adapters
 
 
 @pytest.mark.parametrize("kind", LAYERS)

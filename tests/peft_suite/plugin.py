@@ -25,7 +25,7 @@ import peft.utils.hotswap
 import pytest
 
 import quantlora
-from quantlora.adapters.saved_modules import SavedModule
+from quantlora.adapters.modules_to_save import ModulesToSaveWrapper
 from tests.peft_suite import peft_model
 
 #: Where the outcomes are written, one JSON object a line.
@@ -47,8 +47,8 @@ def put_names() -> None:
         module.LoraLayer = quantlora.LoraLayer
     peft.tuners.tuners_utils.BaseTunerLayer = quantlora.LoraLayer
     for module in (peft.utils, peft.utils.other):
-        module.ModulesToSaveWrapper = SavedModule
-        module.AuxiliaryTrainingWrapper = SavedModule
+        module.ModulesToSaveWrapper = ModulesToSaveWrapper
+        module.AuxiliaryTrainingWrapper = ModulesToSaveWrapper
     if "diffusers" not in sys.modules:
         with contextlib.suppress(ImportError):
             import diffusers  # noqa: F401

@@ -74,7 +74,7 @@ def test_the_second_adapter_is_the_one_that_counts_and_learns(
     wrapped("second", target_modules=["up_proj", "down_proj"])
     assert quantlora.active_adapters(model) == ["second"]
     assert trained(model) == adapter_parameters("second", *OTHERS)
-    assert model.layers[0].q_proj.contributing == ()
+    assert model.layers[0].q_proj.active_unmerged == ()
 
 
 def test_the_first_adapter_is_unharmed_by_the_second(

@@ -95,7 +95,7 @@ def test_a_layer_of_such_a_library_gets_the_reason(
     monkeypatch.delattr(bnb.nn, "Linear4bit")
     with (
         pytest.warns(quantlora.PluginWarning, match=r"no nn\.Linear4bit"),
-        pytest.raises(LayerError, match=r"(?s)put aside.*pip install"),
+        pytest.raises(LayerError, match=r"(?s)disabled.*pip install"),
     ):
         quantlora.wrap(nn.Sequential(layer), r=4, target_modules=["0"])
 

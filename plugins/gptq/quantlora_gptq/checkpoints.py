@@ -39,9 +39,9 @@ def check_reading(model: nn.Module, layers: Mapping[str, nn.Module]) -> None:
 
 def checkpoint_format(model: nn.Module) -> str | None:
     """``"gptq"`` (v1) or ``"gptq_v2"``, as the config says; None where there is no config."""
-    for holder in (getattr(model, "config", None), model):
+    for owner in (getattr(model, "config", None), model):
         for name in ("quantization_config", "quantize_config"):
-            config = getattr(holder, name, None)
+            config = getattr(owner, name, None)
             if config is not None:
                 return _format(config)
     return None

@@ -143,9 +143,9 @@ def test_inputs_of_another_dtype_give_the_right_result(inner, outer, load) -> No
     """Upstream fails on them, or rounds; the product is taken in the input's dtype."""
     layer = load(Recipe()).get_submodule("model.layers.0.mlp.up_proj")
     layer.scales = layer.scales.to(inner)
-    holder = wrap(nn.Sequential(layer), r=2, target_modules=["0"])
+    model = wrap(nn.Sequential(layer), r=2, target_modules=["0"])
     x = torch.randn(4, 128).to(outer)
-    wanted = x.double() @ holder[0].dequantize().double().t()
-    y = holder(x)
+    wanted = x.double() @ model[0].dequantize().double().t()
+    y = model(x)
     assert y.dtype == outer
     assert (y - wanted).norm() / wanted.norm() < {torch.float32: 1e-5}.get(outer, 1e-2)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from quantlora import ConfigError, LoraConfig, LoraLinear, Quantizer, pool, spread
-from quantlora_qalora.merge import affine_of, holder, moved
+from quantlora_qalora.merge import affine_of, affine_quantizer, moved
 
 
 class QaloraLinear(LoraLinear):
@@ -84,7 +84,7 @@ class QaloraLinear(LoraLinear):
         weight = affine_of(self, base, quantizer, names)
         updates = [LoraLinear.delta_weight(self, name, weight.scales) for name in names]
         bias = self.merged_bias(names, weight.scales, quantizer.bias(base))
-        target = holder(self.path)
+        target = affine_quantizer(self.path)
         return target.from_affine(moved(weight, updates), bias), target
 
     # -- groups

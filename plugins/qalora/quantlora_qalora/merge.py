@@ -34,7 +34,7 @@ def affine_of(
     return weight
 
 
-def holder(path: str) -> Quantizer:
+def affine_quantizer(path: str) -> Quantizer:
     """A quantizer of this environment that can hold float zero-points."""
     for quantizer in registry().quantizers.values():
         if quantizer.can_hold_affine:

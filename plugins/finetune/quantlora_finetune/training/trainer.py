@@ -125,7 +125,7 @@ def _reports(options: FinetuneOptions, run: RunFolder) -> list[TrainerCallback]:
 
 
 def _state_at(checkpoint: Path, model: PreTrainedModel) -> TrainerState:
-    """The books of a training that was complete, with its parameters put on ``model``."""
+    """The record of a training that was complete, with its parameters put on ``model``."""
     model.load_state_dict(load_file(checkpoint / "model.safetensors"), strict=False)
     state: TrainerState = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
     return state

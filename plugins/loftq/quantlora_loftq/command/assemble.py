@@ -70,7 +70,7 @@ def _facts(parts: Parts, plan: LayerPlan) -> LayerFacts:
 def checkpoint_config(source: Source, quantizer: Quantizer) -> dict[str, Any]:
     """What the result's config says beside the source's; an error where it could not be loaded.
 
-    The skeleton's layers are packed from here on, for the adapter's notes about its base.
+    The meta_model's layers are packed from here on, for the adapter's notes about its base.
     """
     if source.recipe.fake:
         return {}

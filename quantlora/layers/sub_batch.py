@@ -43,7 +43,7 @@ class PromptAdapters(tuple[str, ...]):
         return tuple(name for name in self for _ in range(self.copies))
 
 
-def rows_by_adapter(
+def sub_batches(
     names: Sequence[str], known: Sequence[str], x: Tensor, path: str, dim: int = 0
 ) -> list[tuple[str, Tensor]]:
     """For each adapter of ``known`` that occurs in ``names``, the indices of its samples."""
@@ -62,18 +62,18 @@ def rows_by_adapter(
     ]
 
 
-def pick_rows(x: Tensor, rows: Tensor | None, dim: int = 0) -> Tensor:
+def pick_samples(x: Tensor, rows: Tensor | None, dim: int = 0) -> Tensor:
     """The samples ``rows`` of ``x``, along ``dim``; all of them for None."""
     return x if rows is None else x.index_select(dim, rows)
 
 
-def add_rows(y: Tensor, rows: Tensor | None, delta: Tensor, dim: int = 0) -> Tensor:
+def add_samples(y: Tensor, rows: Tensor | None, delta: Tensor, dim: int = 0) -> Tensor:
     """``y`` with ``delta`` added to its samples ``rows``."""
     delta = delta.to(y.dtype)
     return y + delta if rows is None else y.index_add(dim, rows, delta)
 
 
-def put_rows(y: Any, rows: Tensor, other: Any, samples: int, path: str) -> Any:
+def put_samples(y: Any, rows: Tensor, other: Any, samples: int, path: str) -> Any:
     """``y`` with the samples ``rows`` of ``other``, an output of the same form: tensors in tuples,
     lists, dicts.
 

@@ -27,7 +27,7 @@ def load_config(model: str) -> PretrainedConfig:
     return config
 
 
-def build_skeleton(config: PretrainedConfig) -> nn.Module:
+def build_meta_model(config: PretrainedConfig) -> nn.Module:
     """The model that ``config`` describes, float, in the checkpoint's dtype, on the meta device.
 
     Raises:

@@ -1,4 +1,4 @@
-"""`SavedModule`: a module trained in full with an adapter (``modules_to_save``).
+"""`ModulesToSaveWrapper`: a module trained in full with an adapter (``modules_to_save``).
 
 It holds the original and one trained copy for each adapter, under PEFT's names, and answers for
 the one that counts. To the functions of `switch.py` it is one more place that holds
@@ -14,10 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from quantlora.layers.calls import PerCall
-from quantlora.layers.rows import pick_rows, put_rows, rows_by_adapter
+from quantlora.layers.sub_batch import pick_samples, put_samples, sub_batches
 
 
-class SavedModule(PerCall, nn.Module):
+class ModulesToSaveWrapper(PerCall, nn.Module):
     """``original_module``, and by adapter name its trained copies in ``modules_to_save``."""
 
     def __init__(self, original: nn.Module, path: str) -> None:
@@ -26,7 +26,7 @@ class SavedModule(PerCall, nn.Module):
         self.modules_to_save = nn.ModuleDict()
         self.path = path
         self.active: tuple[str, ...] = ()
-        self.merged: tuple[str, ...] = ()
+        self.merged_adapters: tuple[str, ...] = ()
         self.train(original.training)
 
     def __getattr__(self, name: str) -> Any:
@@ -41,7 +41,11 @@ class SavedModule(PerCall, nn.Module):
     @property
     def plain(self) -> nn.Module:
         """What stays when the adapters go: the original, or the copy that is merged."""
-        return self.modules_to_save[self.merged[0]] if self.merged else self.original_module
+        return (
+            self.modules_to_save[self.merged_adapters[0]]
+            if self.merged_adapters
+            else self.original_module
+        )
 
     @property
     def chosen(self) -> nn.Module:
@@ -55,12 +59,12 @@ class SavedModule(PerCall, nn.Module):
         given = [one for one in (*args, *kwargs.values()) if isinstance(one, Tensor)]
         if not given or not {*self.sample_adapters} & {*self.adapters}:
             return y
-        for name, rows in rows_by_adapter(self.sample_adapters, self.adapters, given[0], self.path):
+        for name, rows in sub_batches(self.sample_adapters, self.adapters, given[0], self.path):
             copy = self.modules_to_save[name]
             if len(args) == 1 and not kwargs and isinstance(y, Tensor):
-                y = y.index_copy(0, rows, copy(pick_rows(args[0], rows)).to(y.dtype))
+                y = y.index_copy(0, rows, copy(pick_samples(args[0], rows)).to(y.dtype))
             else:  # what else there is may belong to the samples or not: give all of it
-                y = put_rows(y, rows, copy(*args, **kwargs), len(given[0]), self.path)
+                y = put_samples(y, rows, copy(*args, **kwargs), len(given[0]), self.path)
         return y
 
     def tied_output(self, head: nn.Module, x: Tensor) -> Tensor:
@@ -69,8 +73,8 @@ class SavedModule(PerCall, nn.Module):
         if self.sample_adapters is None or not self.enabled:
             return F.linear(x, _weight(self.chosen), bias)
         y = F.linear(x, _weight(self.original_module), bias)
-        for name, rows in rows_by_adapter(self.sample_adapters, self.adapters, x, self.path):
-            own = F.linear(pick_rows(x, rows), _weight(self.modules_to_save[name]), bias)
+        for name, rows in sub_batches(self.sample_adapters, self.adapters, x, self.path):
+            own = F.linear(pick_samples(x, rows), _weight(self.modules_to_save[name]), bias)
             y = y.index_copy(0, rows, own.to(y.dtype))
         return y
 
@@ -104,7 +108,7 @@ class SavedModule(PerCall, nn.Module):
         copies = {new if name == old else name: m for name, m in self.modules_to_save.items()}
         self.modules_to_save = nn.ModuleDict(copies)
         self.active = tuple(new if name == old else name for name in self.active)
-        self.merged = tuple(new if name == old else name for name in self.merged)
+        self.merged_adapters = tuple(new if name == old else name for name in self.merged_adapters)
 
 
 def _weight(module: nn.Module) -> Tensor:

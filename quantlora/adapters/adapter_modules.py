@@ -6,14 +6,14 @@ from collections.abc import Iterator
 
 from torch import nn
 
-from quantlora.adapters.saved_modules import SavedModule
+from quantlora.adapters.modules_to_save import ModulesToSaveWrapper
 from quantlora.layers.layer import LoraLayer
 from quantlora.layers.tied import TiedLayer
 
 #: Where one of ours keeps the model's own; the rest of its modules are kept by adapter name.
 FROZEN = ("base_layer", "original_module")
 #: The modules that stand where one of the model's own stood.
-OURS = (LoraLayer, SavedModule, TiedLayer)
+OURS = (LoraLayer, ModulesToSaveWrapper, TiedLayer)
 
 
 def frozen_modules(model: nn.Module, repeat: bool = False) -> Iterator[tuple[str, nn.Module]]:
@@ -46,7 +46,7 @@ def adapter_tables(module: nn.Module) -> list[nn.Module]:
     return [one for name, one in module._modules.items() if one is not None and name not in FROZEN]
 
 
-def adapter_modules(table: nn.Module) -> list[nn.Module]:
+def modules_of_table(table: nn.Module) -> list[nn.Module]:
     """The modules in such a table."""
     direct = [one for one in table._modules.values() if one is not None]
     nested = [one for one in direct if one._modules]
@@ -56,7 +56,7 @@ def adapter_modules(table: nn.Module) -> list[nn.Module]:
 def adapter_parameters(module: nn.Module) -> list[nn.Parameter]:
     """The parameters of all adapters in one of ours."""
     tables = adapter_tables(module)
-    every = [one for table in tables for one in (table, *adapter_modules(table))]
+    every = [one for table in tables for one in (table, *modules_of_table(table))]
     return [p for one in every for p in one._parameters.values() if p is not None]
 
 
@@ -77,23 +77,23 @@ def plain_module(module: nn.Module) -> tuple[nn.Module, str]:
         return module.plain_base[0], "base_layer."
     if isinstance(module, TiedLayer):
         return module.base_layer, "base_layer."
-    if isinstance(module, SavedModule):
+    if isinstance(module, ModulesToSaveWrapper):
         return module.original_module, "original_module."
     return module, ""
 
 
-def adapter_holders(model: nn.Module) -> Iterator[tuple[str, LoraLayer | SavedModule]]:
+def adapter_modules(model: nn.Module) -> Iterator[tuple[str, LoraLayer | ModulesToSaveWrapper]]:
     """All that holds adapters, by path, each once: LoRA layers and modules trained in full."""
     for path, module in frozen_modules(model):
-        if isinstance(module, (LoraLayer, SavedModule)):
+        if isinstance(module, (LoraLayer, ModulesToSaveWrapper)):
             yield path, module
 
 
-def saved_modules(model: nn.Module) -> Iterator[tuple[str, SavedModule]]:
+def saved_modules(model: nn.Module) -> Iterator[tuple[str, ModulesToSaveWrapper]]:
     """The modules that adapters train in full, by path."""
-    for path, holder in adapter_holders(model):
-        if isinstance(holder, SavedModule):
-            yield path, holder
+    for path, module in adapter_modules(model):
+        if isinstance(module, ModulesToSaveWrapper):
+            yield path, module
 
 
 def lora_layers(model: nn.Module) -> Iterator[tuple[str, LoraLayer]]:
