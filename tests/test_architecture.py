@@ -166,7 +166,7 @@ PRIVATE_WORDS = {
     "put aside": "disabled",
     "aside": "disabled",
     "mend": "fix",
-    "ModulesToSaveWrapper": "ModulesToSaveWrapper",
+    "SavedModule": "ModulesToSaveWrapper",
 }
 
 

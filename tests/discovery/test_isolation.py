@@ -75,7 +75,7 @@ def disabled(found: Found) -> dict[str, str]:
     return {one["distribution"]: one["error"] for one in found["plugins"] if one["error"]}
 
 
-def test_only_the_faulty_plugin_is_put_aside_and_its_reason_listed(found, fault):
+def test_only_the_faulty_plugin_is_disabled_and_its_reason_listed(found, fault):
     assert list(disabled(found)) == [fault]
     assert FAULTS[fault] in disabled(found)[fault]
 
@@ -138,7 +138,7 @@ def test_trace_prints_each_hook_call_with_its_plugin(run_python):
     assert "builtin:   quantlora_initializers [hook]" in lines
 
 
-def test_a_distribution_with_unreadable_entry_points_is_put_aside_in_the_report(run_python):
+def test_a_distribution_with_unreadable_entry_points_is_disabled_in_the_report(run_python):
     # Not through the probe: `import torch` itself fails then, on Python 3.10 and 3.11.
     done = run_python("-m", "quantlora.env", "--json", path=["good", "broken_entry_points"])
     plugins = {one["name"]: one["error"] for one in json.loads(done.stdout)["plugins"]}

@@ -40,7 +40,7 @@ class Source:
         self.folder = folder_or_download(recipe.model)
         self.config: dict[str, Any] = _config(self.folder)
         self.files = WeightFiles(self.folder)
-        self.model = _skeleton(self.folder, self.config)
+        self.model = _meta_model(self.folder, self.config)
         modules = self.model.named_modules()
         self.linears = {path: m for path, m in modules if isinstance(m, nn.Linear)}
         config = recipe.lora_config()
@@ -79,7 +79,7 @@ def _config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def _skeleton(folder: Path, config: dict[str, Any]) -> nn.Module:
+def _meta_model(folder: Path, config: dict[str, Any]) -> nn.Module:
     """The class the files were saved from, without weights."""
     import transformers
 
