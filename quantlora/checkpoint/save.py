@@ -30,8 +30,9 @@ from quantlora.checkpoint.target_names import written_targets
 from quantlora.checkpoint.variant_fields import file_config
 from quantlora.checkpoint.weights_file import write_weights
 from quantlora.distributed.gather import is_shard, one_writes, whole
-from quantlora.errors import AdapterFileError
+from quantlora.errors import AdapterFileError, warn
 from quantlora.files.atomic_set import Writer, write_set
+from quantlora.formats.finite import not_finite
 from quantlora.layers.trained_tokens import TrainedTokens
 from quantlora.names import plain_path
 
@@ -96,6 +97,11 @@ def write_adapter(
     converted = is_converted(model, adapter, convert)
     note = side_text(model, adapter, base_note(model, config, adapter, converted))
     tensors = adapter_tensors(model, adapter, state_dict, save_embedding_layers)
+    if bad := not_finite(tensors):
+        warn(
+            f"adapter {adapter!r} is saved with NaN or infinite values ({bad[0]} first), and will "
+            f"not load: its training has diverged, take an earlier checkpoint."
+        )
     init = True if converted else written_init(model, adapter)
     if converted:
         config = converted_config(model, config, adapter)

@@ -7,10 +7,10 @@ sum of the products. Their ``..._svd`` forms combine the ΔWᵢ themselves.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from quantlora.adapters.adapter_modules import lora_layers, own_modules
 from quantlora.adapters.state import check_free, known_adapter
@@ -66,6 +66,14 @@ def add_weighted_adapter(
         low_rank=all(config.variant == "lora" for config in configs),
         lora_bias=any(config.lora_bias for config in configs),
     )
+    for name in adapters:  # no decomposition takes NaN, and pruning may drop it
+        parts = {
+            file_key(plain_path(path), key): tensor
+            for path, layer in lora_layers(model)
+            if name in layer.adapters
+            for key, tensor in layer.adapter_tensors(name).items()
+        }
+        _check_finite(parts, adapter_name, adapters)
     combined = {path: combine_layer(layer, recipe) for path, layer in lora_layers(model)}
     combined = {plain_path(path): tensors for path, tensors in combined.items() if tensors}
     ranks = {path: len(next(iter(tensors.values()))) for path, tensors in combined.items()}
@@ -75,12 +83,16 @@ def add_weighted_adapter(
         for path, tensors in combined.items()
         for name, tensor in tensors.items()
     }
-    if bad := not_finite(files):
-        raise AdapterError(
-            f"the combination {adapter_name!r} would hold NaN or infinite values ({bad[0]} first): "
-            f"one of {', '.join(adapters)} has diverged in training, or the weights are too large."
-        )
+    _check_finite(files, adapter_name, adapters)
     put_on(model, config, files, adapter_name, f"the combination {adapter_name!r}")
+
+
+def _check_finite(tensors: Mapping[str, Tensor], adapter: str, parts: Sequence[str]) -> None:
+    if bad := not_finite(tensors):
+        raise AdapterError(
+            f"the combination {adapter!r} would hold NaN or infinite values ({bad[0]} first): "
+            f"one of {', '.join(parts)} has diverged in training, or the weights are too large."
+        )
 
 
 def _check_numbers(

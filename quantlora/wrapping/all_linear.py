@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from quantlora.adapters.adapter_modules import embedding_ends
 from quantlora.config.lora_config import LoraConfig
@@ -14,6 +15,7 @@ from quantlora.formats.layouts import is_linear_kind
 from quantlora.formats.quantizer import FLOAT
 from quantlora.layers.layer import LoraLayer
 from quantlora.layers.parameters import LoraParameters
+from quantlora.layers.read_weight import is_plain
 
 
 def looks_linear(module: nn.Module, registry: Registry) -> bool:
@@ -29,14 +31,31 @@ def looks_linear(module: nn.Module, registry: Registry) -> bool:
         return not computes_otherwise(module, registry)
     if registry.candidates(module):
         return True
+    return _has_sizes(module) and not _holds_floats(module)
+
+
+def _has_sizes(module: nn.Module) -> bool:
     leaf = not any(True for _ in module.children())
     return leaf and hasattr(module, "out_features") and hasattr(module, "in_features")
 
 
+def _holds_floats(module: nn.Module) -> bool:
+    weight: Any = getattr(module, "weight", None)
+    sizes = (getattr(module, "out_features", None), getattr(module, "in_features", None))
+    plain = type(weight) in (nn.Parameter, Tensor) and is_plain(weight)
+    return plain and tuple(weight.shape) == sizes
+
+
 def computes_otherwise(module: nn.Module, registry: Registry) -> bool:
-    """Whether a float linear layer's subclass does more than its product: a router, a clamp."""
+    """Whether a float linear layer does more than its product: a router, a clamp.
+
+    It may be a subclass of `nn.Linear`, or a class of its own with the same weight (I-BERT's).
+    """
     quantizer = registry.quantizers[FLOAT]
-    return isinstance(quantizer, FloatQuantizer) and quantizer.is_other(module)
+    if isinstance(quantizer, FloatQuantizer) and quantizer.is_other(module):
+        return True
+    own = _has_sizes(module) and not isinstance(module, nn.Linear) and _holds_floats(module)
+    return own and is_linear_kind(module) and not registry.candidates(module)
 
 
 def left_out(modules: Mapping[str, nn.Module], registry: Registry) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from torch import nn
 
 import quantlora
-from quantlora.errors import AdapterError, BackendError, MergeError
+from quantlora.errors import AdapterError, AdapterWarning, BackendError, MergeError
 from quantlora.formats.finite import check_packed
 from quantlora.merging.merge_report import LayerMerge, MergeReport
 
@@ -121,3 +122,23 @@ def test_such_adapters_are_not_combined(kind: str) -> None:
 
 def test_a_loss_that_is_no_number_is_said() -> None:
     assert MergeReport([LayerMerge("a", "float", 1.0, float("nan"))]).warning()
+
+
+@pytest.mark.parametrize("value", BAD)
+@pytest.mark.parametrize("backend", ["auto", *PACKED])
+def test_saving_such_an_adapter_says_so(backend: str, value: float, tmp_path: Path) -> None:
+    model = wrapped(backend)
+    spoil(model, value)
+    with pytest.warns(AdapterWarning, match="saved with NaN or infinite values .*lora_B"):
+        quantlora.save_adapter(model, tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["linear", "cat", "svd", "ties_svd", "magnitude_prune"])
+def test_every_combination_refuses_such_an_adapter(kind: str) -> None:
+    model = wrapped()
+    quantlora.wrap(model, adapter_name="good", r=2, target_modules=["0"])
+    spoil(model, float("nan"))
+    with pytest.raises(AdapterError, match="would hold NaN or infinite values"):
+        quantlora.add_weighted_adapter(
+            model, ["default", "good"], [1.0, 1.0], "sum", combination_type=kind, density=0.5
+        )

@@ -10,11 +10,13 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+import transformers
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize, prune
 
 import quantlora
 from quantlora.errors import AdapterWarning, LayerError
+from quantlora.layers.layer import LoraLayer
 
 BACKENDS = ["auto", "bitsandbytes_4bit", "normalfloat"]
 X = torch.randn(4, 64, generator=torch.Generator().manual_seed(0))
@@ -305,3 +307,14 @@ def test_explain_says_why_a_router_gets_no_adapter() -> None:
         ("LoraLinear", ""),
         ("", "the forward of Router does more than a linear layer's product"),
     ]
+
+
+@pytest.mark.parametrize("backend", ["auto", "bitsandbytes_4bit", "normalfloat"])
+def test_all_linear_leaves_out_the_linear_layers_of_i_bert(backend: str) -> None:
+    sizes = {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = transformers.IBertConfig(vocab_size=32, intermediate_size=64, **sizes)
+    model = transformers.IBertForMaskedLM(config)
+    with pytest.warns(AdapterWarning, match="leaves out ibert.*QuantLinear"):
+        quantlora.wrap(model, backend=backend, r=2)
+    assert isinstance(model.lm_head.dense, LoraLayer)
+    assert not isinstance(model.ibert.encoder.layer[0].attention.self.query, LoraLayer)
