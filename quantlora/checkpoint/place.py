@@ -66,8 +66,13 @@ def find_folder(
     The sub-folder of its name where there is one, else ``folder`` itself, under whatever name
     the adapter was saved.
     """
+    if not isinstance(folder, (str, os.PathLike)):
+        raise AdapterFileError(
+            f"an adapter is loaded from the path of its folder or its id on the hub, a string, "
+            f"not from {type(folder).__name__}."
+        )
     root = Path(folder)
-    if not root.is_dir():
+    if not os.path.isdir(root):  # Path.is_dir raises for a name that no file system takes
         root = _from_hub(folder, adapter, revision, token)
     below = root / adapter
     return below if adapter != DEFAULT and (below / CONFIG).is_file() else root
@@ -77,7 +82,7 @@ def _from_hub(
     folder: str | os.PathLike[str], adapter: str, revision: str | None, token: str | bool | None
 ) -> Path:
     name = os.fspath(folder)
-    if Path(name).exists():
+    if os.path.exists(name):
         raise AdapterFileError(f"{name} is a file: give the folder that holds the adapter.")
     if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name):
         raise AdapterFileError(f"{name}: there is no such folder.")

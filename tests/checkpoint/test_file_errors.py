@@ -58,6 +58,12 @@ def test_missing_folder(refused, tmp_path):
     assert "no such folder" in refused(tmp_path / "nowhere")
 
 
+@pytest.mark.parametrize("name", ["a" * 5000, "a/" * 3000, "\0", 5, None, b"adapter"])
+def test_a_name_that_no_file_system_takes_is_refused(make_base, name):
+    with pytest.raises(AdapterFileError, match=r"no such folder|a string, not from"):
+        quantlora.load_adapter(make_base(), name)
+
+
 def test_file_in_place_of_the_folder(refused, saved):
     assert "is a file" in refused(saved / WEIGHTS)
 

@@ -207,3 +207,9 @@ def test_the_demonstrations_text_repeats_no_paragraph():
     paragraphs = demo_text().split("\n\n")
     assert len(paragraphs) == len(set(paragraphs)) > 1000
     assert sum(map(len, paragraphs)) > 200_000
+
+
+def test_an_empty_folder_is_called_empty(tmp_path):
+    (tmp_path / ".hidden").write_text("x")
+    with pytest.raises(FinetuneError, match="is empty: there is nothing in it to train on"):
+        read_records(str(tmp_path), "train")

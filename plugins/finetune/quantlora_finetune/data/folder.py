@@ -30,11 +30,13 @@ def data_files(folder: Path, split: str) -> list[Path]:
     if any(map(is_rows, found)):
         found = [path for path in found if path.name != _CARD]
     chosen = [path for path in found if split_of(path.relative_to(folder)) == split]
+    if not found:
+        raise FinetuneError(f"{folder} is empty: there is nothing in it to train on.")
     if not chosen:
         there = sorted({split_of(path.relative_to(folder)) for path in found})
         raise FinetuneError(
             f"{folder} has no data files of the split {split!r}, only of "
-            f"{', '.join(there) or 'none'}: name another --split, or the file itself."
+            f"{', '.join(there)}: name another --split, or the file itself."
         )
     return chosen
 
