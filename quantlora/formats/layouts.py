@@ -50,7 +50,7 @@ class _Transposed(Layout):
         return weight.t()
 
     def stored(self, matrix: Tensor, like: nn.Module) -> Tensor:
-        return matrix.t()
+        return matrix.t().contiguous()  # files and Transformers' search for ties want it so
 
     def own_shape(self, layer: nn.Module) -> tuple[int, ...]:
         return cast("tuple[int, int]", (layer.nx, layer.nf))

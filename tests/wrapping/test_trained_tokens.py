@@ -320,3 +320,15 @@ def test_a_tied_head_with_a_forward_of_its_own_is_refused(fields):
     model.lm_head.forward = lambda x: plain(x).clamp(-1, 1)
     with pytest.raises(AdapterError, match="cannot follow"):
         quantlora.wrap(model, **settings(fields))
+
+
+@pytest.mark.parametrize("fields", FOLLOWS)
+def test_a_tied_model_is_saved_after_its_embeddings_were_merged(fields, tmp_path):
+    model = quantlora.wrap(base(), **settings(fields))
+    with torch.no_grad():
+        for parameter in filter(lambda one: one.requires_grad, model.parameters()):
+            parameter.add_(0.1)
+    wanted = model.eval()(TOKENS).logits
+    quantlora.merge_and_unload(model).save_pretrained(tmp_path)
+    again = type(model).from_pretrained(tmp_path).eval()
+    torch.testing.assert_close(again(TOKENS).logits, wanted, atol=1e-4, rtol=1e-3)
