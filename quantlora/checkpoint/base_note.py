@@ -11,6 +11,7 @@ rank of the adapter over the changed base, whose settings are in ``config``.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -101,8 +102,14 @@ def fitted(saved: SavedAdapter, model: nn.Module, source: str) -> SavedAdapter:
     return saved
 
 
-def remember(file: SavedAdapter, model: nn.Module, adapter: str) -> None:
-    """Note on the layers of ``adapter`` that their base is a changed one, for the next save."""
+def remember(
+    file: SavedAdapter, model: nn.Module, adapter: str, scales: Mapping[str, float] | None = None
+) -> None:
+    """Note on the layers of ``adapter`` that their base is a changed one, for the next save.
+
+    Args:
+        scales: those of the file, by path, where the layers have others.
+    """
     note = file.note.get("base_change")
     if not note or _which_base(note["layers"], model) == "original":
         return
@@ -112,7 +119,8 @@ def remember(file: SavedAdapter, model: nn.Module, adapter: str) -> None:
             sketches = (
                 torch.tensor(facts[k], dtype=torch.float64) for k in ("original", "changed")
             )
-            first = _first_values(file, plain_path(path), facts["r"], layer.scaling[adapter])
+            scale = (scales or {}).get(plain_path(path), layer.scaling[adapter])
+            first = _first_values(file, plain_path(path), facts["r"], scale)
             layer.base_change = BaseChange(note["initializer"], adapter, first, *sketches)
 
 

@@ -98,10 +98,15 @@ def add_first_values(model: nn.Module, adapter: str, tensors: dict[str, Tensor])
 def written_init(model: nn.Module, adapter: str) -> bool | str:
     """What a file for a changed base says in ``init_lora_weights``.
 
-    PEFT takes the same part out of the original base by a name it knows, and stops at another.
+    PEFT takes the same part out of the original base by a name it knows, and stops at another. A
+    name with a number ("pissa_niter_4") is a random search's, which finds another part each time;
+    of OLoRA's part PEFT takes out as much as the scaling says, we take it once.
     """
-    for _, change in changed_layers(model, adapter).values():
-        own = change.adapter == adapter
+    changes = changed_layers(model, adapter).values()
+    for _, change in changes:
+        once = change.initializer == "olora" and any(a.scaling[adapter] != 1 for a, _ in changes)
+        random = any(map(str.isdigit, change.initializer))
+        own = change.adapter == adapter and not random and not once
         return change.initializer if own else f"{change.initializer} of {change.adapter}"
     return True
 

@@ -20,12 +20,14 @@ from torch import nn
 
 from quantlora.adapters.adapter_modules import lora_layers
 from quantlora.adapters.state import adapter_state, known_adapter
+from quantlora.checkpoint.base_note import fitted, remember
 from quantlora.checkpoint.base_tensors import base_values
 from quantlora.checkpoint.current_names import current_names
 from quantlora.checkpoint.match_tensors import ByPath, by_path
 from quantlora.checkpoint.place import find_folder
 from quantlora.checkpoint.read import read_adapter
-from quantlora.checkpoint.slot_tensors import slot_tensors, widened
+from quantlora.checkpoint.side_file import report_differences
+from quantlora.checkpoint.slot_tensors import file_scaling, slot_tensors, widened
 from quantlora.config.lora_config import LoraConfig
 from quantlora.config.patterns import as_pattern
 from quantlora.config.picked_paths import TargetNames, is_all_linear
@@ -83,9 +85,9 @@ def hot_swap(
             other layers, another variant; or the slot is merged.
     """
     place = find_folder(folder, adapter_name, revision, token)
-    saved = read_adapter(place)
+    source, file = str(place), read_adapter(place)
     slots = _slots(model, adapter_name)
-    source = str(place)
+    saved = fitted(file, model, source)
     config, tensors = current_names(source, model, saved.config, saved.tensors, key_mapping)
     given, others = by_path(tensors, ())
     base_values(source, others, model)  # embeddings of its own are refused
@@ -98,6 +100,11 @@ def hot_swap(
     for path, layer in slots.items():
         for name, parameter in layer.adapter_tensors(adapter_name).items():
             parameter.copy_(new[path][name])
+    scales = {
+        path: file_scaling(path, layer, adapter_name, config) for path, layer in slots.items()
+    }
+    remember(file, model, adapter_name, scales)
+    report_differences(file.note, model, adapter_name, source)
 
 
 def _slots(model: nn.Module, adapter: str) -> dict[str, LoraLayer]:

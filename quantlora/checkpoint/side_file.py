@@ -20,6 +20,7 @@ import quantlora
 from quantlora.adapters.adapter_modules import lora_layers
 from quantlora.checkpoint.base_note import check_note
 from quantlora.checkpoint.config_file import LIMIT
+from quantlora.checkpoint.conversion import changed_layers
 from quantlora.checkpoint.fingerprint import fingerprint
 from quantlora.checkpoint.place import SIDE, own_file
 from quantlora.errors import warn
@@ -80,6 +81,7 @@ def report_differences(note: dict[str, Any], model: nn.Module, adapter: str, sou
     found = [
         *_other_base(note.get("base", {}), _base(model)),
         *_other_formats(note, model, adapter),
+        *_changed_base(note, model, adapter),
     ]
     if found:
         warn(
@@ -108,6 +110,16 @@ def _other_base(was: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """The class is a note for people: an adapter may well move from one head to another."""
     before, here = was.get("fingerprint"), now["fingerprint"]
     return ["its norms have other values"] if before and here and before != here else []
+
+
+def _changed_base(note: dict[str, Any], model: nn.Module, adapter: str) -> list[str]:
+    """A file that knows of no change, over layers that an initializer has changed."""
+    changes = {} if note.get("base_change") else changed_layers(model, adapter)
+    return [
+        f"initializer {change.initializer!r} of adapter {change.adapter!r} has changed it here "
+        f"({len(changes)} layers, {path} first), and the file does not say that it knows"
+        for path, (_, change) in list(changes.items())[:1]
+    ]
 
 
 def _other_formats(note: dict[str, Any], model: nn.Module, adapter: str) -> list[str]:

@@ -18,6 +18,13 @@ from quantlora.layers.layer import LoraLayer
 from quantlora.wrapping.targets import by_pattern
 
 
+def file_scaling(path: str, layer: LoraLayer, name: str, config: LoraConfig) -> float:
+    """What the file multiplies the update of ``layer`` with; ``config`` is the file's."""
+    r = by_pattern(path, config.rank_pattern, config.r)
+    alpha = by_pattern(path, config.alpha_pattern, config.lora_alpha)
+    return config.scaling(r, alpha / layer.alpha_factor(name))
+
+
 def slot_tensors(
     source: str,
     path: str,
@@ -42,10 +49,9 @@ def slot_tensors(
     if given is None:
         return {key: torch.zeros_like(one) for key, one in slot.items()}
     r = by_pattern(path, config.rank_pattern, config.r)
-    alpha = by_pattern(path, config.alpha_pattern, config.lora_alpha)
     _check_rank(path, layer, name, r)
     _check_tensors(f"{source}, {path}", layer, name, given, r, config.lora_bias)
-    ratio = config.scaling(r, alpha / layer.alpha_factor(name)) / layer.scaling[name]
+    ratio = file_scaling(path, layer, name, config) / layer.scaling[name]
     scaled = {layer.factor_names[1]: ratio, "lora_B.bias": ratio}
     new = {
         key: widened(layer, key, given[key].to(one), one) * scaled.get(key, 1.0)

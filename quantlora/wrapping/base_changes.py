@@ -34,10 +34,11 @@ def initialize(initializer: Initializer, layer: LoraLayer, context: InitContext)
             f"without saying so, and files of its adapters would be wrong on the base that users "
             f"have. Its author must set changes_base = True on the class (docs/plugins.md)."
         )
+    asked = str(context.config.init_lora_weights).lower()  # with its number, "pissa_niter_4"
     with torch.no_grad():
         original, changed = quantizer.dequantize(base), layer.quantizer.dequantize(layer.base_layer)
         change = BaseChange(
-            initializer.name,
+            asked if initializer.answers_to(asked) else initializer.name,
             context.adapter,
             _first_values(layer, context.adapter),
             sketch(original),
