@@ -1,6 +1,7 @@
 """``README.md`` beside an adapter: the card that the hub shows.
 
-One that is there is somebody's text: only what the hub needs and it lacks is added to its metadata.
+One that is there is somebody's text: what the hub needs and it lacks is added to its metadata. Two
+lines of it are ours, those on the adapter and the version: they follow the adapter that is saved.
 """
 
 from __future__ import annotations
@@ -14,10 +15,14 @@ from quantlora.config.lora_config import LoraConfig
 
 CARD = "README.md"
 
-_TEXT = """
-# {title}
+_MADE_WITH = "made with [quantlora](https://pypi.org/project/quantlora)"
+_ADAPTER = "A LoRA adapter{of}: rank {r}, alpha {alpha:g}, " + _MADE_WITH
+_VERSION = "- quantlora {version}"
 
-A LoRA adapter{of}: rank {r}, alpha {alpha:g}, made with [quantlora](https://pypi.org/project/quantlora)
+_TEXT = f"""
+# {{title}}
+
+{_ADAPTER}
 in PEFT's format.
 
 ## Use
@@ -32,8 +37,13 @@ model = quantlora.load_adapter(model, "this folder or its id on the hub")
 
 ### Framework versions
 
-- quantlora {version}
+{_VERSION}
 """
+
+#: The same lines in a card that was written here, whatever adapter it was for.
+_RANK = r"rank \d+, alpha \S+, "
+_ADAPTER_LINE = re.compile(rf"^A LoRA adapter.*: {_RANK}{re.escape(_MADE_WITH)}$", re.M)
+_VERSION_LINE = re.compile(r"^- quantlora \d\S*$", re.M)
 
 
 def card_text(folder: Path, config: LoraConfig, base: str | None) -> str | None:
@@ -46,23 +56,31 @@ def card_text(folder: Path, config: LoraConfig, base: str | None) -> str | None:
     there = folder / CARD
     base = base if base and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", base) else None
     base = None if base and Path(base).exists() else base
+    values = _values(config, base)
     if not there.is_file():
-        return _written(_text(folder.name, config, base), base)
+        return _written(_TEXT.format(title=folder.name, **values), base)
     try:
         old = there.read_text(encoding="utf-8")
-        return _written(old, base)
+        return _written(_renewed(old, values), base)
     except (OSError, ValueError, _yaml_error()):
         return None
 
 
-def _text(title: str, config: LoraConfig, base: str | None) -> str:
-    return _TEXT.format(
-        title=title,
-        of=f" for [{base}](https://huggingface.co/{base})" if base else "",
-        r=config.r,
-        alpha=config.lora_alpha,
-        version=importlib.metadata.version("quantlora"),
-    )
+def _values(config: LoraConfig, base: str | None) -> dict[str, Any]:
+    return {
+        "of": f" for [{base}](https://huggingface.co/{base})" if base else "",
+        "r": config.r,
+        "alpha": config.lora_alpha,
+        "version": importlib.metadata.version("quantlora"),
+    }
+
+
+def _renewed(text: str, values: dict[str, Any]) -> str:
+    """``text`` with our own lines, where it has them, as they are for the adapter saved now."""
+    if not _ADAPTER_LINE.search(text):
+        return text
+    text = _ADAPTER_LINE.sub(lambda _: _ADAPTER.format(**values), text)
+    return _VERSION_LINE.sub(lambda _: _VERSION.format(**values), text)
 
 
 def _written(text: str, base: str | None) -> str:

@@ -15,8 +15,8 @@ OWN = (
 )
 
 
-def saved(folder, base="owner/base"):
-    model = quantlora.wrap(tiny_llama(), r=2)
+def saved(folder, base="owner/base", r=2):
+    model = quantlora.wrap(tiny_llama(), r=r)
     model.name_or_path = base
     quantlora.save_adapter(model, folder)
     return (folder / "README.md").read_text()
@@ -42,6 +42,18 @@ def test_somebodys_card_keeps_its_text_and_fields(tmp_path):
     assert card.text == ModelCard(OWN).text
     assert (card.data.license, card.data.library_name) == ("mit", "mine")
     assert card.data.tags == ["poems", "lora", "quantlora", "base_model:adapter:owner/base"]
+
+
+def test_a_card_of_ours_follows_the_adapter_that_is_saved_over_it(tmp_path):
+    fresh = saved(tmp_path / "adapter", r=4)
+    saved(tmp_path / "adapter", r=2)
+    assert saved(tmp_path / "adapter", r=4) == fresh
+
+
+def test_what_somebody_added_to_a_card_of_ours_stays(tmp_path):
+    old = saved(tmp_path, r=2) + "\nTrained on poems; rank 2 was enough.\n"
+    (tmp_path / "README.md").write_text(old)
+    assert saved(tmp_path, r=4) == old.replace(": rank 2,", ": rank 4,")
 
 
 @pytest.mark.parametrize("text", ["Only text.\n", "", "# Title\n---\nA line above.\n"])

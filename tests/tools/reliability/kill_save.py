@@ -10,6 +10,8 @@ from pathlib import Path
 from torch import nn
 
 import quantlora
+from quantlora.checkpoint.model_card import CARD
+from quantlora.checkpoint.place import CONFIG, SIDE, WEIGHTS
 from quantlora.checkpoint.read import read_adapter
 from tests.files import killed_at_each_line
 from tests.tools.reliability.forks import run
@@ -62,6 +64,7 @@ def found(folder: Path, models: dict[int, nn.Module]) -> tuple[str, str]:
     whole = wanted.keys() == saved.tensors.keys() and all(
         saved.tensors[key].equal(tensor) for key, tensor in wanted.items()
     )
+    whole = whole and f": rank {r}," in (folder / CARD).read_text()
     return ENDS[r], "" if whole else "a mixture of two adapters"
 
 
@@ -69,7 +72,7 @@ def _not_recovered(folder: Path, models: dict[int, nn.Module]) -> str:
     """The next save must go through, and leave no litter and nothing else lost."""
     ended = run(lambda: quantlora.save_adapter(models[4], folder))
     names = {path.name for path in (*folder.iterdir(), *folder.parent.glob(".*"))}
-    wanted = {"adapter_config.json", "adapter_model.safetensors", "quantlora.json", "optimizer.pt"}
+    wanted = {CONFIG, WEIGHTS, SIDE, CARD, "optimizer.pt"}
     return ended.error or ("" if names == wanted else f"left over or lost: {names ^ wanted}")
 
 

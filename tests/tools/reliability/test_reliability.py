@@ -55,7 +55,7 @@ def test_a_save_that_leaves_litter_is_noticed(monkeypatch):
 
 
 def test_a_file_that_is_taken_as_it_comes_is_noticed(monkeypatch):
-    monkeypatch.setattr(weights_file, "_check_values", lambda *_: None)
+    monkeypatch.setattr(weights_file, "check_values", lambda *_: None)
     assert run_trial(BY_NAME["mutated-files"], 60, seed=0).faults
 
 
