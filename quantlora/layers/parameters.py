@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from quantlora.config.patterns import by_pattern
 from quantlora.errors import AdapterError
 from quantlora.formats.autocast import autocast_off
 from quantlora.formats.offloaded import is_offloaded
@@ -27,6 +28,7 @@ from quantlora.formats.parameters import call_with, weights
 from quantlora.formats.seen import Seen, transformed
 from quantlora.layers.layer import LoraLayer
 from quantlora.layers.read_weight import read_weight
+from quantlora.names import plain_path
 
 if TYPE_CHECKING:
     from quantlora.config.lora_config import LoraConfig
@@ -46,6 +48,8 @@ class LoraParameters(LoraLayer):
         super().__init__(base_layer, quantizer, path)
         self.shapes = {name: one.shape for name, one in weights(base_layer).items()}
         self.transposed = bool(getattr(base_layer, "is_transposed", False))
+        #: By adapter and parameter: its scale, as a multiple of the adapter's.
+        self.relative_scales: dict[str, dict[str, float]] = {}
 
     @classmethod
     def accepts(cls, base_layer: nn.Module, quantizer: Quantizer) -> bool:
@@ -79,7 +83,7 @@ class LoraParameters(LoraLayer):
         for name in names:
             for key, (A, B) in self._factors(name).items():
                 own = self.base_layer._parameters.get(key)
-                parts.setdefault(key, (own, []))[1].append((A, B, self.scaling[name]))
+                parts.setdefault(key, (own, []))[1].append((A, B, self._scale(name, key)))
         return parts
 
     def _counting(self) -> tuple[str, ...]:
@@ -105,7 +109,12 @@ class LoraParameters(LoraLayer):
     def deltas(self, name: str) -> dict[str, Tensor]:
         """The update of each parameter, in the parameter's shape."""
         factors = self._factors(name)
-        return {key: self._delta(key, *pair, self.scaling[name]) for key, pair in factors.items()}
+        return {
+            key: self._delta(key, *pair, self._scale(name, key)) for key, pair in factors.items()
+        }
+
+    def _scale(self, name: str, key: str) -> float:
+        return self.scaling[name] * self.relative_scales[name][key]
 
     def _delta(self, key: str, A: Tensor, B: Tensor, scaling: float) -> Tensor:
         with autocast_off(A):
@@ -165,8 +174,10 @@ class LoraParameters(LoraLayer):
 
     def add_factors(self, name: str, config: LoraConfig, r: int, dtype: torch.dtype) -> None:
         A, B = nn.ModuleDict(), nn.ModuleDict()
+        scales: dict[str, float] = {}
         for key in picked_parameters(self.path, self.shapes, config):
             experts, out, into = self._sizes(self.shapes[key])
+            r, scales[key] = self._rank_and_scale(key, config)
             device = self.quantizer.device(self.base_layer)
             place: dict[str, Any] = {"bias": False, "device": device, "dtype": dtype}
             A[key] = nn.Linear(into, r * experts, **place)
@@ -174,6 +185,17 @@ class LoraParameters(LoraLayer):
         for parameter in (*A.parameters(), *B.parameters()):
             nn.init.zeros_(parameter)
         self.lora_A[name], self.lora_B[name] = A, B
+        first = next(iter(scales.values()))
+        self.relative_scales[name] = {key: scale / first for key, scale in scales.items()}
+
+    def _rank_and_scale(self, key: str, config: LoraConfig) -> tuple[int, float]:
+        """PEFT gives ``gate_up_proj``, which is two projections, twice the rank of the others."""
+        path = f"{plain_path(self.path)}.{key}"
+        r = by_pattern(path, config.rank_pattern, config.r)
+        return r, config.scaling(r, by_pattern(path, config.alpha_pattern, config.lora_alpha))
+
+    def tables(self) -> tuple[Any, ...]:
+        return (*super().tables(), self.relative_scales)
 
     def adapter_tensors(self, name: str) -> dict[str, nn.Parameter]:
         """By PEFT's names: one wrapper around another for each parameter, the last outermost."""

@@ -9,8 +9,9 @@ from typing import Any
 from torch import nn
 
 from quantlora.adapters.adapter_modules import own_modules
-from quantlora.config.expressions import match, shortened
+from quantlora.config.expressions import shortened
 from quantlora.config.lora_config import LoraConfig
+from quantlora.config.patterns import by_pattern, ends_in
 from quantlora.config.picked_paths import TargetNames, is_all_linear
 from quantlora.discovery.registration import Registry
 from quantlora.errors import AdapterError, TargetError
@@ -90,29 +91,14 @@ def _target(path: str, layer: nn.Module, config: LoraConfig) -> Target:
 
 
 def _parameter_target(path: str, module: nn.Module, names: list[str], config: LoraConfig) -> Target:
-    """All parameters of one module share rank and alpha."""
-    each = [_target(f"{path}.{name}", module, config) for name in names]
-    found = {(one.r, one.lora_alpha) for one in each}
-    if len(found) > 1:
-        raise TargetError(
-            f"{path}: rank_pattern and alpha_pattern must give {', '.join(names)} the same rank "
-            f"and alpha, for they are in one module."
-        )
-    return Target(path, module, *found.pop(), tuple(names))
-
-
-def by_pattern(path: str, patterns: Mapping[str, Any], default: Any) -> Any:
-    """The value for ``path`` in a ``rank_pattern`` or ``alpha_pattern``: the first that matches."""
-    return next((value for key, value in patterns.items() if _ends_in(path, key)), default)
-
-
-def _ends_in(path: str, pattern: str) -> bool:
-    return match(rf"(.*\.)?({pattern})$", path) is not None
+    """With rank and alpha of the first; `LoraParameters` looks for those of the others."""
+    first = _target(f"{path}.{names[0]}", module, config)
+    return Target(path, module, first.r, first.lora_alpha, tuple(names))
 
 
 def _check_patterns(name: str, patterns: Mapping[str, Any], paths: list[str]) -> None:
     for pattern in patterns:
-        if not any(_ends_in(path, pattern) for path in paths):
+        if not any(ends_in(path, pattern) for path in paths):
             close = near(pattern, paths)
             hint = f" Near names: {', '.join(close)}." if close else f" Targets: {some(paths)}."
             raise TargetError(f"{name} {pattern!r} matches none of the targeted layers.{hint}")
