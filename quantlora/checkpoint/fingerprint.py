@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from quantlora.adapters.adapter_modules import own_modules
 from quantlora.adapters.modules_to_save import ModulesToSaveWrapper
+from quantlora.layers.layer import LoraLayer
 from quantlora.names import plain_path
 
 
@@ -20,6 +21,8 @@ def fingerprint(model: nn.Module) -> str | None:
     """
     digest, count = hashlib.sha256(), 0
     for path, module in own_modules(model):
+        if isinstance(module, LoraLayer):  # its weight is made when it is read, of two dimensions
+            continue
         plain = module.original_module if isinstance(module, ModulesToSaveWrapper) else module
         weight = getattr(plain, "weight", None)
         if not isinstance(weight, Tensor) or weight.ndim != 1 or not weight.is_floating_point():
