@@ -116,12 +116,14 @@ class Life(RuleBasedStateMachine):
     def delete(self, name: str) -> None:
         if self.tried(lambda: quantlora.delete_adapter(self.model, name)):
             del self.book[name]
-            self.active -= {name}
+            was, self.active = self.active, self.active - {name}
+            if was and not self.active:  # the oldest of the others answers, with a warning
+                self.active = {*list(self.book)[:1]}
 
     @rule(old=NAMES, new=NAMES)
     def rename(self, old: str, new: str) -> None:
         if self.tried(lambda: quantlora.rename_adapter(self.model, old, new)):
-            self.book[new] = self.book.pop(old)
+            self.book = {new if name == old else name: one for name, one in self.book.items()}
             self.active = {new if name == old else name for name in self.active}
 
     @rule(old=NAMES, new=NAMES)
