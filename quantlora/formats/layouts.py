@@ -13,9 +13,8 @@ from collections import OrderedDict
 from typing import cast
 
 from torch import Tensor, nn
-from torch.nn.utils.spectral_norm import SpectralNorm
-from torch.nn.utils.weight_norm import WeightNorm
 
+from quantlora.formats.around import computing_hooks
 from quantlora.formats.twin import twin
 
 #: Kinds that are targeted by name only, never by "all-linear".
@@ -105,14 +104,14 @@ def is_linear_kind(layer: nn.Module) -> bool:
 def with_weights(like: nn.Module, weight: Tensor, bias: Tensor | None) -> nn.Module:
     """A layer with ``like``'s class and settings, and weights of its own.
 
-    A weight that ``like`` computes (`parametrize`, weight or spectral norm) is a plain one here.
+    What ``like`` computes (`parametrize`, weight or spectral norm, `prune`) is plain here.
     """
     new = twin(like, {})
-    hooks = {k: one for k, one in like._forward_pre_hooks.items() if not _computes(one)}
-    if len(hooks) < len(like._forward_pre_hooks):
-        new._forward_pre_hooks = OrderedDict(hooks)
-        new._parameters = {k: one for k, one in new._parameters.items() if "weight_" not in k}
-        new._buffers = {k: one for k, one in new._buffers.items() if "weight_" not in k}
+    if computing := computing_hooks(like):
+        hooks = like._forward_pre_hooks.items()
+        new._forward_pre_hooks = OrderedDict((k, v) for k, v in hooks if k not in computing)
+        new._parameters = {k: v for k, v in new._parameters.items() if not _is_part(k)}
+        new._buffers = {k: v for k, v in new._buffers.items() if not _is_part(k)}
     given = {"weight": weight} if bias is None else {"weight": weight, "bias": bias}
     for name, one in given.items():
         vars(new).pop(name, None)
@@ -120,9 +119,9 @@ def with_weights(like: nn.Module, weight: Tensor, bias: Tensor | None) -> nn.Mod
     return new
 
 
-def _computes(hook: object) -> bool:
-    """Whether ``hook`` makes the weight anew before each forward."""
-    return isinstance(hook, (WeightNorm, SpectralNorm)) and hook.name == "weight"
+def _is_part(name: str) -> bool:
+    """Whether a hook computes the weight or bias from the tensor called ``name``."""
+    return name.startswith(("weight_", "bias_"))
 
 
 def linear_from(weight: Tensor, bias: Tensor | None = None) -> nn.Linear:

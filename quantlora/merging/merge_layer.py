@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from quantlora.discovery.registration import registry
 from quantlora.errors import MergeError
-from quantlora.formats.around import computing_hooks, own_forward
+from quantlora.formats.around import own_forward
 from quantlora.formats.autocast import without_autocast
 from quantlora.formats.layouts import linear_from
 from quantlora.formats.offloaded import onloaded
@@ -104,12 +104,10 @@ def _unchanged(job: _Job, before: Tensor, mode: str) -> tuple[nn.Module, Quantiz
 
 def _check_surroundings(path: str, base: nn.Module, quantizer: Quantizer) -> None:
     """What cannot be put around the merged layer again."""
-    forward = quantizer.name == FLOAT and own_forward(base, quantizer) is not None
-    if forward or (computing_hooks(base) and not isinstance(base, nn.Linear)):
-        what = "a forward of its own" if forward else "a weight that is computed by a hook"
+    if quantizer.name == FLOAT and own_forward(base, quantizer) is not None:
         raise MergeError(
-            f"{path}: the layer has {what}, which is not the merged layer's. Keep the adapter "
-            f"unmerged, or leave this layer out."
+            f"{path}: the layer has a forward of its own, which is not the merged layer's. Keep "
+            f"the adapter unmerged, or leave this layer out."
         )
 
 

@@ -34,7 +34,13 @@ class Normed(nn.Embedding):
         return torch.nn.functional.normalize(super().forward(input), dim=-1)
 
 
-def test_an_embedding_that_does_more_is_refused_by_name() -> None:
-    model = quantlora.wrap(nn.Sequential(Normed(9, 4)), r=2, target_modules=["0"])
-    with pytest.raises(quantlora.LayerError, match="0: Normed does more than look rows up"):
+class Times7(nn.Embedding):
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input) * 7
+
+
+@pytest.mark.parametrize("kind", [Normed, Times7])
+def test_an_embedding_that_does_more_is_refused_by_name(kind: type[nn.Embedding]) -> None:
+    model = quantlora.wrap(nn.Sequential(kind(9, 4)), r=2, target_modules=["0"])
+    with pytest.raises(quantlora.LayerError, match=f"0: {kind.__name__} does more than look rows"):
         model(torch.arange(9))

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrizations, spectral_norm, weight_norm
+from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
 
 import quantlora
 from quantlora.errors import MergeError
@@ -36,11 +36,6 @@ class Clamped(nn.Conv1d):
         return super().forward(x).clamp(-0.1, 0.1)
 
 
-class ScaledEmbedding(nn.Embedding):
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x) * 7
-
-
 def conv(kind: Any = nn.Conv1d, **fields: Any) -> Any:
     return lambda: kind(4, 6, 3, **fields)
 
@@ -63,7 +58,9 @@ SPECIAL: dict[str, tuple[Any, Tensor]] = {
     "old weight norm": (lambda: weight_norm(nn.Conv2d(4, 6, 3)), X[2]),
     "old spectral norm": (lambda: spectral_norm(nn.Conv2d(4, 6, 3)), X[2]),
     "max_norm": (lambda: nn.Embedding(10, 8, max_norm=1.0), IDS),
-    "scaled embedding": (lambda: ScaledEmbedding(10, 8), IDS),
+    "pruned": (lambda: prune.random_unstructured(nn.Conv2d(4, 6, 3), "weight", 0.5), X[2]),
+    "pruned bias": (lambda: prune.random_unstructured(nn.Conv1d(4, 6, 3), "bias", 0.5), X[1]),
+    "pruned linear": (lambda: prune.random_unstructured(nn.Linear(9, 6), "weight", 0.5), X[1]),
 }
 
 
