@@ -97,11 +97,31 @@ def test_a_truncated_checkpoint_does_not_load(written, tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_that_lacks_a_layer_is_refused(written, tmp_path: Path) -> None:
-    """Transformers loads it with a warning and leaves the layer empty."""
+    """Transformers loads it with a warning and leaves the layer as the memory was."""
     folder = _copy(written, tmp_path)
     _drop(folder / "model.safetensors", UP)
-    with pytest.raises(Exception, match=f"(?s){UP}.*(scales|qweight)"):
+    with pytest.raises(Exception, match=f"(?s){UP}.*(cannot be read|scales|qweight)"):
         wrap(gptq_loading.load(folder), r=2)
+
+
+@pytest.mark.parametrize(
+    ("byte", "scale", "text"),
+    [
+        (0, 0.0, "scales are zero"),
+        (0, 0.01, "g_idx names 1 group of 4"),
+        (1, 0.01, "g_idx names groups 16843009 to 16843009, but there are 4"),
+        (255, 0.01, "g_idx names groups -1 to -1, but there are 4"),
+        (255, float("nan"), "scales hold NaN"),
+    ],
+)
+def test_memory_that_nothing_was_loaded_into_is_no_layer(load, byte, scale, text) -> None:
+    model = load(Recipe())
+    layer = model.get_submodule(UP)
+    for name in ("qweight", "qzeros", "g_idx"):
+        getattr(layer, name).view(torch.uint8).fill_(byte)
+    layer.scales.fill_(scale)
+    with pytest.raises(BackendError, match=f"{UP}: this GPTQ layer cannot be read: .*{text}"):
+        wrap(model, r=2)
 
 
 def test_groups_of_unequal_size_are_read_by_the_index(load) -> None:
