@@ -209,6 +209,6 @@ def test_plain_module_gets_no_methods():
 def test_failing_wrap_attaches_nothing():
     model = base()
     before = set(vars(model))
-    with pytest.raises(quantlora.ConfigError):
-        quantlora.wrap(model, r=2, rank_pattern={"down_proj": 10**6})
+    with pytest.raises(quantlora.ConfigError, match=r"down_proj: rank 1000000 is larger"):
+        quantlora.wrap(model, r=2, rank_pattern={"down_proj": 10**6}, init_lora_weights="pissa")
     assert set(vars(model)) == before

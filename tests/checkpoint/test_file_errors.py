@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pickle
 import struct
 import sys
+from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, strategies as st
 from safetensors.torch import load_file, save_file
 
 import quantlora
 from quantlora import AdapterError, AdapterFileError, ConfigError
+from quantlora.checkpoint.place import folders_of
+from quantlora.names import check_name
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
@@ -295,10 +300,41 @@ def test_note_of_another_form_is_ignored_with_a_warning(saved, make_base, note):
         quantlora.load_adapter(make_base(), saved)
 
 
-@pytest.mark.parametrize("name", ["../up", "a/b", "", ".", "a.b", "/tmp"])
-def test_adapter_name_cannot_leave_the_folder(saved, name, make_base):
-    with pytest.raises(ConfigError, match="letters, digits"):
+LEADING_OUT = [
+    "../up", "", ".", "..", "a.b", "/tmp", "a/../../b", "a//b", "a/", "..\\up", "C:up", "a\0b",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LEADING_OUT)
+def test_adapter_name_that_could_leave_the_folder_is_refused(saved, name, make_base):
+    with pytest.raises(ConfigError, match="it becomes a folder's name"):
         quantlora.load_adapter(make_base(), saved, name)
+
+
+@given(name=st.text(alphabet="ab./\\ ~:\0\n\u2024\u2025\uff0eé", min_size=1, max_size=9))
+def test_whatever_an_adapter_is_called_it_is_saved_inside_its_folder(name):
+    root = Path(os.path.realpath("/somewhere/out"))
+    with contextlib.suppress(ConfigError):
+        check_name(name)
+        assert Path(os.path.realpath(folders_of(root, name)[1])).is_relative_to(root)
+
+
+@pytest.mark.parametrize("name", ["a/b", "sql v2", "~", "\uff0e\uff0e/up"])
+def test_a_free_name_writes_nothing_beside_the_folder(make_wrapped, tmp_path, name):
+    quantlora.save_adapter(make_wrapped(adapter_name=name), tmp_path / "in" / "out", name)
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
+    assert [path.name for path in (tmp_path / "in").iterdir()] == ["out"]
+
+
+def test_a_link_in_a_name_s_first_part_is_not_written_through(make_wrapped, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "owner").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(AdapterFileError, match="link that leads elsewhere"):
+        quantlora.save_adapter(
+            make_wrapped(adapter_name="owner/name"), tmp_path / "out", "owner/name"
+        )
+    assert not any((tmp_path / "elsewhere").iterdir())
 
 
 def test_link_in_place_of_an_adapter_s_folder_is_not_written_through(make_wrapped, tmp_path):

@@ -177,7 +177,7 @@ def test_the_steps_are_on_record_with_the_run(run, arguments, tmp_path):
     run(*arguments)
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     assert record["options"]["steps"] == 12
-    assert set(record) == {"options", "data", "before"}
+    assert set(record) == {"options", "data", "model", "before"}
 
 
 def test_a_run_is_not_resumed_over_other_weights(run, arguments, tiny, tmp_path):
