@@ -52,6 +52,7 @@ class Inspection:
     kinds: tuple[Kind, ...]
     problems: tuple[str, ...]
     sizes: tuple[FormatSize, ...]
+    warnings: tuple[str, ...] = ()
 
     @property
     def linear_parameters(self) -> int:
@@ -95,6 +96,7 @@ def inspect_model(model: str, backend: str = AUTO, **fields: Any) -> Inspection:
         _kinds(found.rows, stored),
         (*found.problems, *[row.reason for row in found.rows if row.fails][:1]),
         tuple(format_sizes(known)),
+        found.warnings,
     )
 
 

@@ -23,6 +23,8 @@ def show(found: Inspection, console: Console) -> None:
     for problem in (found.problem, *found.problems):
         if problem:
             console.print(Text.assemble(("wrap would stop: ", "bold red"), problem), soft_wrap=True)
+    for warning in found.warnings:
+        console.print(Text.assemble(("wrap would warn: ", "yellow"), warning), soft_wrap=True)
 
 
 def _head(found: Inspection) -> Iterator[str]:

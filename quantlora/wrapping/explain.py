@@ -22,7 +22,7 @@ from quantlora.wrapping.all_linear import (
     output_heads,
 )
 from quantlora.wrapping.explanation import Explanation, LayerRow
-from quantlora.wrapping.plan import AUTO, PlannedLayer, check_model, plan_layer
+from quantlora.wrapping.plan import AUTO, PlannedLayer, check_model, plan_layer, too_wide
 from quantlora.wrapping.targets import Target, find_targets
 
 #: Fields of the config that take a layer out again, and how to say so.
@@ -77,7 +77,8 @@ def _explain(
             plan += [found] if isinstance(found, PlannedLayer) else []
         elif path and (looks_linear(layer, known) or computes_otherwise(layer, known)):
             rows.append(_row(path, layer, known, reason=_why_not(path, layer, model, config)))
-    return Explanation(tuple(rows), (*problems, *_problems_of_model(model, plan)))
+    warnings = tuple(filter(None, [too_wide(plan)]))
+    return Explanation(tuple(rows), (*problems, *_problems_of_model(model, plan)), warnings)
 
 
 def _try_plan(

@@ -35,10 +35,14 @@ class LayerRow:
 
 @dataclass(frozen=True)
 class Explanation:
-    """What `explain` found: one row per linear layer, and problems with the call as a whole."""
+    """What `explain` found: one row per linear layer, and problems with the call as a whole.
+
+    ``warnings`` are what `wrap` would get through with, and say.
+    """
 
     rows: tuple[LayerRow, ...]
     problems: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -55,7 +59,8 @@ class Explanation:
         lines = _aligned([head, *(_cells(row) for row in self.rows)])
         total = f"{len(self.wrapped)} of {len(self.rows)} linear layers get an adapter."
         problems = [f"wrap would stop: {problem}" for problem in self.problems]
-        return "\n".join([*lines, total, *problems])
+        warnings = [f"wrap would warn: {warning}" for warning in self.warnings]
+        return "\n".join([*lines, total, *problems, *warnings])
 
 
 def _cells(row: LayerRow) -> tuple[str, ...]:

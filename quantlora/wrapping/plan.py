@@ -71,7 +71,7 @@ def make_plan(
         registry.quantizer(backend)  # unknown, or its library missing: say so before the model
     targets = find_targets(model, config, registry, strict)
     plan = [plan_layer(target, config, backend, adapter, registry) for target in targets]
-    for notice in (_wide(plan), _left_out(model, config, registry)) if strict else ():
+    for notice in (too_wide(plan), _left_out(model, config, registry)) if strict else ():
         if notice:
             warnings.warn(notice, AdapterWarning, stacklevel=2)
     return plan
@@ -85,7 +85,7 @@ def _left_out(model: nn.Module, config: LoraConfig, registry: Registry) -> str:
     return left_out(modules, registry)
 
 
-def _wide(plan: list[PlannedLayer]) -> str:
+def too_wide(plan: list[PlannedLayer]) -> str:
     """What to say of ranks beyond what an update can have; empty where there are none."""
     wide = {one.path: one for one in plan if one.shape and one.target.r > min(one.shape)}
     if not wide:

@@ -105,8 +105,17 @@ def test_another_backend_than_the_checkpoints_is_said(folder):
     assert "the checkpoint is in format 'bitsandbytes_4bit'" in found["problem"]
 
 
-def test_a_rank_that_does_not_fit_is_said_and_exits_with_1(folder):
-    assert "use r <= 32" in run(folder(), "--rank", "33", code=1)
+def test_a_rank_above_a_layer_s_is_legal_and_said(folder):
+    text = run(folder(), "--rank", "33")
+    assert "wrap would warn: model.layers.0.self_attn.k_proj" in text
+    assert "rank 33, layer 32 x 64" in text
+    assert "wrap would" not in run(folder(), "--rank", "32")
+
+
+def test_a_rank_above_a_layer_s_is_in_the_json(folder):
+    (warning,) = facts(folder(), "--rank", "33")["warnings"]
+    assert "no more rank than 32" in warning
+    assert facts(folder(), "--rank", "32")["warnings"] == []
 
 
 @pytest.mark.parametrize(

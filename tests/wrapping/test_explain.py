@@ -143,3 +143,12 @@ def test_the_table_has_a_line_for_each_layer_and_a_total(model):
     assert lines[0].split()[:4] == ["path", "layer", "shape", "format"]
     assert lines[1].split()[:5] == ["layers.0.up", "Linear", "16", "x", "8"]
     assert lines[-1] == "4 of 5 linear layers get an adapter."
+
+
+def test_what_wrap_would_warn_of_is_said(model):
+    found = quantlora.explain(model, r=1000, target_modules=["up"])
+    assert found.ok
+    assert "wrap would warn: " in str(found)
+    with pytest.warns(quantlora.AdapterWarning) as said:
+        quantlora.wrap(model, r=1000, target_modules=["up"])
+    assert found.warnings == (str(said[0].message),)
