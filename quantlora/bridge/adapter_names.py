@@ -14,7 +14,7 @@ from torch import nn
 
 from quantlora.adapters.mixed_batch import assign_samples, clear_samples
 from quantlora.errors import AdapterError
-from quantlora.layers.calls import mark, unmark
+from quantlora.layers.calls import mark, may_be_marked, unmark
 
 _KEYWORD = "adapter_names"
 
@@ -51,11 +51,23 @@ def _before(model: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
             "is forgotten by then: use quantlora.mixed_batch(model, names) around forward and "
             "backward."
         )
-    assign_samples(model, names)
-    mark(model)
+    _begin(model, names)
     return args, kwargs
 
 
 def _after(model: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+    if may_be_marked(model):
+        _end(model)
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _begin(model: nn.Module, names: Any) -> None:
+    """What a thread keeps for itself is no part of a graph."""
+    assign_samples(model, names)
+    mark(model)
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _end(model: nn.Module) -> None:
     if unmark(model):
         clear_samples(model)

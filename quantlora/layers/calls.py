@@ -8,6 +8,7 @@ same, for a compiled graph can only depend on those.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -18,6 +19,8 @@ from torch import Tensor
 from quantlora.layers.plain_owners import refuse_plain_owner
 
 _KEY = "quantlora_calls"
+_MARKED = "_quantlora_marked"
+_LOCK = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -115,14 +118,29 @@ def switch_off(things: Collection[Any], off: bool) -> None:
 def mark(model: object) -> None:
     """Note that this thread is in a forward of ``model`` which a hook has to close."""
     _store(replace(calls(), marked=calls().marked | {id(model)}))
+    _count(model, 1)
+
+
+def may_be_marked(model: object) -> bool:
+    """Whether this thread may have marked ``model``; a traced graph can ask whether any has."""
+    return not torch.compiler.is_compiling() or _MARKED in vars(model)
 
 
 def unmark(model: object) -> bool:
     """Take the note away; whether there was one."""
     was = id(model) in calls().marked
     if was:
+        _count(model, -1)
         _store(replace(calls(), marked=calls().marked - {id(model)}))
     return was
+
+
+def _count(model: object, change: int) -> None:
+    """Note on ``model`` itself how many threads have marked it, if any."""
+    with _LOCK:
+        marked = vars(model).pop(_MARKED, 0) + change
+        if marked:
+            vars(model)[_MARKED] = marked
 
 
 def _store(new: Calls) -> None:

@@ -95,6 +95,17 @@ def test_disabled_adapters_are_seen(x: Tensor, counter: CompileCounterWithBacken
     assert not torch.allclose(on, off)
 
 
+def test_adapter_names_are_seen(counter: CompileCounterWithBackend) -> None:
+    model = tiny_llama(num_hidden_layers=1)
+    quantlora.wrap(model, r=2, init_lora_weights=False).eval()
+    compiled, ids = torch.compile(model, backend=counter), torch.arange(3, 19).view(2, 8)
+    with torch.no_grad():
+        for names in (None, ["default", "__base__"], ["__base__", "default"], None):
+            given = {} if names is None else {"adapter_names": names}
+            found, wanted = (one(input_ids=ids, **given).logits for one in (compiled, model))
+            torch.testing.assert_close(found, wanted)
+
+
 @pytest.mark.parametrize("dora", [False, True])
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_the_graph_keeps_no_float_copy_of_a_packed_weight(
