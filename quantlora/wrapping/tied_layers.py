@@ -8,13 +8,13 @@ from quantlora.adapters.adapter_modules import plain_module
 from quantlora.adapters.modules_to_save import ModulesToSaveWrapper
 from quantlora.adapters.state import adapter_state, has_adapters
 from quantlora.config.lora_config import LoraConfig
+from quantlora.config.patterns import by_pattern
 from quantlora.errors import AdapterError, ConfigError, warn
 from quantlora.layers.embedding import LoraEmbedding
 from quantlora.layers.hooks import move_hooks
 from quantlora.layers.layer import LoraLayer
 from quantlora.layers.tied import TiedLayer
 from quantlora.layers.trained_tokens import TrainedTokens
-from quantlora.wrapping.targets import by_pattern
 from quantlora.wrapping.ties import ties_of
 
 
