@@ -18,12 +18,11 @@ from torch import Tensor, nn
 from quantlora.adapters.adapter_modules import own_modules
 from quantlora.checkpoint.keys import PREFIX, split_key
 from quantlora.config.lora_config import LoraConfig
-from quantlora.config.patterns import as_pattern
+from quantlora.config.patterns import as_pattern, by_pattern
 from quantlora.config.picked_paths import TargetNames, is_all_linear
 from quantlora.errors import AdapterFileError
 from quantlora.names import plain_path
 from quantlora.transformers_models import is_transformers_model
-from quantlora.wrapping.targets import by_pattern
 
 #: What stands before a name where a model was wrapped once more before it was saved.
 _BEFORE = (PREFIX, "base_model.", "module.")

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from quantlora.checkpoint.match_tensors import check_finite, check_shapes
 from quantlora.config.lora_config import LoraConfig
+from quantlora.config.patterns import by_pattern
 from quantlora.errors import AdapterError
 from quantlora.layers.layer import LoraLayer
-from quantlora.wrapping.targets import by_pattern
 
 
 def file_scaling(path: str, layer: LoraLayer, name: str, config: LoraConfig) -> float:
