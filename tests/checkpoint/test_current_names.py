@@ -105,8 +105,9 @@ VISION = {
 
 def qwen2_vl() -> nn.Module:
     rope = {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 1e4}
+    field = "rope_parameters" if transformers.__version__ >= "5" else "rope_scaling"
     config = transformers.Qwen2VLConfig(
-        text_config={**TEXT, "rope_parameters": rope},
+        text_config={**TEXT, field: rope},
         vision_config={"depth": 1, "embed_dim": 32, "hidden_size": 32, "num_heads": 2},
         image_token_id=100,
         video_token_id=101,
