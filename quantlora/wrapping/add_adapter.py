@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from quantlora.adapters.adapter_modules import frozen_modules
 from quantlora.adapters.disabling import enable_adapters
 from quantlora.adapters.modules_to_save import ModulesToSaveWrapper
 from quantlora.adapters.state import AdapterState, adapter_state, has_adapters, set_state
@@ -197,6 +198,6 @@ def _leave_fast_paths(model: nn.Module) -> None:
 
     A mixed batch needs one by sample.
     """
-    for module in model.modules():
+    for _, module in frozen_modules(model):
         if isinstance(module, nn.TransformerEncoderLayer):
             module.activation_relu_or_gelu = 0
