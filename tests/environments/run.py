@@ -29,7 +29,7 @@ NOT_HERE = "not peft"
 #: Suites of each environment; those that need a library which is not there skip themselves.
 SUITES = {
     "auto-gptq": [*SHARED, "plugins/gptq", "plugins/qalora"],
-    "gptqmodel-2.2": [*SHARED, "plugins/gptq", "plugins/qalora"],
+    "gptqmodel-2.2": ["tests/adapters", "tests/life", "plugins/gptq", "plugins/qalora"],
 }
 
 #: In first, because what follows is built without isolation, against this torch.
