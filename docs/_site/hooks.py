@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 TOP = {
     "README.md": "index.md",
     "CHANGELOG.md": "changelog.md",
-    "CONTRIBUTING.md": "active_unmerged.md",
+    "CONTRIBUTING.md": "contributing.md",
     "SECURITY.md": "security.md",
 }
 #: How a file of code is shown.
