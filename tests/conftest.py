@@ -7,14 +7,14 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-import torch
-from torch import Tensor
 
-import quantlora
-from tests.tools.small_models import Model
+if TYPE_CHECKING:  # torch and huggingface_hub read the settings below when they are imported
+    from torch import Tensor
+
+    from tests.tools.small_models import Model
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # processes side by side must not share out each core twice
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -48,12 +48,18 @@ def run_python() -> RunPython:
 
 @pytest.fixture
 def model() -> Model:
+    import torch
+
+    from tests.tools.small_models import Model
+
     torch.manual_seed(0)
     return Model()
 
 
 @pytest.fixture
 def x() -> Tensor:
+    import torch
+
     return torch.randn(5, 8, generator=torch.Generator().manual_seed(1))
 
 
@@ -62,6 +68,8 @@ def wrapped(model: Model) -> Callable[..., Model]:
     """The model with random A and B on ``q_proj`` and ``up_proj``, or as the fields say."""
 
     def make(adapter_name: str = "default", **fields: Any) -> Model:
+        import quantlora
+
         given = {"r": 2, "target_modules": ["q_proj", "up_proj"], "init_lora_weights": False}
         return quantlora.wrap(model, adapter_name=adapter_name, **{**given, **fields})
 
