@@ -100,7 +100,11 @@ class WeightFiles:
 
 
 def read_index(file: Path) -> dict[str, str]:
-    """Which file holds a tensor, by its key; all of them within the index's own folder."""
+    """Which file holds a tensor, by its key; all of them within the index's own folder.
+
+    Raises:
+        ConfigError: the index is damaged, or names a file outside, by its path or by a link.
+    """
     try:
         index = json.loads(file.read_text("utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -113,9 +117,36 @@ def read_index(file: Path) -> dict[str, str]:
             f"{file} names {outside[0]!r}, which is not in its folder, and is not opened. Ask "
             f"whoever made it for a model whose files are side by side."
         )
+    if links := [name for name in dict.fromkeys(places.values()) if _leads_out(file.parent, name)]:
+        raise ConfigError(
+            f"{file} names {links[0]!r}, a link to {(file.parent / links[0]).resolve()}, which is "
+            f"not in its folder, and is not opened. If you trust that file, copy it to where the "
+            f"link is."
+        )
     return places
 
 
 def _is_within(name: str) -> bool:
     path = PureWindowsPath(name)  # which takes both kinds of slashes, and drives
     return bool(path.parts) and not path.anchor and ".." not in path.parts and "\0" not in name
+
+
+def _leads_out(folder: Path, name: str) -> bool:
+    """Whether links lead from ``name`` to a file that is none of the model's."""
+    try:
+        file = (folder / name).resolve(strict=True)
+    except (OSError, RuntimeError):  # missing, or a circle of links: said when it is opened
+        return False
+    home = folder.resolve()
+    return not any(file.is_relative_to(one) for one in (home, *_hub_blobs(home)))
+
+
+def _hub_blobs(folder: Path) -> list[Path]:
+    """Where the files of a snapshot in the hub's cache are: ``models--x--y/snapshots/revision``
+    has links to ``models--x--y/blobs``.
+    """
+    return [
+        one.parent / "blobs"
+        for one in folder.parents
+        if one.name == "snapshots" and "--" in one.parent.name
+    ]

@@ -103,9 +103,49 @@ def test_an_index_opens_no_file_outside_its_folder(
         WeightFiles(folder)
 
 
-def test_links_and_sub_folders_are_files_of_the_folder(tmp_path: Path) -> None:
-    (tmp_path / "model" / "sub").mkdir(parents=True)
-    save_file({"a.weight": torch.ones(2, 2)}, tmp_path / "blob")  # as the hub's cache has it
-    (tmp_path / "model" / "sub" / "x.safetensors").symlink_to(tmp_path / "blob")
-    (tmp_path / "model" / INDEX).write_text('{"weight_map": {"a.weight": "sub/x.safetensors"}}')
-    assert torch.equal(WeightFiles(tmp_path / "model")("a"), torch.ones(2, 2))
+def linked(folder: Path, to: Path) -> Path:
+    """``folder``, with an index that names ``sub/x.safetensors``, a link to the file ``to``."""
+    (folder / "sub").mkdir(parents=True)
+    to.parent.mkdir(parents=True, exist_ok=True)
+    save_file({"a.weight": torch.ones(2, 2)}, to)
+    (folder / "sub" / "x.safetensors").symlink_to(to)
+    (folder / INDEX).write_text('{"weight_map": {"a.weight": "sub/x.safetensors"}}')
+    return folder
+
+
+@pytest.mark.parametrize("place", ["secret", "blobs/secret", "model-2/secret", "model/../secret"])
+def test_a_link_that_leads_out_of_its_folder_is_not_opened(place: str, tmp_path: Path) -> None:
+    folder = linked(tmp_path / "model", tmp_path / place)
+    with pytest.raises(ConfigError, match=r"a link to .*secret, which is not in its folder"):
+        WeightFiles(folder)
+
+
+def test_a_folder_that_is_a_link_leads_out_no_more_than_others(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    linked(tmp_path / "outside", tmp_path / "outside" / "blob")
+    (folder / "sub").symlink_to(tmp_path / "outside" / "sub")
+    (folder / INDEX).write_text('{"weight_map": {"a.weight": "sub/x.safetensors"}}')
+    with pytest.raises(ConfigError, match="which is not in its folder"):
+        WeightFiles(folder)
+
+
+@pytest.mark.parametrize("place", ["model/sub/y", "model/y"])
+def test_links_within_the_folder_and_sub_folders_are_its_files(place: str, tmp_path: Path) -> None:
+    linked(tmp_path / "model", tmp_path / place)
+    (tmp_path / "by another name").symlink_to(tmp_path / "model")
+    assert torch.equal(WeightFiles(tmp_path / "by another name")("a"), torch.ones(2, 2))
+
+
+@pytest.mark.parametrize("inner", ["", "transformer"])
+def test_a_snapshot_of_the_hub_s_cache_opens_its_own_blobs(inner: str, tmp_path: Path) -> None:
+    repo = tmp_path / "models--owner--name"
+    folder = linked(repo / "snapshots" / "0123abc" / inner, repo / "blobs" / "4567def")
+    assert torch.equal(WeightFiles(folder)("a"), torch.ones(2, 2))
+
+
+def test_a_snapshot_opens_no_blobs_of_other_models(tmp_path: Path) -> None:
+    snapshot = tmp_path / "models--owner--name" / "snapshots" / "0123abc"
+    linked(snapshot, tmp_path / "models--owner--private" / "blobs" / "4567def")
+    with pytest.raises(ConfigError, match="which is not in its folder, and is not opened"):
+        WeightFiles(snapshot)
