@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from torch import nn
 
 from quantlora.adapters.adapter_modules import adapter_modules
+from quantlora.adapters.recorded import stop_training
 from quantlora.adapters.state import adapter_state
 from quantlora.errors import AdapterError
 
@@ -36,7 +37,7 @@ def leave_biases(model: nn.Module) -> None:
     merged = {name for _, module in adapter_modules(model) for name in module.merged_adapters}
     for adapter, biases in adapter_state(model).biases.items():
         for one in biases:
-            one.own.requires_grad_(False)
+            stop_training(one.own)
             one.place() if adapter in merged else one.restore()
 
 

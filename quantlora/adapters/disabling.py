@@ -1,6 +1,7 @@
 """Adapters off: for one block in one thread, or until they are enabled again.
 
-While they are off they are not trained either, as in PEFT: their parameters need no gradient. That
+While they are off they are not trained either, as in PEFT: their parameters need no gradient, but
+that of a forward from before. That
 cannot be said of one thread alone, so the last one to leave gives it back.
 """
 
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from quantlora.adapters.adapter_modules import adapter_modules, adapter_parameters
 from quantlora.adapters.biases import place_biases
+from quantlora.adapters.recorded import stop_training
 from quantlora.adapters.state import AdapterState, adapter_state, has_adapters
 from quantlora.errors import AdapterError
 from quantlora.layers.calls import switch_off
@@ -85,7 +87,7 @@ def train_only(model: nn.Module, names: list[str]) -> None:
     with _LOCK:
         for tensor in _all_of_adapters(model, state):
             if tensor.requires_grad:
-                tensor.requires_grad_(False)
+                stop_training(tensor)
         if state.pauses:
             state.paused = chosen
             return
@@ -122,7 +124,7 @@ def _pause(model: nn.Module, state: AdapterState) -> None:
             tensors = trainable_tensors(model, list(state.configs))
             state.paused = [one for one in tensors if one.requires_grad and one.is_leaf]
             for tensor in state.paused:
-                tensor.requires_grad_(False)
+                stop_training(tensor)
         state.pauses += 1
 
 
