@@ -7,28 +7,33 @@ import sys
 from types import FrameType
 
 
+class RememberedInterrupt:
+    """Python's own handler of Ctrl-C, which also remembers that it was pressed."""
+
+    pressed = False
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        self.pressed = True
+        signal.default_int_handler(number, frame)
+
+
 def main() -> None:
     """Run the command; Ctrl-C ends it with exit code 130, also while libraries are loaded.
 
     Some of them turn the interrupt into an error of their own, so it is remembered here.
     """
-    pressed: list[int] = []
-
-    def remember(number: int, frame: FrameType | None) -> None:
-        pressed.append(number)
-        signal.default_int_handler(number, frame)
-
-    signal.signal(signal.SIGINT, remember)
+    handler = RememberedInterrupt()
+    signal.signal(signal.SIGINT, handler)
     try:
         from quantlora.cli import app
 
         app(prog_name="quantlora")
     except SystemExit as end:
-        if not (pressed and end.code):
+        if not (handler.pressed and end.code):
             raise
         sys.exit(130)
     except BaseException:
-        if not pressed:
+        if not handler.pressed:
             raise
         print("interrupted.", file=sys.stderr)
         sys.exit(130)

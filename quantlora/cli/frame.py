@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -13,13 +12,11 @@ from rich.text import Text
 from typer.core import TyperGroup
 
 from quantlora.cli.plugin_commands import plugin_commands
-from quantlora.discovery.entry_points import text_of
+from quantlora.env.unforeseen import unforeseen, wants_traceback, was_interrupted
 from quantlora.errors import QuantloraError
 
 #: What a shell expects of a program that ended by SIGINT.
 INTERRUPTED = 130
-#: Set to 1 to see where an error that nobody has foreseen comes from.
-TRACEBACK = "QUANTLORA_TRACEBACK"
 
 
 def print_error(error: BaseException | str) -> None:
@@ -54,20 +51,22 @@ def answered() -> Iterator[None]:
     """Whatever ends the block ends in one message; the traceback only where it is asked for."""
     try:
         yield
-    except KeyboardInterrupt:
-        Console(stderr=True, highlight=False).print("interrupted.")
-        raise typer.Exit(INTERRUPTED) from None
-    except QuantloraError as error:
-        print_error(error)
-        raise typer.Exit(1) from None
-    except Exception as error:
-        if hasattr(error, "exit_code") or isinstance(error, typer.Abort):  # typer's own
+    except BaseException as error:
+        if _is_typers_own(error):
             raise
-        if os.environ.get(TRACEBACK) == "1":
+        if was_interrupted(error):
+            Console(stderr=True, highlight=False).print("interrupted.")
+            raise typer.Exit(INTERRUPTED) from None
+        if not isinstance(error, Exception):
             raise
-        text = " ".join(text_of(error).split())
-        print_error(
-            f"{type(error).__name__}: {text}. Nobody has foreseen this: please report it, with "
-            f"what {TRACEBACK}=1 shows."
-        )
+        if isinstance(error, QuantloraError):
+            print_error(error)
+        elif wants_traceback():
+            raise
+        else:
+            print_error(unforeseen(error))
         raise typer.Exit(1) from None
+
+
+def _is_typers_own(error: BaseException) -> bool:
+    return hasattr(error, "exit_code") or isinstance(error, typer.Abort | SystemExit)

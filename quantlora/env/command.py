@@ -12,6 +12,7 @@ from rich.console import Console
 from quantlora.env.clean_output import strays_to_stderr
 from quantlora.env.report import Report, make_report
 from quantlora.env.show import as_json, as_markdown, show
+from quantlora.env.unforeseen import unforeseen, wants_traceback, was_interrupted
 
 #: The report could not be made; that says nothing about the backends.
 TOOL_FAILED = 2
@@ -44,9 +45,15 @@ def env(
         with strays_to_stderr():
             report = make_report(backend, deep)
         _print(report, form)
-    except Exception:
-        traceback.print_exc()
-        typer.echo("error: the report failed; please report this traceback.", err=True)
+    except Exception as error:
+        if was_interrupted(error):
+            raise KeyboardInterrupt from None
+        if wants_traceback():
+            traceback.print_exc()
+        typer.echo(
+            f"error: the report failed, which says nothing about the backends. {unforeseen(error)}",
+            err=True,
+        )
         raise typer.Exit(TOOL_FAILED) from None
     raise typer.Exit(report.exit_code)
 

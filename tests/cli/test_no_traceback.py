@@ -46,6 +46,31 @@ def test_ctrl_c_while_libraries_load_ends_with_130(raised, tmp_path, run_python)
     assert done.stderr.strip() == "interrupted."
 
 
+@pytest.mark.parametrize(
+    ("after", "command"),
+    [
+        ("raise ModuleNotFoundError('No module named x')", "plugins"),
+        ("pass\nraise ModuleNotFoundError('No module named x')", "plugins"),
+        ("pass\nraise ModuleNotFoundError('No module named x')", "env"),
+    ],
+)
+def test_an_error_that_a_library_makes_of_ctrl_c_is_not_shown(after, command, tmp_path, run_python):
+    (tmp_path / "loads.py").write_text(
+        "import os, signal\n"
+        "try:\n    os.kill(os.getpid(), signal.SIGINT)\n    import time; time.sleep(5)\n"
+        f"except KeyboardInterrupt:\n    {after}\n"
+    )
+    start = (
+        "def load(*_):\n    import loads\n"
+        "from quantlora.cli import plugins_cmd\nfrom quantlora.env import command\n"
+        "plugins_cmd.plugin_rows = command.make_report = load\n"
+        f"import sys; sys.argv = ['quantlora', '{command}']\n"
+        "from quantlora.__main__ import main\nmain()"
+    )
+    done = run_python("-c", start, path=[tmp_path], check=False)
+    assert (done.returncode, done.stderr.strip()) == (130, "interrupted.")
+
+
 @pytest.mark.parametrize("model", ["a/path", Path("a/path"), {}, None])
 @pytest.mark.parametrize("what", ["wrap", "load_adapter"])
 def test_a_path_is_no_model(what, model):

@@ -76,14 +76,20 @@ def test_without_a_usable_backend_the_exit_code_is_1(env, tmp_path):
     assert 'pip install "torch>=2.5"' in done.stdout
 
 
-def test_a_failing_tool_exits_with_2_and_its_traceback(monkeypatch):
+@pytest.mark.parametrize("asked", [False, True])
+def test_a_failing_report_is_one_line_and_exit_code_2(asked, monkeypatch):
     def fail(*arguments: object) -> None:
-        raise ZeroDivisionError("the tool itself")
+        raise ZeroDivisionError("the tool\nitself")
 
     monkeypatch.setattr(command, "make_report", fail)
+    monkeypatch.setenv("QUANTLORA_TRACEBACK", "1" if asked else "")
     done = CliRunner().invoke(app, ["env"])
     assert done.exit_code == 2
-    assert "please report this traceback" in done.stderr
+    assert ("Traceback" in done.stderr) == asked
+    *_, last = done.stderr.splitlines()
+    assert "the report failed" in last
+    assert "ZeroDivisionError: the tool itself." in last
+    assert "please report it, with what QUANTLORA_TRACEBACK=1 shows" in last
 
 
 def test_the_report_takes_less_than_two_seconds(env):
