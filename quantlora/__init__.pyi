@@ -20,6 +20,10 @@ from .checkpoint.vllm import check_vllm as check_vllm
 from .checks import Check as Check, Note as Note, Status as Status, Verdict as Verdict
 from .combining.combination import add_weighted_adapter as add_weighted_adapter
 from .config.lora_config import LoraConfig as LoraConfig
+from .config.patterns import (
+    by_pattern as by_pattern,
+    unmatched_patterns as unmatched_patterns,
+)
 from .discovery.best_quantizer import best_quantizer as best_quantizer
 from .discovery.registration import registry as registry
 from .distributed.check import check_distributed as check_distributed

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import TypeVar
 
 from quantlora.config.expressions import match
@@ -23,8 +23,27 @@ def as_pattern(values: Mapping[str, T]) -> tuple[T, dict[str, T]]:
 
 
 def by_pattern(path: str, patterns: Mapping[str, T], default: T) -> T:
-    """The value for ``path`` in a ``rank_pattern`` or ``alpha_pattern``: the first that matches."""
+    """A setting of the layer ``path``: the value of the first pattern that matches, or ``default``.
+
+    Args:
+        path: the layer's name in the model, ``"model.layers.0.self_attn.q_proj"``.
+        patterns: values by regular expression, as in ``rank_pattern``: whole components at the end
+            of the path must match, so ``"q_proj"`` is every ``q_proj``.
+        default: the value of a layer that none matches.
+
+    Raises:
+        ConfigError: an expression that cannot be read.
+        TargetError: one that takes too long on this path.
+    """
     return next((value for key, value in patterns.items() if ends_in(path, key)), default)
+
+
+def unmatched_patterns(patterns: Iterable[str], paths: Collection[str]) -> list[str]:
+    """Those of ``patterns`` that match none of ``paths``, in order; mistyped ones, mostly.
+
+    They match, and fail, as in `by_pattern`.
+    """
+    return [one for one in patterns if not any(ends_in(path, one) for path in paths)]
 
 
 def ends_in(path: str, pattern: str) -> bool:

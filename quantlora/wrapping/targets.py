@@ -11,7 +11,7 @@ from torch import nn
 from quantlora.adapters.adapter_modules import own_modules
 from quantlora.config.expressions import shortened
 from quantlora.config.lora_config import LoraConfig
-from quantlora.config.patterns import by_pattern, ends_in
+from quantlora.config.patterns import by_pattern, unmatched_patterns
 from quantlora.config.picked_paths import TargetNames, is_all_linear
 from quantlora.discovery.registration import Registry
 from quantlora.errors import AdapterError, TargetError
@@ -97,11 +97,10 @@ def _parameter_target(path: str, module: nn.Module, names: list[str], config: Lo
 
 
 def _check_patterns(name: str, patterns: Mapping[str, Any], paths: list[str]) -> None:
-    for pattern in patterns:
-        if not any(ends_in(path, pattern) for path in paths):
-            close = near(pattern, paths)
-            hint = f" Near names: {', '.join(close)}." if close else f" Targets: {some(paths)}."
-            raise TargetError(f"{name} {pattern!r} matches none of the targeted layers.{hint}")
+    for pattern in unmatched_patterns(patterns, paths):
+        close = near(pattern, paths)
+        hint = f" Near names: {', '.join(close)}." if close else f" Targets: {some(paths)}."
+        raise TargetError(f"{name} {pattern!r} matches none of the targeted layers.{hint}")
 
 
 def _nothing(config: LoraConfig, modules: Mapping[str, nn.Module], registry: Registry) -> str:

@@ -14,9 +14,10 @@ from torch import nn
 from transformers import AutoModelForSequenceClassification, BertConfig, GPT2Config, GPT2LMHeadModel
 
 from quantlora import LoraConfig, registry
+from quantlora.config.patterns import by_pattern
 from quantlora.config.picked_paths import targeted
 from quantlora.testing.models import tiny_llama
-from quantlora.wrapping.targets import by_pattern, find_targets
+from quantlora.wrapping.targets import find_targets
 
 SEGMENTS = ["layers", "h", "0", "1", "11", "q_proj", "k_proj", "xq_proj", "mlp", "experts", "head"]
 segments = st.sampled_from(SEGMENTS)

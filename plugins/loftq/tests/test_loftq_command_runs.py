@@ -15,7 +15,7 @@ from quantlora_loftq.command.recipe import Recipe
 from quantlora_loftq.command.run import run
 from safetensors.torch import load_file, save_file
 
-from quantlora import ConfigError, MissingLibraryError
+from quantlora import ConfigError, MissingLibraryError, TargetError
 
 sys.path.insert(0, str(Path(__file__).parent))
 from families import make
@@ -171,12 +171,14 @@ def test_a_weight_with_nan_is_named_and_the_others_are_kept(folder, tmp_path):
         ({"backend": "float8"}, "unknown backend"),
         ({"iterations": 0}, "loftq_iter"),
         ({"bits_pattern": {"layers.9": 4}}, r"layers\.9"),
+        ({"bits_pattern": {"(.|..|...)+m": 4}}, "takes longer than"),
+        ({"bits_pattern": {"(": 4}}, "is not a valid regular expression"),
         ({"model": "/nowhere"}, "neither a folder"),
         ({"target_modules": ["q_porj"]}, "q_proj"),
     ],
 )
 def test_a_mistake_is_named_before_anything_is_written(folder, tmp_path, changes, text):
-    with pytest.raises((ConfigError, MissingLibraryError, ValueError), match=text):
+    with pytest.raises((ConfigError, MissingLibraryError, TargetError, ValueError), match=text):
         run(recipe(folder, **changes), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from quantlora import AffineWeight, BackendError, Quantizer, check_packable
+from quantlora import (
+    AffineWeight,
+    BackendError,
+    Quantizer,
+    by_pattern,
+    check_packable,
+    unmatched_patterns,
+)
 from quantlora_normalfloat.affine import from_affine, to_affine
 from quantlora_normalfloat.blocks import encode
 from quantlora_normalfloat.layer import NormalFloatLinear, settings
@@ -71,13 +77,13 @@ class NormalFloatQuantizer(Quantizer):
 
         Raises:
             BackendError: as `quantize`, naming the path; a pattern that matches no layer.
+            ConfigError, TargetError: a pattern that `quantlora.by_pattern` refuses.
         """
         patterns = bits_pattern or {}
-        for pattern in patterns:
-            if not any(_ends_in(path, pattern) for path in layers):
-                raise BackendError(f"bits_pattern {pattern!r} matches none of the layers to pack.")
+        for pattern in unmatched_patterns(patterns, layers):
+            raise BackendError(f"bits_pattern {pattern!r} matches none of the layers to pack.")
         return {
-            path: _pack(linear, path, bits=_bits_for(path, patterns, bits), **options)
+            path: _pack(linear, path, bits=by_pattern(path, patterns, bits), **options)
             for path, linear in layers.items()
         }
 
@@ -136,11 +142,3 @@ def _check_bits(where: str, bits: int) -> None:
         raise BackendError(
             f"{where}: Only support {', '.join(map(str, BITS))} bits quantization, got {bits!r}."
         )
-
-
-def _ends_in(path: str, pattern: str) -> bool:
-    return re.match(rf"(.*\.)?({pattern})$", path) is not None
-
-
-def _bits_for(path: str, patterns: Mapping[str, int], default: int) -> int:
-    return next((bits for key, bits in patterns.items() if _ends_in(path, key)), default)

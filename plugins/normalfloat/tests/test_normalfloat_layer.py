@@ -1,6 +1,7 @@
 """The layer and its quantizer: right values, right size, and an `nn.Module` like any other."""
 
 import copy
+import re
 
 import pytest
 import torch
@@ -140,6 +141,17 @@ def test_bits_by_pattern_give_mixed_precision():
     options = {"bits": 2, "bits_pattern": {"[0-1]": 4}}
     quantlora.wrap(model, backend="normalfloat", r=2, quantize_options=options)
     assert [layer.base_layer.bits for layer in model] == [4, 4, 2, 2]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "error"), [("(.|..)+0", quantlora.TargetError), ("(", quantlora.ConfigError)]
+)
+def test_a_bits_pattern_that_hangs_or_cannot_be_read_is_refused(pattern, error):
+    model = nn.Sequential()
+    model.add_module("0a" * 20, nn.Linear(64, 64))
+    options = {"bits_pattern": {pattern: 4}}
+    with pytest.raises(error, match=re.escape(pattern)):
+        quantlora.wrap(model, backend="normalfloat", r=2, quantize_options=options)
 
 
 def test_a_bits_pattern_that_matches_nothing_is_an_error():

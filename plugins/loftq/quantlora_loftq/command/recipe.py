@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from quantlora import ConfigError, LoraConfig, Quantizer, best_quantizer, registry
+from quantlora import ConfigError, LoraConfig, Quantizer, best_quantizer, by_pattern, registry
 from quantlora_loftq.options import LoftQConfig, check_bits
 
 
@@ -67,11 +67,7 @@ class Recipe:
         return quantizer
 
     def bits_for(self, path: str) -> int:
-        return next((b for p, b in self.bits_pattern.items() if ends_in(path, p)), self.bits)
-
-
-def ends_in(path: str, pattern: str) -> bool:
-    return re.match(rf"(.*\.)?({pattern})$", path) is not None
+        return by_pattern(path, self.bits_pattern, self.bits)
 
 
 def parse_patterns(given: Iterable[str]) -> dict[str, int]:

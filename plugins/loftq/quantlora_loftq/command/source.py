@@ -11,8 +11,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from quantlora import ConfigError, LoraLayer, WeightFiles, folder_or_download, lora_layers, wrap
-from quantlora_loftq.command.recipe import Recipe, ends_in
+from quantlora import (
+    ConfigError,
+    LoraLayer,
+    WeightFiles,
+    folder_or_download,
+    lora_layers,
+    unmatched_patterns,
+    wrap,
+)
+from quantlora_loftq.command.recipe import Recipe
 
 
 @dataclass(frozen=True)
@@ -51,9 +59,9 @@ class Source:
     def layers(self) -> list[LayerPlan]:
         """The largest first, so that processes which share them end together."""
         plans = [self._plan(path, layer) for path, layer in lora_layers(self.model)]
-        for pattern in self.recipe.bits_pattern:
-            if not any(ends_in(plan.path, pattern) for plan in plans):
-                raise ConfigError(f"--bits-pattern {pattern!r} matches none of the layers.")
+        paths = [plan.path for plan in plans]
+        for pattern in unmatched_patterns(self.recipe.bits_pattern, paths):
+            raise ConfigError(f"--bits-pattern {pattern!r} matches none of the layers.")
         return sorted(plans, key=lambda plan: -plan.size)
 
     def _plan(self, path: str, layer: LoraLayer) -> LayerPlan:
