@@ -58,8 +58,8 @@ class Check:
             when the backend works only with a loss, else None.
         layer: makes a small layer of this backend, importing its library; ``--deep`` tries it. By
             default the quantizer packs one.
-        fields: gives arguments of `wrap` for ``--deep``. By default those that choose this variant
-            or initializer.
+        fields: gives arguments of `wrap` for ``--deep``. By default those that choose the variant
+            or initializer ``backend``; `LoraConfig.variant_fields` has those of a variant.
         notes: gives what users of this backend run into on this machine.
     """
 

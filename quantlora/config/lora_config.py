@@ -86,13 +86,23 @@ class LoraConfig:
     @property
     def variant(self) -> str:
         """The layer variant: that of the one ``use_<name>`` that is set, or ``lora``."""
-        flags = [f.name for f in dataclasses.fields(self) if f.metadata.get("variant")]
-        chosen = {flag: flag.removeprefix("use_") for flag in flags if getattr(self, flag)}
+        chosen = {flag: name for name, flag in _variant_flags().items() if getattr(self, flag)}
         if self.use_variant is not None:
             chosen["use_variant"] = self.use_variant
         if len(chosen) > 1:
             raise ConfigError(f"{' and '.join(chosen)} cannot be combined: choose one.")
         return next(iter(chosen.values()), "lora")
+
+    @staticmethod
+    def variant_fields(variant: str) -> dict[str, Any]:
+        """The fields that choose the layer variant of that name; none for ``lora``.
+
+        Its own flag where PEFT has one, for PEFT's files must say so, else ``use_variant``.
+        """
+        if variant == "lora":
+            return {}
+        flag = _variant_flags().get(variant)
+        return {"use_variant": variant} if flag is None else {flag: True}
 
     def scaling(self, r: int, lora_alpha: float) -> float:
         """The factor of the update; with rsLoRA ``alpha / sqrt(r)`` (arXiv:2312.03732)."""
@@ -106,6 +116,12 @@ class LoraConfig:
             if name not in known:
                 raise ConfigError(unknown("LoraConfig field", name, known))
         return cls(**fields)
+
+
+def _variant_flags() -> dict[str, str]:
+    """The flag of each variant that has one."""
+    flags = [f.name for f in dataclasses.fields(LoraConfig) if f.metadata.get("variant")]
+    return {flag.removeprefix("use_"): flag for flag in flags}
 
 
 def _check_config(config: LoraConfig) -> None:

@@ -118,7 +118,8 @@ def _fields(check: Check, registry: Registry) -> dict[str, Any]:
         return dict(check.fields())
     if check.backend in registry.initializers:
         return {"init_lora_weights": check.backend}
-    return {f"use_{check.backend}": True} if check.backend in registry.variants else {}
+    chosen = check.backend in registry.variants
+    return quantlora.LoraConfig.variant_fields(check.backend) if chosen else {}
 
 
 def _finite(tensor: Tensor) -> None:

@@ -93,3 +93,17 @@ def test_every_field_that_peft_writes_is_read() -> None:
     ours = vars(config_from(fields, "adapter_config.json"))
     different = {name for name in ours.keys() & fields if ours[name] != fields[name]}
     assert different == {"loftq_config"}
+
+
+@pytest.mark.parametrize(
+    ("variant", "fields"),
+    [
+        ("lora", {}),
+        ("dora", {"use_dora": True}),
+        ("of_a_plugin", {"use_variant": "of_a_plugin"}),
+        ("rslora", {"use_variant": "rslora"}),  # use_rslora is no variant: it scales any
+    ],
+)
+def test_the_fields_of_a_variant_choose_it(variant: str, fields: dict[str, Any]) -> None:
+    assert LoraConfig.variant_fields(variant) == fields
+    assert LoraConfig(**fields).variant == variant

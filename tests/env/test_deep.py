@@ -45,8 +45,10 @@ def test_a_backend_that_fails_is_unavailable_with_the_step(tried, backend, step,
     assert verdict["deep"][-1]["ok"] is False
 
 
-def test_a_backend_that_works_is_ready_with_the_steps_it_took(tried):
-    verdict = tried("halved", path="good")
+@pytest.mark.parametrize("backend", ["halved", "negated", "ones"])
+def test_a_strangers_offer_that_works_is_ready_with_the_steps_it_took(tried, backend):
+    """A format, a variant that no flag chooses, an initializer: each by the name of its check."""
+    verdict = tried(backend, path="good")
     assert verdict["status"] == "READY"
     names = ["quantize", "forward", "backward", "eval then train", "merge"]
     assert [step["name"] for step in verdict["deep"]] == names

@@ -36,6 +36,9 @@ class NegatedLora(LoraLinear):
     def delta(self, name: str, x: Tensor, *args) -> Tensor:
         return -super().delta(name, x, *args)
 
+    def delta_weight(self, name: str, weight: Tensor) -> Tensor:
+        return -super().delta_weight(name, weight)
+
 
 class Ones(Initializer):
     name = "ones"

@@ -27,7 +27,7 @@ def quantlora_initializers():
 
 @hookimpl
 def quantlora_checks():
-    return [Check("halved")]
+    return [Check("halved"), Check("negated"), Check("ones")]
 
 
 def say_it(word: str, times: int = 1) -> None:

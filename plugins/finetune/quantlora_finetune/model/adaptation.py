@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
@@ -90,11 +89,6 @@ def lora_config(options: FinetuneOptions, place: str) -> LoraConfig:
 
 
 def _variant(name: str) -> dict[str, Any]:
-    """The variant's own flag where PEFT has one, for its files must say so."""
     if name not in registry().variants:
         raise ConfigError(unknown("variant", name, registry().variants))
-    if name == "lora":
-        return {}
-    flag = f"use_{name}"
-    has_flag = flag in {field.name for field in dataclasses.fields(LoraConfig)}
-    return {flag: True} if has_flag else {"use_variant": name}
+    return LoraConfig.variant_fields(name)
