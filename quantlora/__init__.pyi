@@ -25,7 +25,7 @@ from .config.patterns import (
     unmatched_patterns as unmatched_patterns,
 )
 from .discovery.best_quantizer import best_quantizer as best_quantizer
-from .discovery.registration import registry as registry
+from .discovery.registration import forget_plugins as forget_plugins, registry as registry
 from .distributed.check import check_distributed as check_distributed
 from .distributed.findings import (
     DistributedReport as DistributedReport,

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 from functools import lru_cache
 from typing import Any
 
 from torch import nn
 
+from quantlora import requirements
 from quantlora.config.lora_config import LoraConfig
 from quantlora.discovery.entry_points import PluginRecord, cause, kept_apart
 from quantlora.discovery.offers import INITIALIZERS, QUANTIZERS, WRAPPERS, accepted_offers
@@ -154,7 +156,13 @@ def registry() -> Registry:
     return Registry(load_plugins())
 
 
-def forget() -> None:
-    """Load the plugins anew next time; for tests and for sessions that install while they run."""
+def forget_plugins() -> None:
+    """Look for plugins, and for the libraries they need, anew the next time either is asked for.
+
+    For sessions that install while they run, and for tests. Models wrapped before keep their
+    quantizers; a module that is imported already stays as it is.
+    """
+    importlib.invalidate_caches()
+    requirements.forget()
     registry.cache_clear()
     load_plugins.cache_clear()

@@ -17,15 +17,14 @@ from torch import nn
 import quantlora
 from quantlora import LayerError, MissingLibraryError, Quantizer
 from quantlora.checks import Status
-from quantlora.discovery.registration import forget
 
 
 @pytest.fixture
 def fresh_registry() -> Iterator[None]:
     """One that may lose a plugin."""
-    forget()
+    quantlora.forget_plugins()
     yield
-    forget()
+    quantlora.forget_plugins()
 
 
 def test_loading_the_entry_point_imports_neither_torch_nor_bitsandbytes() -> None:
@@ -91,7 +90,7 @@ def test_a_layer_of_such_a_library_gets_the_reason(
     four_bit: Quantizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     layer = four_bit.quantize(nn.Linear(64, 64))
-    forget()
+    quantlora.forget_plugins()
     monkeypatch.delattr(bnb.nn, "Linear4bit")
     with (
         pytest.warns(quantlora.PluginWarning, match=r"no nn\.Linear4bit"),

@@ -15,7 +15,6 @@ import torch
 from torch import nn
 
 import quantlora
-from quantlora.discovery import registration
 from tests.tools.reliability.forks import run
 from tests.tools.reliability.mutated_files import state, unchanged
 from tests.tools.reliability.outcome import Outcome
@@ -56,7 +55,7 @@ def memory_runs_out(place: Path, count: int, chance: random.Random) -> Iterator[
 def _all(place: Path, count: int) -> list[Outcome]:
     """In a child, where the plugin is installed."""
     sys.path.insert(0, str(PLUGIN))
-    registration.forget()
+    quantlora.forget_plugins()
     quantlora.save_adapter(_wrap(plain(), backend="scarce"), place)
     steps = {name: _steps(name, place) for name in CALLS}
     cases = [(n, step, e) for n, last in steps.items() for step in range(last) for e in ERRORS]
