@@ -51,9 +51,10 @@ def finetune(
         after = job.measure()
         show.measurement("after", after)
         show.memory(job.memory, training.memory)
-        report = job.leave(training, before, after)
+        report = job.report(training, before, after)
+        job.leave(report)
     show.result(run.path, report)
-    return _learned(report, run)
+    return _learned(report.as_json(), run)
 
 
 def _learned(report: dict[str, Any], run: RunFolder) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 from rich.console import Console
 from transformers import PreTrainedModel, set_seed
@@ -27,7 +26,7 @@ from quantlora_finetune.reporting.evaluation import (
 )
 from quantlora_finetune.reporting.page import write_page
 from quantlora_finetune.reporting.plot import plot_losses
-from quantlora_finetune.reporting.report import make_report, model_facts, short_name
+from quantlora_finetune.reporting.report import Report, model_facts
 from quantlora_finetune.run import processes
 from quantlora_finetune.run.limits import require_disk
 from quantlora_finetune.run.run_folder import PAGE, REPORT, RunFolder, write_json
@@ -85,20 +84,23 @@ class Job:
             self.model, self.data, self.collate, self.tokens, self.options, self.run, console
         )
 
-    def leave(self, training: Training, before: Measurement, after: Measurement) -> dict[str, Any]:
+    def report(self, training: Training, before: Measurement, after: Measurement) -> Report:
+        """What was trained, on what, with what, and what it brought."""
+        model, data = model_facts(self.model), self.data.facts()
+        return Report(
+            self.base, model, data, self.options, training, before, after, predicted=self.memory
+        )
+
+    def leave(self, report: Report) -> None:
         """Write everything into the folder; the report last, for it says that all is there."""
-        folder = self.run.path
-        measured = (training, before, after)
-        report = make_report(self.base, self.model, self.data, self.options, *measured, self.memory)
         if not processes.is_first():
-            return report
+            return
+        folder = self.run.path
         save_adapter(self.model, folder)
-        title = f"{short_name(self.base.name)}, {short_name(self.data.name)}"
-        plot_losses(folder / "loss.png", title, *measured)
+        plot_losses(folder / "loss.png", report)
         write_page(folder / PAGE, report)
-        write_card(folder / "README.md", report, self.base)
-        write_json(folder / REPORT, report)
-        return report
+        write_card(folder / "README.md", report)
+        write_json(folder / REPORT, report.as_json())
 
 
 def prepare(options: FinetuneOptions, run: RunFolder, show: Show) -> Job:
@@ -116,7 +118,7 @@ def prepare(options: FinetuneOptions, run: RunFolder, show: Show) -> Job:
     run.check_same_model(weights)
     model = _wrapped(loaded, base, adaptation, options)
     facts = model_facts(model)
-    require_disk(run.path, facts["trained_parameters"])
+    require_disk(run.path, facts.trained_parameters)
     show.model(facts)
     length = max(len(one.input_ids) for one in data.train)
     memory = memory_estimate(model, batch_size=options.batch_size, length=length)

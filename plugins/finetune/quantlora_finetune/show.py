@@ -14,6 +14,7 @@ from quantlora import MemoryUse, format_size
 from quantlora_finetune.model import demo_model
 from quantlora_finetune.options.finetune_options import FinetuneOptions
 from quantlora_finetune.reporting.evaluation import Measurement
+from quantlora_finetune.reporting.report import ModelFacts, Report
 
 _INDENT = "    "
 
@@ -47,11 +48,11 @@ class Show:
             self._say(f"Rows without anything to learn, left out: {data['empty_rows']}.", "yellow")
         self._say(f"Loading {name}.")
 
-    def model(self, facts: dict[str, Any]) -> None:
-        formats = ", ".join(f"{count} layers in {name}" for name, count in facts["formats"].items())
+    def model(self, facts: ModelFacts) -> None:
+        formats = ", ".join(f"{count} layers in {name}" for name, count in facts.formats.items())
         self._say(
-            f"Model: {formats}; computes in {facts['compute_dtype']} on {facts['device']}; "
-            f"{facts['trained_parameters']:,} parameters are trained."
+            f"Model: {formats}; computes in {facts.compute_dtype} on {facts.device}; "
+            f"{facts.trained_parameters:,} parameters are trained."
         )
 
     def measurement(self, when: str, one: Measurement) -> None:
@@ -79,13 +80,13 @@ class Show:
             )
         self.console.print(table)
 
-    def result(self, folder: Path, report: dict[str, Any]) -> None:
-        perplexity, training = report["perplexity"], report["training"]
+    def result(self, folder: Path, report: Report) -> None:
+        training = report.training
         self._say(
-            f"Perplexity {perplexity['before']:.2f} -> {perplexity['after']:.2f} "
-            f"({-perplexity['fall_percent']:+.1f} %), {training['seconds']:.0f} s of training at "
-            f"{training['tokens_per_second']:.0f} tokens/s.",
-            "bold green" if perplexity["fall_percent"] > 0 else "bold yellow",
+            f"Perplexity {report.before.perplexity:.2f} -> {report.after.perplexity:.2f} "
+            f"({-report.fall_percent:+.1f} %), {training.seconds:.0f} s of training at "
+            f"{training.tokens_per_second:.0f} tokens/s.",
+            "bold green" if report.fall_percent > 0 else "bold yellow",
         )
         self._say(f"In {folder}: the adapter, report.html, report.json, loss.png and README.md.")
 

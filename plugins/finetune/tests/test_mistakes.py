@@ -86,7 +86,7 @@ def test_a_resumed_run_refuses_other_data(run, arguments, tmp_path):
     assert "the data has changed" in result.stderr
 
 
-@pytest.mark.parametrize("library", ["accelerate", "matplotlib"])
+@pytest.mark.parametrize("library", ["accelerate", "jinja2", "matplotlib"])
 def test_a_missing_library_is_named_before_anything_is_done(
     run, arguments, library, monkeypatch, tmp_path
 ):

@@ -5,16 +5,22 @@ from __future__ import annotations
 import base64
 import json
 import re
-from dataclasses import asdict
+from dataclasses import replace
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 from hypothesis import given, strategies as st
-from quantlora_finetune.reporting.charts import course_chart, memory_chart
+from quantlora_finetune.model.base_model import BaseModel
+from quantlora_finetune.options.finetune_options import FinetuneOptions
+from quantlora_finetune.reporting.charts import course_charts, memory_chart
 from quantlora_finetune.reporting.evaluation import Measurement
 from quantlora_finetune.reporting.page import write_page
 from quantlora_finetune.reporting.plot import plot_losses, running_mean
+from quantlora_finetune.reporting.report import ModelFacts, Report
 from quantlora_finetune.training.trainer import Step, Training
+
+from quantlora import MemoryUse
 
 from .conftest import report_in
 
@@ -69,25 +75,39 @@ def test_the_plot_is_a_png_of_some_size(folder):
     assert width == 1200
 
 
-def _course(steps: int) -> list[Step]:
-    return [Step(i + 1, 3 - i / 500, 1e-4, 0.5, 900.0) for i in range(steps)]
+def _report(steps: int = 2, measured: MemoryUse | None = None, answer: str = "") -> Report:
+    course = [Step(i + 1, 3 - i / 500, 1e-4, 0.5, 900.0) for i in range(steps)]
+    return Report(
+        BaseModel("tiny", "tiny", None, None),
+        ModelFacts({"float": 14}, 14, 16_384, "float32", "cpu"),
+        {"name": "text.txt", "measured_tokens": 9},
+        FinetuneOptions(),
+        Training(course, 0, 1.0, 1.0, measured),
+        Measurement(20, "prompt", ""),
+        Measurement(9, "prompt", answer),
+        predicted=MemoryUse(2, 3, 5),
+    )
 
 
 @pytest.mark.parametrize("steps", [1, 2, 500])
 def test_any_number_of_steps_can_be_plotted(tmp_path, steps):
-    training = Training(_course(steps), 0, 1.0, 1.0)
-    plot_losses(
-        tmp_path / "a.png", "title", training, Measurement(20, "", ""), Measurement(9, "", "")
-    )
+    report = _report(steps)
+    plot_losses(tmp_path / "a.png", report)
     assert (tmp_path / "a.png").stat().st_size > 5000
-    assert len(course_chart([asdict(one) for one in training.steps])) > 5000
+    assert all(len(one.png) > 5000 for one in course_charts(report.training.steps))
 
 
-@pytest.mark.parametrize("measured", [None, {"base": 3 * 2**20, "activations": 5 * 2**30}])
+@pytest.mark.parametrize("measured", [None, MemoryUse(3 * 2**20, 0, 0, activations=5 * 2**30)])
 @pytest.mark.parametrize("unit", [1, 2**10, 2**20, 2**30])
 def test_memory_of_any_size_can_be_drawn(unit, measured):
-    memory = {"predicted": {"base": 2 * unit, "activations": 950 * unit}, "measured": measured}
-    assert len(memory_chart(memory)) > 5000
+    report = replace(_report(measured=measured), predicted=MemoryUse(2 * unit, 950 * unit, 0))
+    assert len(memory_chart(report.memory).png) > 5000
+
+
+def test_no_chart_is_wider_than_a_phone_shows_readably():
+    report = _report(measured=MemoryUse(2, 3, 5))
+    for chart in [*course_charts(report.training.steps), memory_chart(report.memory)]:
+        assert int.from_bytes(chart.png[16:20], "big") / 150 * 96 * 0.8 < 358  # pixels of CSS
 
 
 @pytest.fixture
@@ -99,7 +119,7 @@ def test_the_page_needs_nothing_but_itself(page):
     assert not re.findall(r'(?:src|href)=(?!"data:)|@import|url\(|<script|<link', page)
     HTMLParser().feed(page)
     images = re.findall(r'src="data:image/png;base64,([^"]+)"', page)
-    assert [base64.b64decode(one)[:4] for one in images] == [b"\x89PNG"] * 2
+    assert [base64.b64decode(one)[:4] for one in images] == [b"\x89PNG"] * 5
 
 
 def test_the_page_tells_the_reports_figures(folder, page):
@@ -110,11 +130,29 @@ def test_the_page_tells_the_reports_figures(folder, page):
     assert page.count('<td class="number">') == 7 * 2
 
 
-def test_what_a_model_writes_is_no_markup_of_the_page(tmp_path, folder):
-    report = report_in(folder)
-    report["sample"]["after"] = "<script>alert(1)</script>"
+def test_what_a_model_writes_is_no_markup_of_the_page(tmp_path):
+    report = _report(answer="\n<script>alert('1')</script>")
+    report.data["name"] = "<b>text</b>"
     write_page(tmp_path / "page.html", report)
-    assert "<script" not in (tmp_path / "page.html").read_text()
+    page = (tmp_path / "page.html").read_text("utf-8")
+    assert "<script" not in page
+    assert "<b>text" not in page
+    assert "<pre>\n\n&lt;script&gt;" in page  # the first of these line breaks is HTML's
+
+
+def test_a_run_without_a_step_to_measure_has_its_page(tmp_path):
+    write_page(tmp_path / "page.html", _report(measured=None))
+    page = (tmp_path / "page.html").read_text("utf-8")
+    assert page.count('<td class="number">') == 7
+    assert "measured</th>" not in page
+
+
+def test_the_template_is_in_the_wheel():
+    from hatchling.builders.wheel import WheelBuilder
+
+    files = WheelBuilder(str(Path(__file__).parents[3])).recurse_included_files()
+    names = {Path(one.distribution_path).as_posix() for one in files}
+    assert "quantlora_finetune/reporting/page.html" in names
 
 
 def test_each_step_has_its_figures(folder):

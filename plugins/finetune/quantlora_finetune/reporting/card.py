@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 from quantlora_finetune.model import demo_model
-from quantlora_finetune.model.base_model import BaseModel
-from quantlora_finetune.reporting.report import short_name
+from quantlora_finetune.reporting.report import Report, short_name
 
 _CARD = """\
 ---
@@ -66,46 +64,47 @@ hold for this adapter too.
 """
 
 
-def write_card(file: Path, report: dict[str, Any], base: BaseModel) -> None:
-    """Write the card for the run that ``report`` (see `make_report`) describes."""
-    options, training, model = report["options"], report["training"], report["model"]
+def write_card(file: Path, report: Report) -> None:
+    """Write the card for the run that ``report`` describes."""
+    base, options, training, model = report.base, report.options, report.training, report.model
     card = _CARD.format(
-        header=_header(base, report),
+        header=_header(report),
         base=short_name(base.name),
         place="demo_model()" if base.is_demo else json.dumps(base.place),
         imports=_IMPORT if base.is_demo else "",
-        formats=", ".join(model["formats"]),
-        backend=next(iter(model["formats"])) if len(model["formats"]) == 1 else "auto",
-        dtype=model["compute_dtype"],
-        rank=options["rank"],
-        data=short_name(report["data"]["name"]),
-        measured_tokens=report["data"]["measured_tokens"],
-        before=report["perplexity"]["before"],
-        after=report["perplexity"]["after"],
-        prompt=_quoted(report["sample"]["prompt"]),
-        sample_before=_quoted(report["sample"]["before"]),
-        sample_after=_quoted(report["sample"]["after"]),
-        steps=options["steps"],
-        batch=options["batch_size"] * options["accumulate"],
-        length=options["length"],
-        lr=options["lr"],
-        seconds=training["seconds"],
-        device=model["device"],
-        speed=training["tokens_per_second"],
-        parameters=model["trained_parameters"],
-        quantlora=report["versions"]["quantlora"],
+        formats=", ".join(model.formats),
+        backend=next(iter(model.formats)) if len(model.formats) == 1 else "auto",
+        dtype=model.compute_dtype,
+        rank=options.rank,
+        data=short_name(report.data["name"]),
+        measured_tokens=report.data["measured_tokens"],
+        before=report.before.perplexity,
+        after=report.after.perplexity,
+        prompt=_quoted(report.before.prompt),
+        sample_before=_quoted(report.before.continuation),
+        sample_after=_quoted(report.after.continuation),
+        steps=options.steps,
+        batch=options.batch_size * options.accumulate,
+        length=options.length,
+        lr=options.lr,
+        seconds=training.seconds,
+        device=model.device,
+        speed=training.tokens_per_second,
+        parameters=model.trained_parameters,
+        quantlora=report.versions["quantlora"],
         terms=_TERMS if base.is_demo else "",
     )
     file.write_text(card, "utf-8")
 
 
-def _header(base: BaseModel, report: dict[str, Any]) -> str:
+def _header(report: Report) -> str:
     """YAML; JSON strings are YAML strings."""
+    base = report.base
     on_hub = not Path(base.name).is_dir()
     lines = [f"base_model: {json.dumps(base.name)}"] if on_hub else []
     lines += ["license: gemma"] if base.is_demo else []
     lines += ["library_name: peft", "pipeline_tag: text-generation", "tags:"]
-    tags = ["lora", "quantlora", *report["model"]["formats"]]
+    tags = ["lora", "quantlora", *report.model.formats]
     return "\n".join([*lines, *(f"- {tag}" for tag in tags)])
 
 

@@ -1,68 +1,102 @@
-"""The pictures in ``report.html``, from the report's own figures: what is drawn is what is told."""
+"""The pictures in ``report.html``, from the report's own figures: what is drawn is what is told.
+
+Each is about as wide as a phone's screen, so that its letters are read there as they are drawn.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from quantlora import format_size
+from quantlora import MemoryUse, format_size
 from quantlora_finetune.reporting.chart import BLUE, GRID, INK, ORANGE, new_figure, png, tidy
 from quantlora_finetune.reporting.plot import running_mean
+from quantlora_finetune.training.trainer import Step
 
-#: Field of a step, title, unit; whether a running mean helps to see where it goes.
+#: Inches; a phone shows 390 of CSS's pixels, of which the page's margins leave 358 (3.7 inches).
+_WIDTH = 4.4
+_COLORS = {"predicted": ORANGE, "measured": BLUE}
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A picture, and its title for those who do not see it."""
+
+    title: str
+    png: bytes
+
+
+@dataclass(frozen=True)
+class _Course:
+    """A field of `Step`; ``noisy`` where a running mean helps to see where it goes."""
+
+    field: str
+    title: str
+    unit: str
+    noisy: bool = True
+
+
 _COURSES = (
-    ("loss", "Loss", "nats per token", True),
-    ("learning_rate", "Learning rate", "", False),
-    ("gradient_norm", "Gradient norm, before clipping", "", True),
-    ("tokens_per_second", "Speed", "tokens per second", True),
+    _Course("loss", "Loss", "nats per token"),
+    _Course("learning_rate", "Learning rate", "", noisy=False),
+    _Course("gradient_norm", "Gradient norm, before clipping", ""),
+    _Course("tokens_per_second", "Speed", "tokens per second"),
 )
 
 
-def course_chart(steps: list[dict[str, Any]]) -> bytes:
-    """Loss, learning rate, gradient norm and speed by step, as a PNG."""
-    figure = new_figure(9, 5.6)
-    places = figure.subplots(2, 2).flat
-    for axes, (field, title, unit, noisy) in zip(places, _COURSES, strict=True):
-        x, y = [one["step"] for one in steps], [one[field] for one in steps]
-        line = "o" if len(x) == 1 else "-"
-        axes.plot(x, y, line, color=BLUE, alpha=0.3 if noisy else 1, linewidth=1.2, label="step")
-        if noisy:
-            axes.plot(x, running_mean(y), line, color=BLUE, linewidth=2, label="running mean")
-        axes.set_ylim(bottom=0 if field != "loss" else None)
-        axes.set(xlabel="step", ylabel=unit)
-        tidy(axes, title)
-        if field == "loss":
-            axes.legend(frameon=False, fontsize=9)
-    return png(figure)
+def course_charts(steps: Sequence[Step]) -> list[Chart]:
+    """Loss, learning rate, gradient norm and speed by step, each a PNG."""
+    return [Chart(course.title, _drawn(course, steps)) for course in _COURSES]
 
 
-def memory_chart(memory: dict[str, Any]) -> bytes:
-    """Bytes by component, predicted and measured side by side, as a PNG."""
-    rows = [("predicted", ORANGE), ("measured", BLUE)]
-    rows = [(name, color) for name, color in rows if memory[name]]
-    components = list(memory["predicted"])
-    height = 0.8 / len(rows)
-    figure = new_figure(9, 3.6)
+def _drawn(course: _Course, steps: Sequence[Step]) -> bytes:
+    figure = new_figure(_WIDTH, 2.75)
     axes = figure.subplots()
-    for place, (name, color) in enumerate(rows):
-        values = [memory[name][one] for one in components]
-        at = [i + (place - (len(rows) - 1) / 2) * height for i in range(len(components))]
-        bars = axes.barh(at, values, height * 0.9, color=color, label=name)
-        axes.bar_label(bars, [format_size(one) for one in values], padding=4, fontsize=8, color=INK)
-    axes.set_yticks(range(len(components)), [one.replace("_", " ") for one in components])
-    axes.invert_yaxis()
-    axes.margins(x=0.12)
-    _count_in_bytes(axes, max(max(memory[name].values()) for name, _ in rows))
-    tidy(axes, "Memory by component", grid="x")
-    axes.spines["left"].set_color(GRID)
-    axes.legend(frameon=False)
+    x, y = [one.step for one in steps], [getattr(one, course.field) for one in steps]
+    line, alpha = "o" if len(x) == 1 else "-", 0.3 if course.noisy else 1
+    axes.plot(x, y, line, color=BLUE, alpha=alpha, linewidth=1.2, label="step")
+    if course.noisy:
+        axes.plot(x, running_mean(y), line, color=BLUE, linewidth=2, label="running mean")
+    axes.set_ylim(bottom=0 if course.field != "loss" else None)
+    axes.set(xlabel="step", ylabel=course.unit)
+    tidy(axes, course.title)
+    if course.field == "loss":
+        axes.legend(frameon=False, fontsize=9)
     return png(figure)
+
+
+def memory_chart(memory: Mapping[str, MemoryUse]) -> Chart:
+    """Bytes by component, those of ``predicted`` and ``measured`` side by side, as a PNG."""
+    names = [name for name, _ in next(iter(memory.values())).rows()[:-1]]
+    figure = new_figure(_WIDTH, 3.9)
+    axes = figure.subplots()
+    for position, (name, use) in enumerate(memory.items()):
+        _draw_bars(axes, name, use, position, len(memory))
+    axes.set_yticks(range(len(names)), names)
+    axes.invert_yaxis()
+    axes.margins(x=0.25)
+    _count_in_bytes(axes, max(max(use.as_json().values()) for use in memory.values()))
+    title = "Memory by component"
+    tidy(axes, title, grid="x")
+    axes.spines["left"].set_color(GRID)
+    figure.legend(frameon=False, loc="outside lower center", ncols=len(memory))
+    return Chart(title, png(figure))
+
+
+def _draw_bars(axes: Any, name: str, use: MemoryUse, position: int, count: int) -> None:
+    """One bar for each component, the ``position``-th of ``count`` that share its place."""
+    values, height = list(use.as_json().values()), 0.8 / count
+    at = [i + (position - (count - 1) / 2) * height for i in range(len(values))]
+    bars = axes.barh(at, values, height * 0.9, color=_COLORS[name], label=name)
+    axes.bar_label(bars, [format_size(one) for one in values], padding=4, fontsize=9, color=INK)
 
 
 def _count_in_bytes(axes: Any, largest: int) -> None:
-    """Ticks at round numbers of the unit that the largest bar is told in."""
+    """At most four ticks, at round numbers of the unit that the largest bar is told in."""
     unit = 1024 ** min(3, int(math.log(max(1, largest), 1024)))
     step = 10 ** math.floor(math.log10(max(1, largest / unit)))
-    step = step / 2 if largest / unit / step < 2.5 else step
+    step = next(step * one for one in (0.5, 1, 2, 5) if largest / unit / (step * one) < 3)
     ticks = [i * step * unit for i in range(int(largest / unit / step) + 2)]
     axes.set_xticks(ticks, [format_size(one).replace(".0 ", " ") for one in ticks])

@@ -8,24 +8,23 @@ from pathlib import Path
 from typing import Any
 
 from quantlora_finetune.reporting.chart import BLUE, ORANGE, new_figure, png, tidy
-from quantlora_finetune.reporting.evaluation import Measurement
-from quantlora_finetune.training.trainer import Training
+from quantlora_finetune.reporting.report import Report
 
 
-def plot_losses(
-    file: Path, title: str, training: Training, before: Measurement, after: Measurement
-) -> None:
+def plot_losses(file: Path, report: Report) -> None:
     """Draw the losses, their running mean, and the held-out loss at both ends."""
     figure = new_figure(8, 4.5)
     axes = figure.subplots()
-    steps, losses = [one.step for one in training.steps], [one.loss for one in training.steps]
+    before, after = report.before, report.after
+    steps = [one.step for one in report.training.steps]
+    losses = [one.loss for one in report.training.steps]
     axes.plot(steps, losses, color=BLUE, alpha=0.3, linewidth=1, label="each step")
     axes.plot(steps, running_mean(losses), color=BLUE, linewidth=2, label="running mean")
     ends = [math.log(before.perplexity), math.log(after.perplexity)]
     axes.plot([0, steps[-1]], ends, "o--", color=ORANGE, linewidth=1, label="held-out text")
     _name_ends(axes, (0, before.perplexity), (steps[-1], after.perplexity))
     axes.set(xlabel="step", ylabel="loss (nats per token)")
-    tidy(axes, title)
+    tidy(axes, report.title)
     axes.legend(frameon=False)
     file.write_bytes(png(figure))
 

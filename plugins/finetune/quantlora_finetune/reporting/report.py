@@ -6,6 +6,7 @@ import importlib.metadata
 import platform
 import sys
 from collections import Counter
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,6 @@ import torch
 from transformers import PreTrainedModel
 
 from quantlora import MemoryUse, lora_layers
-from quantlora_finetune.data.dataset import Dataset
 from quantlora_finetune.model.base_model import BaseModel
 from quantlora_finetune.options.finetune_options import FinetuneOptions
 from quantlora_finetune.reporting.evaluation import Measurement
@@ -23,40 +23,74 @@ from quantlora_finetune.training.trainer import Training
 FORMAT = 2
 
 
-def make_report(
-    base: BaseModel,
-    model: PreTrainedModel,
-    data: Dataset,
-    options: FinetuneOptions,
-    training: Training,
-    before: Measurement,
-    after: Measurement,
-    predicted: MemoryUse,
-) -> dict[str, Any]:
-    """All figures are plain JSON; seconds, bytes and counts are in the fields' names."""
-    return {
-        "format": FORMAT,
-        "model": {"name": base.name, "place": base.place, **model_facts(model)},
-        "data": data.facts(),
-        "perplexity": {
-            "before": before.perplexity,
-            "after": after.perplexity,
-            "fall_percent": fall(before, after),
-        },
-        "sample": {
-            "prompt": before.prompt,
-            "before": before.continuation,
-            "after": after.continuation,
-        },
-        "training": training.as_json(),
-        "memory": {
-            "predicted": predicted.as_json(),
-            "measured": training.memory.as_json() if training.memory else None,
-        },
-        "options": options.as_json(),
-        "machine": _machine(),
-        "versions": _versions(),
-    }
+@dataclass(frozen=True)
+class ModelFacts:
+    """Formats by number of layers, and the size of what is trained."""
+
+    formats: dict[str, int]
+    adapted_layers: int
+    trained_parameters: int
+    compute_dtype: str
+    device: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """A run: what ``report.json`` holds, and the page and the card tell."""
+
+    base: BaseModel
+    model: ModelFacts
+    data: dict[str, Any]
+    options: FinetuneOptions
+    training: Training
+    before: Measurement
+    after: Measurement
+    predicted: MemoryUse
+    machine: dict[str, Any] = field(default_factory=lambda: _machine())
+    versions: dict[str, str] = field(default_factory=lambda: _versions())
+
+    @property
+    def title(self) -> str:
+        return f"{short_name(self.base.name)}, fine-tuned on {short_name(self.data['name'])}"
+
+    @property
+    def fall_percent(self) -> float:
+        """By how many percent the perplexity fell."""
+        return round(100 * (1 - self.after.perplexity / self.before.perplexity), 2)
+
+    @property
+    def memory(self) -> dict[str, MemoryUse]:
+        """``predicted`` and, where a step was made to measure, ``measured``."""
+        measured = self.training.memory
+        return {"predicted": self.predicted} | ({"measured": measured} if measured else {})
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values; seconds, bytes and counts are in the fields' names."""
+        base = {"name": self.base.name, "place": self.base.place}
+        return {
+            "format": FORMAT,
+            "model": base | asdict(self.model),
+            "data": self.data,
+            "perplexity": self._perplexity(),
+            "sample": self._sample(),
+            "training": self.training.as_json(),
+            "memory": self._memory(),
+            "options": self.options.as_json(),
+            "machine": self.machine,
+            "versions": self.versions,
+        }
+
+    def _perplexity(self) -> dict[str, float]:
+        before, after = self.before.perplexity, self.after.perplexity
+        return {"before": before, "after": after, "fall_percent": self.fall_percent}
+
+    def _memory(self) -> dict[str, dict[str, int] | None]:
+        memory = {name: use.as_json() for name, use in self.memory.items()}
+        return {name: memory.get(name) for name in ("predicted", "measured")}
+
+    def _sample(self) -> dict[str, str]:
+        before, after = self.before.continuation, self.after.continuation
+        return {"prompt": self.before.prompt, "before": before, "after": after}
 
 
 def short_name(place: str) -> str:
@@ -64,22 +98,16 @@ def short_name(place: str) -> str:
     return Path(place).name if Path(place).is_absolute() else place
 
 
-def fall(before: Measurement, after: Measurement) -> float:
-    """By how many percent the perplexity fell."""
-    return round(100 * (1 - after.perplexity / before.perplexity), 2)
-
-
-def model_facts(model: PreTrainedModel) -> dict[str, Any]:
-    """Formats by number of layers, and the size of what is trained."""
+def model_facts(model: PreTrainedModel) -> ModelFacts:
+    """Of a wrapped model, as it is trained."""
     layers = [layer for _, layer in lora_layers(model)]
-    trained = [p for p in model.parameters() if p.requires_grad]
-    return {
-        "formats": dict(Counter(layer.quantizer.name for layer in layers)),
-        "adapted_layers": len(layers),
-        "trained_parameters": sum(p.numel() for p in trained),
-        "compute_dtype": str(model.dtype).removeprefix("torch."),
-        "device": model.device.type,
-    }
+    return ModelFacts(
+        formats=dict(Counter(layer.quantizer.name for layer in layers)),
+        adapted_layers=len(layers),
+        trained_parameters=sum(p.numel() for p in model.parameters() if p.requires_grad),
+        compute_dtype=str(model.dtype).removeprefix("torch."),
+        device=model.device.type,
+    )
 
 
 def _machine() -> dict[str, Any]:

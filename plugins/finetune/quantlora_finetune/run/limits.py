@@ -19,7 +19,7 @@ _TENSORBOARD = [Requirement("tensorboard>=2.10", fix="pip install tensorboard")]
 _TRL = [Requirement(spec, fix="pip install trl datasets") for spec in ("trl>=0.20", "datasets>=3")]
 _LIBRARIES = tuple(
     Requirement(spec, fix='pip install "quantlora[demo]"')
-    for spec in ("accelerate>=1.1", "matplotlib>=3.7")
+    for spec in ("accelerate>=1.1", "jinja2>=3.1", "matplotlib>=3.7")
 )
 #: Copies of the adapter, in float32, that lie in the output folder at most: three checkpoints
 #: with the adapter, the same for Trainer and two moments each, and the result.
