@@ -141,7 +141,8 @@ def remove_adapters(model: nn.Module) -> None:
     """`quantlora.unload` but for Transformers' methods."""
     leave_biases(model)
     plain = readable_bases(model)
-    for path, module in list(model.named_modules(remove_duplicate=False)):
+    every = list(model.named_modules(remove_duplicate=False))
+    for path, module in reversed(every):  # what is inside another one of ours comes first
         if isinstance(module, LoraLayer):
             move_hooks(module, plain[module])
             model.set_submodule(path, plain[module])

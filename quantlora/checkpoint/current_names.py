@@ -87,7 +87,8 @@ def _without_wrappers(key: str) -> Iterator[str]:
 
 def _module(key: str) -> str:
     """The path of the module whose tensor ``key`` is."""
-    return _layer(key) or key.rpartition(".")[0]
+    inner = _layer(key)  # of an attention's out_proj: attn.base_layer.out_proj
+    return inner.replace(".base_layer.", ".") or key.rpartition(".")[0]
 
 
 def _layer(key: str) -> str:

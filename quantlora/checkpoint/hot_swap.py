@@ -33,6 +33,7 @@ from quantlora.config.patterns import as_pattern
 from quantlora.config.picked_paths import TargetNames, is_all_linear
 from quantlora.errors import AdapterError, AdapterFileError
 from quantlora.layers.layer import LoraLayer
+from quantlora.layers.parameters import LoraParameters
 from quantlora.names import plain_path
 
 
@@ -111,6 +112,11 @@ def _slots(model: nn.Module, adapter: str) -> dict[str, LoraLayer]:
     known_adapter(model, adapter)
     slots = {plain_path(p): layer for p, layer in lora_layers(model) if adapter in layer.adapters}
     for path, layer in slots.items():
+        if isinstance(layer, LoraParameters):
+            raise AdapterError(
+                f"{path} has adapted parameters, and a hot swap is of LoRA layers only: load it as "
+                f"an adapter of its own."
+            )
         if adapter in layer.merged_adapters:
             raise AdapterError(f"{path}: adapter {adapter!r} is merged; unmerge it first.")
     return slots

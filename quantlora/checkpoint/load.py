@@ -15,6 +15,7 @@ from quantlora.adapters.trained_bias import TrainedBias
 from quantlora.checkpoint.base_note import fitted, remember
 from quantlora.checkpoint.base_tensors import base_values, in_place
 from quantlora.checkpoint.current_names import current_names
+from quantlora.checkpoint.inner_paths import by_outer_path
 from quantlora.checkpoint.keys import split_key
 from quantlora.checkpoint.match_tensors import by_path, check_paths, check_ranks, fill, split_biases
 from quantlora.checkpoint.place import find_folder
@@ -82,7 +83,9 @@ def put_on(
         saved = find_saved(model, config)
         biases = find_biases(model, config, {planned.path for planned in plan})
         values, rest = split_biases(source, tensors, [bias.names for bias in biases])
-        given, others = by_path(rest, saved)
+        found, others = by_path(rest, saved)
+        adapted = {plain_path(planned.path) for planned in plan if planned.target.parameters}
+        given = by_outer_path(found, adapted)
         check_paths(source, given, plan, saved)
         check_ranks(source, given, plan)
         base = base_values(source, others, model)

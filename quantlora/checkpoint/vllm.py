@@ -33,6 +33,8 @@ def check_vllm(
     saved = read_adapter(find_folder(folder, adapter_name))
     ranks = {tensor.shape[0] for key, tensor in saved.tensors.items() if "lora_A" in key}
     reasons = _refused(saved.config)
+    if any(".base_layer." in split_key(key)[0] for key in saved.tensors):
+        reasons.append("nn.MultiheadAttention: vLLM has no adapter for it. Merge the adapter.")
     if max(ranks, default=0) > max_lora_rank:
         reasons.append(
             f"its rank is {max(ranks)}, vLLM allows {max_lora_rank}: start it with "

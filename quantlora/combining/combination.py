@@ -24,6 +24,7 @@ from quantlora.config.patterns import as_pattern
 from quantlora.errors import AdapterError, ConfigError
 from quantlora.formats.autocast import without_autocast
 from quantlora.formats.finite import not_finite
+from quantlora.layers.parameters import LoraParameters
 from quantlora.names import check_name, plain_path
 from quantlora.suggestions import unknown
 
@@ -120,17 +121,22 @@ def _check_adapters(model: nn.Module, parts: Sequence[str], adapter: str, kind: 
     configs = {name: known_adapter(model, name) for name in parts}
     check_free(model, adapter)
     for name, config in configs.items():
-        tokens = config.trainable_token_indices
-        if config.modules_to_save or config.target_parameters or config.bias != "none" or tokens:
+        others = config.modules_to_save or config.trainable_token_indices
+        if others or config.bias != "none" or _has_parameters(model, name):
             raise AdapterError(
-                f"adapter {name!r} trains more than LoRA layers (modules_to_save, bias or "
-                f"target_parameters), and these cannot be combined."
+                f"adapter {name!r} trains more than LoRA layers (modules_to_save, bias, "
+                f"target_parameters or a whole attention), and these cannot be combined."
             )
         if config.variant != "lora" and not kind.endswith(SVD):
             raise AdapterError(
                 f"adapter {name!r} is of variant {config.variant!r}, whose update is not B·A "
                 f"alone: use combination_type='svd', which takes the update itself."
             )
+
+
+def _has_parameters(model: nn.Module, adapter: str) -> bool:
+    layers = (layer for _, layer in lora_layers(model) if adapter in layer.adapters)
+    return any(isinstance(layer, LoraParameters) for layer in layers)
 
 
 def _config(

@@ -91,11 +91,6 @@ class Registry:
         )
 
     def _nobody(self, path: str, layer: nn.Module) -> str:
-        if isinstance(layer, nn.MultiheadAttention):  # PEFT takes it by its own name
-            return (
-                f"{path}: {_kind(layer)} is two layers: name them, "
-                f'target_modules=["{path}.out_proj"], target_parameters=["{path}.in_proj_weight"].'
-            )
         tried = [q.name for q in self.quantizers.values() if q.imported]
         asleep = [q for q in self.quantizers.values() if not q.imported]
         lines = [

@@ -22,6 +22,7 @@ from torch.utils.checkpoint import checkpoint
 
 from quantlora.config.patterns import by_pattern
 from quantlora.errors import AdapterError
+from quantlora.formats.attention import IN_PROJ
 from quantlora.formats.autocast import autocast_off
 from quantlora.formats.offloaded import is_offloaded
 from quantlora.formats.parameters import call_with, weights
@@ -175,9 +176,10 @@ class LoraParameters(LoraLayer):
     def add_factors(self, name: str, config: LoraConfig, r: int, dtype: torch.dtype) -> None:
         A, B = nn.ModuleDict(), nn.ModuleDict()
         scales: dict[str, float] = {}
-        for key in picked_parameters(self.path, self.shapes, config):
+        picked = picked_parameters(self.path, self.shapes, config)
+        for key in picked or [IN_PROJ]:  # none: the attention is a target as a whole
             experts, out, into = self._sizes(self.shapes[key])
-            r, scales[key] = self._rank_and_scale(key, config)
+            r, scales[key] = self._rank_and_scale(key, config) if picked else (r, 1.0)
             device = self.quantizer.device(self.base_layer)
             place: dict[str, Any] = {"bias": False, "device": device, "dtype": dtype}
             A[key] = nn.Linear(into, r * experts, **place)

@@ -35,6 +35,7 @@ from quantlora.layers.hooks import move_hooks
 from quantlora.layers.layer import LoraLayer
 from quantlora.layers.trained_tokens import TrainedTokens
 from quantlora.names import check_name
+from quantlora.wrapping.attention_targets import place
 from quantlora.wrapping.base_changes import initialize
 from quantlora.wrapping.bases import as_linear, frozen_bases, reference_for
 from quantlora.wrapping.biases import find_biases
@@ -115,7 +116,7 @@ def apply_plan(
                 move_hooks(planned.layer, layer)
             layers[id(planned.layer)] = layer
         for planned in plan:
-            model.set_submodule(planned.path, layers[id(planned.layer)])
+            place(model, planned.path, layers[id(planned.layer)])
         for path, module in saved.items():
             start_saved(path, add_saved(model, path, module, adapter_name))
         tie_layers(model, config, adapter_name)

@@ -23,7 +23,8 @@ from quantlora.wrapping.all_linear import (
 )
 from quantlora.wrapping.explanation import Explanation, LayerRow
 from quantlora.wrapping.plan import AUTO, PlannedLayer, check_model, plan_layer, too_wide
-from quantlora.wrapping.targets import Target, find_targets
+from quantlora.wrapping.target import Target
+from quantlora.wrapping.targets import find_targets
 
 #: Fields of the config that take a layer out again, and how to say so.
 _REASONS = {

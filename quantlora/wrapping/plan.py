@@ -25,7 +25,8 @@ from quantlora.layers.trained_tokens import TrainedTokens
 from quantlora.names import plain_path
 from quantlora.wrapping.all_linear import left_out, some
 from quantlora.wrapping.surroundings import check_surroundings
-from quantlora.wrapping.targets import Target, find_targets
+from quantlora.wrapping.target import Target
+from quantlora.wrapping.targets import find_targets
 from quantlora.wrapping.ties import two_ways
 
 AUTO = "auto"
@@ -135,6 +136,8 @@ def plan_layer(
 
 def _plan_parameters(target: Target, config: LoraConfig, backend: str) -> PlannedLayer:
     asked = {name: getattr(config, name) for name in ("lora_dropout", "lora_bias")}
+    if not config.target_parameters:  # a whole attention, where dropout has no effect, as in PEFT
+        del asked["lora_dropout"]
     asked["fan_in_fan_out"] = config.fan_in_fan_out
     asked[f"variant {config.variant!r}"] = config.variant != "lora"
     asked["init_lora_weights"] = config.init_lora_weights not in (True, False, "gaussian")

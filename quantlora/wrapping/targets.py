@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
@@ -19,27 +18,13 @@ from quantlora.layers.trained_tokens import wanted_tokens
 from quantlora.names import plain_path
 from quantlora.suggestions import near
 from quantlora.wrapping.all_linear import looks_linear, output_heads, some
+from quantlora.wrapping.attention_targets import attention_of, both_layers, check_attention
 from quantlora.wrapping.parameter_targets import parameter_targets_by_path
+from quantlora.wrapping.target import Target
 from quantlora.wrapping.ties import tied_tokens, ties_of, two_ways
 
 #: For so many names that match nothing, near ones are looked for.
 _HINTS = 12
-
-
-@dataclass(frozen=True)
-class Target:
-    """One layer to wrap: its ``path``, the ``layer``, and its own rank and alpha.
-
-    With ``parameters``, only those parameters of it get an adapter (``target_parameters``);
-    with ``tokens`` only the rows of those (``trainable_token_indices``).
-    """
-
-    path: str
-    layer: nn.Module
-    r: int
-    lora_alpha: float
-    parameters: tuple[str, ...] = ()
-    tokens: tuple[int, ...] = ()
 
 
 def find_targets(
@@ -67,7 +52,10 @@ def find_targets(
         paths = ties.joined(paths) if config.ensure_weight_tying else paths
     if both := [path for path in paths if path in tokens]:
         raise AdapterError(two_ways(both[0]))
-    parameters = parameter_targets_by_path(modules, config, [*paths, *tokens])
+    attentions = [path for path in paths if attention_of(modules[path]) is not None]
+    halves = [one for path in attentions for one in _halves(path, modules[path], config)]
+    inner = [one.path for one in halves]  # a name may pick the attention and its layer
+    parameters = parameter_targets_by_path(modules, config, [*paths, *inner, *tokens])
     if not paths and not parameters and not tokens:
         raise TargetError(_nothing(config, modules, registry))
     keys = [f"{path}.{name}" for path, names in parameters.items() for name in names]
@@ -75,7 +63,8 @@ def find_targets(
     for name in ("rank_pattern", "alpha_pattern") if strict else ():
         _check_patterns(name, getattr(config, name), plain)
     return [
-        *(_target(path, modules[path], config) for path in paths),
+        *(_target(path, modules[path], config) for path in paths if path not in inner),
+        *halves,
         *(
             _parameter_target(path, modules[path], names, config)
             for path, names in parameters.items()
@@ -88,6 +77,11 @@ def _target(path: str, layer: nn.Module, config: LoraConfig) -> Target:
     name = plain_path(path)
     r = by_pattern(name, config.rank_pattern, config.r)
     return Target(path, layer, r, by_pattern(name, config.alpha_pattern, config.lora_alpha))
+
+
+def _halves(path: str, attention: nn.Module, config: LoraConfig) -> list[Target]:
+    check_attention(path, attention, config)
+    return both_layers(_target(path, attention, config))
 
 
 def _parameter_target(path: str, module: nn.Module, names: list[str], config: LoraConfig) -> Target:

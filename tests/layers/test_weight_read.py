@@ -12,7 +12,7 @@ import transformers
 from torch import Tensor, nn
 
 import quantlora
-from quantlora.errors import AdapterError, AdapterWarning, LayerError
+from quantlora.errors import AdapterError, AdapterWarning
 from quantlora.layers.layer import LoraLayer
 
 BACKENDS = ["auto", "bitsandbytes_4bit", "bitsandbytes_8bit", "normalfloat"]
@@ -257,14 +257,3 @@ def test_the_fast_path_of_torchs_encoder_has_the_adapter_of_its_attention() -> N
     slow = model(x)
     with torch.no_grad():
         torch.testing.assert_close(model(x), slow, atol=1e-5, rtol=1e-5)
-
-
-def test_torchs_attention_as_a_target_says_what_to_name_and_that_works() -> None:
-    attention = nn.ModuleDict({"attn": nn.MultiheadAttention(64, 4, batch_first=True)})
-    with pytest.raises(LayerError, match="is two layers: name them, target_modules="):
-        quantlora.wrap(attention, r=2, target_modules=["attn"])
-    names = {"target_modules": ["attn.out_proj"], "target_parameters": ["attn.in_proj_weight"]}
-    quantlora.wrap(attention, r=2, init_lora_weights=False, **names)
-    unmerged = attention["attn"](X, X, X)[0]
-    quantlora.merge(attention)
-    torch.testing.assert_close(attention["attn"](X, X, X)[0], unmerged, atol=1e-4, rtol=1e-4)

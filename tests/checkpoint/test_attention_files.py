@@ -1,0 +1,92 @@
+"""Files of adapters on `nn.MultiheadAttention`: PEFT's, both ways."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+import quantlora
+
+X = torch.randn(2, 5, 32, generator=torch.Generator().manual_seed(0))
+FIELDS: dict[str, Any] = {"r": 3, "lora_alpha": 5, "init_lora_weights": False}
+TARGETS = [["attn"], ["attn", "linear"], ["attn", "out_proj"]]
+
+
+def base() -> nn.ModuleDict:
+    torch.manual_seed(0)
+    attn = nn.MultiheadAttention(32, 4, batch_first=True)
+    return nn.ModuleDict({"attn": attn, "linear": nn.Linear(32, 32)})
+
+
+def output(model: Any) -> Tensor:
+    with torch.no_grad():
+        return model["linear"](model["attn"](X, X, X)[0])
+
+
+def close(actual: Tensor, wanted: Tensor) -> None:
+    torch.testing.assert_close(actual, wanted, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("patterns", [{}, {"rank_pattern": {"attn": 2}}], ids=str)
+@pytest.mark.parametrize("targets", TARGETS, ids=str)
+def test_a_file_of_pefts_computes_the_same(
+    targets: list[str], patterns: dict[str, Any], tmp_path: Path
+) -> None:
+    config = peft.LoraConfig(target_modules=targets, lora_dropout=0.1, **FIELDS, **patterns)
+    theirs = peft.get_peft_model(base(), config).eval()
+    theirs.save_pretrained(tmp_path)
+    close(output(quantlora.load_adapter(base(), tmp_path)), output(theirs.base_model.model))
+
+
+@pytest.mark.filterwarnings("ignore:Found missing adapter keys")  # of the part it does not use
+@pytest.mark.parametrize("targets", TARGETS, ids=str)
+def test_a_file_of_ours_computes_the_same_in_peft(targets: list[str], tmp_path: Path) -> None:
+    ours = quantlora.wrap(base(), target_modules=targets, **FIELDS)
+    quantlora.save_adapter(ours, tmp_path)
+    theirs = peft.PeftModel.from_pretrained(base(), tmp_path)
+    close(output(theirs.base_model.model), output(ours))
+
+
+def test_the_keys_are_pefts(tmp_path: Path) -> None:
+    config = peft.LoraConfig(target_modules=["attn"], **FIELDS)
+    peft.get_peft_model(base(), config).save_pretrained(tmp_path / "theirs")
+    ours = quantlora.wrap(base(), target_modules=["attn"], **FIELDS)
+    quantlora.save_adapter(ours, tmp_path / "ours")
+    files = [load_file(tmp_path / who / "adapter_model.safetensors") for who in ("theirs", "ours")]
+    shapes = [{key: one.shape for key, one in file.items()} for file in files]
+    assert shapes[0] == shapes[1]
+
+
+def test_a_file_is_loaded_beside_another_adapter_of_the_attention(tmp_path: Path) -> None:
+    ours = quantlora.wrap(base(), target_modules=["attn"], **FIELDS)
+    wanted = output(ours)
+    quantlora.save_adapter(ours, tmp_path)
+    quantlora.wrap(ours, adapter_name="other", target_modules=["attn"], **FIELDS)
+    quantlora.load_adapter(ours, tmp_path, "again")
+    close(output(ours), wanted)
+
+
+def test_parts_that_are_named_by_themselves_come_back_from_their_file(tmp_path: Path) -> None:
+    parts = {"target_modules": ["attn.out_proj"], "target_parameters": ["attn.in_proj_weight"]}
+    ours = quantlora.wrap(base(), **parts, **FIELDS)
+    quantlora.save_adapter(ours, tmp_path)
+    close(output(quantlora.load_adapter(base(), tmp_path)), output(ours))
+
+
+def test_names_of_a_data_parallel_model_are_read(tmp_path: Path) -> None:
+    whole = nn.ModuleDict({"module": base()})
+    quantlora.wrap(whole, target_modules=["attn"], **FIELDS)
+    quantlora.save_adapter(whole, tmp_path)
+    again = quantlora.load_adapter(base(), tmp_path)
+    close(output(again), output(whole["module"]))
+
+
+def test_vllm_is_said_to_have_no_such_adapter(tmp_path: Path) -> None:
+    quantlora.save_adapter(quantlora.wrap(base(), target_modules=["attn"], **FIELDS), tmp_path)
+    assert any("MultiheadAttention" in one for one in quantlora.check_vllm(tmp_path))
