@@ -12,7 +12,8 @@ from quantlora.errors import FinetuneError
 from quantlora_finetune.options.choices import option_name
 from quantlora_finetune.options.finetune_options import FinetuneOptions
 from quantlora_finetune.run.limits import existing
-from quantlora_finetune.run.run_folder import RunFolder
+from quantlora_finetune.run.run_folder import RUN, RunFolder
+from quantlora_finetune.run.run_record import started_with
 
 #: What may be changed when a run is resumed.
 _CHANGEABLE = {"output", "resume", "steps", "save_every", "eval_examples", "report_to"}
@@ -55,7 +56,7 @@ def _check_free(run: RunFolder) -> None:
 
 
 def _resumed(run: RunFolder, options: FinetuneOptions, given: Collection[str]) -> FinetuneOptions:
-    started = FinetuneOptions.from_json(run.record["options"])
+    started = started_with(run.path / RUN, run.record)
     wanted = dataclasses.replace(options, **_absolute(options))
     for name in sorted(set(given) - _CHANGEABLE):
         old, new = getattr(started, name), getattr(wanted, name)

@@ -105,11 +105,13 @@ class RunFolder:
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        record: dict[str, Any] = json.loads(file.read_text("utf-8"))
+        record: Any = json.loads(file.read_text("utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         return {}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise FinetuneError(f"{file} cannot be read: {error}. Use another --output.") from error
+    if not isinstance(record, dict):
+        raise FinetuneError(f"{file} cannot be read: it is no JSON object. Use another --output.")
     return record
 
 
