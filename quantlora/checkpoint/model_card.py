@@ -1,7 +1,8 @@
 """``README.md`` beside an adapter: the card that the hub shows.
 
 One that is there is somebody's text: what the hub needs and it lacks is added to its metadata. Two
-lines of it are ours, those on the adapter and the version: they follow the adapter that is saved.
+lines of it are ours, those on the adapter and the version: they follow the adapter that is saved,
+and so does the base in its metadata where it is the one that our line names.
 """
 
 from __future__ import annotations
@@ -42,7 +43,8 @@ model = quantlora.load_adapter(model, "this folder or its id on the hub")
 
 #: The same lines in a card that was written here, whatever adapter it was for.
 _RANK = r"rank \d+, alpha \S+, "
-_ADAPTER_LINE = re.compile(rf"^A LoRA adapter.*: {_RANK}{re.escape(_MADE_WITH)}$", re.M)
+_OF = r"(?: for \[(?P<base>[^\]]+)\]\(.*\))?"
+_ADAPTER_LINE = re.compile(rf"^A LoRA adapter{_OF}.*: {_RANK}{re.escape(_MADE_WITH)}$", re.M)
 _VERSION_LINE = re.compile(r"^- quantlora \d\S*$", re.M)
 
 
@@ -61,7 +63,8 @@ def card_text(folder: Path, config: LoraConfig, base: str | None) -> str | None:
         return _written(_TEXT.format(title=folder.name, **values), base)
     try:
         old = there.read_text(encoding="utf-8")
-        return _written(_renewed(old, values), base)
+        line = _ADAPTER_LINE.search(old)
+        return _written(_renewed(old, values), base, line and line["base"])
     except (OSError, ValueError, _yaml_error()):
         return None
 
@@ -83,13 +86,20 @@ def _renewed(text: str, values: dict[str, Any]) -> str:
     return _VERSION_LINE.sub(lambda _: _VERSION.format(**values), text)
 
 
-def _written(text: str, base: str | None) -> str:
-    """``text`` with what its metadata lacks; the same text where they lack nothing."""
+def _written(text: str, base: str | None, former: str | None = None) -> str:
+    """``text`` with what its metadata lacks; the same text where they lack nothing.
+
+    Args:
+        former: the base that was written here; where it is still named, ``base`` takes its place.
+    """
     from huggingface_hub import ModelCard
 
     card: Any = ModelCard(text if text.startswith("---\n") else f"---\n{{}}\n---\n{text}")
     before = card.data.to_dict()
-    tags = list(card.data.get("tags") or [])
+    stale = f"base_model:adapter:{former}" if former != base else None
+    tags = [tag for tag in card.data.get("tags") or [] if tag != stale]
+    if former and card.data.get("base_model") == former:
+        card.data["base_model"] = base
     wanted = ["lora", "quantlora", *([f"base_model:adapter:{base}"] if base else [])]
     card.data["tags"] = [*tags, *(tag for tag in wanted if tag not in tags)]
     if not card.data.get("library_name"):

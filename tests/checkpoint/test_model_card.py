@@ -50,6 +50,29 @@ def test_a_card_of_ours_follows_the_adapter_that_is_saved_over_it(tmp_path):
     assert saved(tmp_path / "adapter", r=4) == fresh
 
 
+@pytest.mark.parametrize("first", ["owner/base", "owner/other"])
+def test_a_card_of_ours_names_the_base_of_the_adapter_saved_over_it(first, tmp_path):
+    fresh = saved(tmp_path / "adapter", base="owner/base")
+    (tmp_path / "adapter" / "README.md").unlink()
+    saved(tmp_path / "adapter", base=first)
+    assert saved(tmp_path / "adapter", base="owner/base") == fresh
+
+
+def test_a_base_that_is_no_longer_the_adapters_is_not_named(tmp_path):
+    saved(tmp_path / "adapter", base="owner/base")
+    text = saved(tmp_path / "adapter", base=str(tmp_path))
+    assert "owner/base" not in text
+    assert ModelCard(text).data.base_model is None
+
+
+def test_a_base_that_somebody_wrote_into_a_card_of_ours_stays(tmp_path):
+    old = saved(tmp_path).replace("base_model: owner/base", "base_model: me/mine")
+    (tmp_path / "README.md").write_text(old + "\nFor my own base.\n")
+    card = ModelCard(saved(tmp_path, base="owner/other"))
+    assert card.data.base_model == "me/mine"
+    assert "For my own base." in card.text
+
+
 def test_what_somebody_added_to_a_card_of_ours_stays(tmp_path):
     old = saved(tmp_path, r=2) + "\nTrained on poems; rank 2 was enough.\n"
     (tmp_path / "README.md").write_text(old)
