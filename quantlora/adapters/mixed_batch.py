@@ -19,6 +19,7 @@ from quantlora.errors import AdapterError
 from quantlora.layers.calls import give_samples
 from quantlora.layers.layer import LoraLayer
 from quantlora.layers.sub_batch import PromptAdapters
+from quantlora.transformers_models import time_first_class
 
 #: The name that stands for "no adapter" in a mixed batch, as in PEFT.
 BASE = "__base__"
@@ -63,6 +64,12 @@ def assign_samples(
         raise AdapterError(
             f"a mixed batch needs the plain base, but {', '.join(sorted(merged))} is merged into "
             f"it; call quantlora.unmerge(model) first."
+        )
+    if batch_dim is None and (kind := time_first_class(model)):
+        raise AdapterError(
+            f"some layers of {kind} get (time, batch, features), so samples may be the second "
+            f"dimension: use mixed_batch(..., batch_dim=1), or batch_dim=0 where all adapted "
+            f"layers get (batch, time, features)."
         )
     time_first = _time_first(model) if batch_dim is None else layers if batch_dim else []
     for layer in time_first:

@@ -73,3 +73,36 @@ def test_a_number_of_names_that_does_not_fit_tells_of_it() -> None:
         pytest.raises(AdapterError, match=r"mixed_batch\(..., batch_dim=1\)"),
     ):
         one(torch.zeros(5, 4, dtype=torch.long))
+
+
+def xlnet() -> nn.Module:
+    from transformers import XLNetConfig, XLNetModel
+
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 11, "d_model": 8, "n_layer": 1, "n_head": 2, "d_inner": 16}
+    one = XLNetModel(XLNetConfig(**sizes, dropout=0.0))
+    for name in ("a", "b"):
+        fields = {"r": 2, "init_lora_weights": False, "target_modules": ["layer_1", "layer_2"]}
+        quantlora.wrap(one, adapter_name=name, **fields)
+    return one.eval()
+
+
+def test_xlnet_asks_for_the_dimension() -> None:
+    with (
+        pytest.raises(AdapterError, match=r"some layers of XLNet\w+ get .*batch_dim=1"),
+        quantlora.mixed_batch(xlnet(), NAMES),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("time", [4, 5])
+def test_xlnet_is_right_with_the_dimension(time: int) -> None:
+    one, names = xlnet(), ["a", "b", "b", "a"]
+    ids = torch.randint(0, 11, (4, time))
+    wanted = []
+    for i, name in enumerate(names):
+        quantlora.set_adapter(one, name)
+        wanted.append(one(ids)[0][i])
+    with quantlora.mixed_batch(one, names, batch_dim=1):
+        found = one(ids)[0]
+    assert relative(found.detach(), torch.stack(wanted).detach()) <= 1e-5
