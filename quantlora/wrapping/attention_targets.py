@@ -1,7 +1,7 @@
 """`nn.MultiheadAttention` as a target: its ``in_proj_weight`` and its ``out_proj``, as in PEFT.
 
 PEFT's ``lora.MultiheadAttention`` gives both the rank and alpha of the attention's own name. Its
-``merge``, which runs around each forward too, adds the update of ``out_proj`` twice (0.14 to 0.21;
+``merge``, which runs around each forward too, adds the update of ``out_proj`` twice (0.21;
 huggingface/peft, pull request 3774). An adapter is worth what it was trained to compute, so it
 counts twice here as well; the gradient, which PEFT takes of one of the two, is that of the output.
 """
