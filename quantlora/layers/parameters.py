@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from quantlora.config.patterns import by_pattern
-from quantlora.errors import AdapterError
+from quantlora.errors import AdapterError, ConfigError
 from quantlora.formats.attention import IN_PROJ
 from quantlora.formats.autocast import autocast_off
 from quantlora.formats.offloaded import is_offloaded
@@ -187,8 +187,7 @@ class LoraParameters(LoraLayer):
         for parameter in (*A.parameters(), *B.parameters()):
             nn.init.zeros_(parameter)
         self.lora_A[name], self.lora_B[name] = A, B
-        first = next(iter(scales.values()))
-        self.relative_scales[name] = {key: scale / first for key, scale in scales.items()}
+        self.relative_scales[name] = _relative(scales, self.path)
 
     def _rank_and_scale(self, key: str, config: LoraConfig) -> tuple[int, float]:
         """PEFT gives ``gate_up_proj``, which is two projections, twice the rank of the others."""
@@ -213,3 +212,14 @@ def picked_parameters(path: str, names: Mapping[str, Any], config: LoraConfig) -
     """Those of ``names`` in the module at ``path`` that ``target_parameters`` picks."""
     wanted = tuple(f".{one}" for one in config.target_parameters or ())
     return [name for name in names if f".{path}.{name}".endswith(wanted)]
+
+
+def _relative(scales: Mapping[str, float], path: str) -> dict[str, float]:
+    """The scales in units of the first, which is the layer's; alpha may be 0 for all of them."""
+    first = next(iter(scales.values()))
+    if not first and any(scales.values()):
+        raise ConfigError(
+            f"{path}: lora_alpha is 0 for {next(iter(scales))} and is not for other parameters of "
+            f"this module: leave that one out of target_parameters, which is the same."
+        )
+    return {key: scale / first if first else 1.0 for key, scale in scales.items()}

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from torch import nn
 
+from quantlora.adapters.adapter_modules import frozen_modules
 from quantlora.config.lora_config import LoraConfig
 from quantlora.errors import TargetError
 from quantlora.formats.parameters import parameter_names, weights
@@ -65,3 +66,23 @@ def _check_holder(path: str, module: nn.Module, names: list[str], layers: list[s
                 f"{path}.{name}: target_parameters takes float parameters with two or three "
                 f"dimensions, and this is none. Packed layers are for target_modules."
             )
+
+
+def check_reachable(
+    modules: Mapping[str, nn.Module], inner: list[str], picks: Callable[[str, nn.Module], bool]
+) -> None:
+    """Refuse a name that picks a layer inside a module whose parameters are adapted already.
+
+    Args:
+        modules: what can be a target, by path.
+        inner: paths of layers that are targets with the module around them.
+        picks: whether a path and its module are targets.
+    """
+    for outer, around in modules.items():
+        for name, module in frozen_modules(around) if isinstance(around, LoraParameters) else ():
+            path = ".".join([outer, *(one for one in name.split(".") if one != "base_layer")])
+            if path not in (outer, *inner) and picks(path, module):
+                raise TargetError(
+                    f"{path} is inside {outer}, whose parameters have adapters already: name it "
+                    f"together with them in the first adapter, or leave it out by exclude_modules."
+                )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import nn
@@ -19,7 +19,7 @@ from quantlora.names import plain_path
 from quantlora.suggestions import near
 from quantlora.wrapping.all_linear import looks_linear, output_heads, some
 from quantlora.wrapping.attention_targets import attention_of, both_layers, check_attention
-from quantlora.wrapping.parameter_targets import parameter_targets_by_path
+from quantlora.wrapping.parameter_targets import check_reachable, parameter_targets_by_path
 from quantlora.wrapping.target import Target
 from quantlora.wrapping.ties import tied_tokens, ties_of, two_ways
 
@@ -36,15 +36,8 @@ def find_targets(
     pattern that does. In a file such a pattern has had no effect, and has none here.
     """
     modules = dict(own_modules(model))
-    names = TargetNames(config)
-    paths = [path for path in modules if path and names.pick(plain_path(path))]
-    if is_all_linear(config):
-        heads = output_heads(model, config)
-        paths = [
-            path
-            for path in paths
-            if modules[path] not in heads and looks_linear(modules[path], registry)
-        ]
+    wanted = _wanted(model, config, registry)
+    paths = [path for path, module in modules.items() if path and wanted(path, module)]
     ties = ties_of(model) if config.trainable_token_indices or config.ensure_weight_tying else None
     tokens = wanted_tokens(config, modules, ties.source if ties else None)
     if ties is not None:
@@ -55,6 +48,7 @@ def find_targets(
     attentions = [path for path in paths if attention_of(modules[path]) is not None]
     halves = [one for path in attentions for one in _halves(path, modules[path], config)]
     inner = [one.path for one in halves]  # a name may pick the attention and its layer
+    check_reachable(modules, inner, wanted)
     parameters = parameter_targets_by_path(modules, config, [*paths, *inner, *tokens])
     if not paths and not parameters and not tokens:
         raise TargetError(_nothing(config, modules, registry))
@@ -71,6 +65,19 @@ def find_targets(
         ),
         *(Target(p, modules[p], len(t), len(t), tokens=t) for p, t in tokens.items()),
     ]
+
+
+def _wanted(
+    model: nn.Module, config: LoraConfig, registry: Registry
+) -> Callable[[str, nn.Module], bool]:
+    """Whether a module at a path is a target as a layer."""
+    names = TargetNames(config)
+    if not is_all_linear(config):
+        return lambda path, module: names.pick(plain_path(path))
+    heads = output_heads(model, config)
+    return lambda path, module: (
+        names.pick(plain_path(path)) and module not in heads and looks_linear(module, registry)
+    )
 
 
 def _target(path: str, layer: nn.Module, config: LoraConfig) -> Target:

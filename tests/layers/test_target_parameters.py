@@ -12,7 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from peft import PeftModel
-from torch import Tensor
+from torch import Tensor, nn
 
 import quantlora
 from quantlora.errors import AdapterError, BackendError, ConfigError, MergeError, TargetError
@@ -363,3 +363,25 @@ def test_packed_experts_are_merged_into_float_ones_and_back() -> None:
     quantlora.merge_and_unload(model, mode="dequantize")
     assert model.state_dict().keys() == mixtral().state_dict().keys()
     assert relative(logits(model), before) <= TOLERANCE
+
+
+@pytest.mark.parametrize("rslora", [False, True])
+def test_an_alpha_of_zero_leaves_the_output_as_it_is(rslora: bool) -> None:
+    model = nn.Sequential(nn.MultiheadAttention(16, 2)).double()
+    x = torch.randn(3, 2, 16, dtype=torch.float64)
+    wanted = model[0](x, x, x)[0]
+    fields = {"target_modules": [], "target_parameters": ["in_proj_weight"]}
+    quantlora.wrap(model, **fields, lora_alpha=0, use_rslora=rslora, init_lora_weights=False)
+    assert torch.equal(model[0](x, x, x)[0], wanted)
+
+
+def test_an_alpha_of_zero_for_the_first_parameter_alone_is_refused() -> None:
+    model = nn.Module()
+    model.one, model.two = (nn.Parameter(torch.ones(4, 4)) for _ in range(2))
+    fields = {
+        "target_modules": [],
+        "target_parameters": ["one", "two"],
+        "alpha_pattern": {"one": 0},
+    }
+    with pytest.raises(ConfigError, match="lora_alpha is 0 for one and is not for other"):
+        quantlora.wrap(nn.ModuleDict({"m": model}), r=2, **fields)

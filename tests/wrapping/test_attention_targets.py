@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import quantlora
-from quantlora.errors import AdapterError, ConfigError, LayerError
+from quantlora.errors import AdapterError, ConfigError, LayerError, TargetError
 
 FIELDS: dict[str, Any] = {
     "r": 3,
@@ -163,3 +163,17 @@ def test_adapters_of_attentions_are_not_combined_nor_swapped() -> None:
         quantlora.add_weighted_adapter(model, ["default"], [1.0], "sum", "cat")
     with pytest.raises(AdapterError, match="a hot swap is of LoRA layers only"):
         quantlora.prepare_hot_swap(model, r=4)
+
+
+@pytest.mark.parametrize("names", [["out_proj"], "all-linear"], ids=str)
+def test_a_second_adapter_cannot_name_the_layer_inside_alone(names: Any) -> None:
+    model = nn.Sequential(base()["attn"], nn.Linear(32, 32))
+    quantlora.wrap(model, target_modules=["0"], r=3)
+    with pytest.raises(TargetError, match=r"0.out_proj is inside 0, whose parameters have adap"):
+        quantlora.wrap(model, adapter_name="two", target_modules=names, r=3)
+
+
+def test_a_second_adapter_names_the_attention_as_the_first_did() -> None:
+    model = quantlora.wrap(base(), **FIELDS)
+    quantlora.wrap(model, adapter_name="two", **FIELDS)
+    assert list(model["attn"].lora_A) == ["default", "two"]
