@@ -31,13 +31,20 @@ REASONS: list[tuple[str, str, str]] = [
     (r"ensure_weight_tying", LACKING, "ensure_weight_tying"),
     (r"variant 'dora' cannot be put on", LACKING, "DoRA on such a layer"),
     (r"DoRA needs the norm of W", LACKING, "DoRA on a grouped convolution"),
-    (r"adapter_dtype_autocast", LACKING, "autocast_adapter_dtype in the thin adapter"),
-    (r"fsdp_wrapped", LACKING, "files of a model in PEFT's stand-in for FSDP"),
+    (r"cannot be disabled; call quantlora.unmerge", REFUSED, "disabling what is merged"),
     (r"has no attribute '(get_delta|merged_ad|disable_ad|set_ad)", LACKING, "PEFT's layer methods"),
-    (r"is larger than the layer", LACKING, "a rank above the layer's sizes"),
     (r"MultiheadAttention", LACKING, "nn.MultiheadAttention"),
     (r"README\.md", LACKING, "a model card beside the adapter"),
+    (r"\"meta\" in|is_meta", LACKING, "adapters made on the meta device (low_cpu_mem_usage)"),
+    (r"Regex pattern did not match", LACKING, "refused in other words than PEFT's"),
+    (r"DID NOT WARN", LACKING, "a warning of PEFT's"),
     (r"unknown initializer|init_lora_weights", LACKING, "an initializer of PEFT's"),
+    (r"learnable_bias", LACKING, "the base's biases through set_peft_model_state_dict"),
+    (
+        r"test_multiple_active_\w*adapters_merge|plain_lora_and_dora_adapters_merge",
+        LACKING,
+        "merging what is active in its layer alone",
+    ),
 ]
 
 

@@ -13,26 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.modules.module import _IncompatibleKeys
 
 import quantlora
-from quantlora.checkpoint.config_file import read_config
+from quantlora.checkpoint.match_tensors import fill
 from quantlora.checkpoint.save import adapter_tensors
-from quantlora.config.lora_config import LoraConfig
-
-
-def own_config(config: Any) -> LoraConfig:
-    """PEFT's config as quantlora's: the same fields; what is unset there is the default here."""
-    if isinstance(config, LoraConfig):
-        return config
-    given = {name: value for name, value in vars(config).items() if value not in (None, {}, False)}
-    for name in ("auto_mapping", "peft_version", "runtime_config", "megatron_core", "peft_type"):
-        given.pop(name, None)
-    if not config.init_lora_weights:
-        given["init_lora_weights"] = False
-    if getattr(config, "task_type", None) is not None:
-        given["task_type"] = str(getattr(config.task_type, "value", config.task_type))
-    given.setdefault("target_modules", None)
-    return LoraConfig.from_fields(given)
+from tests.peft_suite.given_adapters import load, wrap
 
 
 class BaseTuner(nn.Module):
@@ -43,6 +29,26 @@ class BaseTuner(nn.Module):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
+
+    @property
+    def active_adapters(self) -> list[str]:
+        return quantlora.active_adapters(self.model)
+
+    @property
+    def active_adapter(self) -> list[str]:
+        return self.active_adapters
+
+    def set_adapter(self, adapter_name: Any, **_: Any) -> None:
+        quantlora.set_adapter(self.model, adapter_name)
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        quantlora.delete_adapter(self.model, adapter_name)
+        del self.peft_config[adapter_name]
+
+    @property
+    def has_active_enabled_adapter(self) -> bool:
+        layers = quantlora.lora_layers(self.model)
+        return any(layer.enabled and layer.active for _, layer in layers)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         return self.model(*args, **kwargs)
@@ -59,13 +65,25 @@ class BaseTuner(nn.Module):
 class PeftModel(nn.Module):
     """PEFT's names for what quantlora does with ``base_model.model``."""
 
-    def __init__(self, model: nn.Module, config: Any, adapter_name: str = "default", **_: Any):
+    _is_prompt_learning = False
+
+    def __init__(
+        self,
+        model: nn.Module,
+        config: Any,
+        adapter_name: str = "default",
+        autocast_adapter_dtype: bool = True,
+        **_: Any,
+    ):
         super().__init__()
-        self.peft_config: dict[str, Any] = {adapter_name: config}
-        self.base_model = BaseTuner(model)
         with_mode = model.training
-        quantlora.wrap(model, own_config(config), adapter_name=adapter_name)
+        wrap(model, config, adapter_name, autocast_adapter_dtype)
         model.train(with_mode)
+        self._keep(model, {adapter_name: config})
+
+    def _keep(self, model: nn.Module, configs: dict[str, Any]) -> None:
+        self.base_model = BaseTuner(model)
+        self.peft_config = self.base_model.peft_config = configs
 
     @classmethod
     def from_pretrained(
@@ -74,13 +92,14 @@ class PeftModel(nn.Module):
         model_id: Any,
         adapter_name: str = "default",
         is_trainable: bool = False,
+        config: Any = None,
+        autocast_adapter_dtype: bool = True,
         **_: Any,
     ) -> PeftModel:
-        quantlora.load_adapter(model, model_id, adapter_name, is_trainable=is_trainable)
+        given = load(model, model_id, adapter_name, is_trainable, autocast_adapter_dtype, config)
         found = cls.__new__(cls)
         nn.Module.__init__(found)
-        found.peft_config = {adapter_name: _file_config(model_id, adapter_name)}
-        found.base_model = BaseTuner(model)
+        found._keep(model, {adapter_name: given})
         return found
 
     @property
@@ -103,17 +122,27 @@ class PeftModel(nn.Module):
 
     # -- adapters
 
-    def add_adapter(self, adapter_name: str, config: Any, **_: Any) -> None:
+    def add_adapter(
+        self, adapter_name: str, config: Any, autocast_adapter_dtype: bool = True, **_: Any
+    ) -> None:
         before = quantlora.active_adapters(self._model)
-        quantlora.wrap(self._model, own_config(config), adapter_name=adapter_name)
+        wrap(self._model, config, adapter_name, autocast_adapter_dtype)
         quantlora.set_adapter(self._model, before)
         self.peft_config[adapter_name] = config
 
-    def load_adapter(self, model_id: Any, adapter_name: str, is_trainable: bool = False, **_: Any):
+    def load_adapter(
+        self,
+        model_id: Any,
+        adapter_name: str,
+        is_trainable: bool = False,
+        autocast_adapter_dtype: bool = True,
+        **_: Any,
+    ) -> Any:
         before = quantlora.active_adapters(self._model)
-        quantlora.load_adapter(self._model, model_id, adapter_name, is_trainable=is_trainable)
+        given = load(self._model, model_id, adapter_name, is_trainable, autocast_adapter_dtype)
         quantlora.set_adapter(self._model, before)
-        self.peft_config[adapter_name] = _file_config(model_id, adapter_name)
+        self.peft_config[adapter_name] = given
+        return _IncompatibleKeys([], [])  # keys that do not fit are an error of quantlora's
 
     def save_pretrained(self, folder: Any, selected_adapters: Any = None, **_: Any) -> None:
         for name in selected_adapters or self.peft_config:
@@ -124,8 +153,11 @@ class PeftModel(nn.Module):
         quantlora.set_adapter(self._model, adapter_name)
 
     def delete_adapter(self, adapter_name: str) -> None:
-        quantlora.delete_adapter(self._model, adapter_name)
-        del self.peft_config[adapter_name]
+        self.base_model.delete_adapter(adapter_name)
+
+    @property
+    def active_peft_config(self) -> Any:
+        return self.peft_config[self.active_adapter]
 
     @property
     def active_adapters(self) -> list[str]:
@@ -183,12 +215,6 @@ class PeftModel(nn.Module):
         raise NotImplementedError("quantlora uploads nothing")
 
 
-def _file_config(folder: Any, adapter_name: str) -> LoraConfig:
-    place = Path(folder)
-    inner = place / adapter_name
-    return read_config(inner if inner.is_dir() else place)
-
-
 def get_peft_model(model: nn.Module, config: Any, adapter_name: str = "default", **more: Any):
     return PeftModel(model, config, adapter_name, **more)
 
@@ -196,16 +222,31 @@ def get_peft_model(model: nn.Module, config: Any, adapter_name: str = "default",
 def inject_adapter_in_model(
     config: Any, model: nn.Module, adapter_name: str = "default", **_: Any
 ) -> nn.Module:
-    quantlora.wrap(model, own_config(config), adapter_name=adapter_name)
+    wrap(model, config, adapter_name)
     model.peft_config = {adapter_name: config}  # type: ignore[assignment]
     return model
+
+
+def _wrapped(model: nn.Module) -> nn.Module:
+    """The model that has the adapters, also inside of another wrapper."""
+    return next((one._model for one in model.modules() if isinstance(one, PeftModel)), model)
 
 
 def get_peft_model_state_dict(
     model: nn.Module, state_dict: Any = None, adapter_name: str = "default", **_: Any
 ) -> dict[str, Tensor]:
-    inner = model._model if isinstance(model, PeftModel) else model
-    return dict(adapter_tensors(inner, adapter_name, state_dict))
+    return dict(adapter_tensors(_wrapped(model), adapter_name, state_dict))
+
+
+def set_peft_model_state_dict(
+    model: nn.Module, peft_model_state_dict: Any, adapter_name: str = "default", **_: Any
+) -> Any:
+    """The values go into the adapter that is there, as PEFT's do; what has no place is named."""
+    here = adapter_tensors(_wrapped(model), adapter_name, save_embedding_layers=False)
+    both = [name for name in here if name in peft_model_state_dict]
+    fill("state_dict", {k: here[k] for k in both}, {k: peft_model_state_dict[k] for k in both})
+    absent = [name for name in here if name not in peft_model_state_dict]
+    return _IncompatibleKeys(absent, [name for name in peft_model_state_dict if name not in here])
 
 
 def prepare_model_for_compiled_hotswap(model: Any, *, target_rank: int = 128, **_: Any) -> None:

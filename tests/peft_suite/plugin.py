@@ -27,6 +27,7 @@ import pytest
 import quantlora
 from quantlora.adapters.modules_to_save import ModulesToSaveWrapper
 from tests.peft_suite import peft_model
+from tests.peft_suite.layer_names import put_layer_names
 
 #: Where the outcomes are written, one JSON object a line.
 OUTCOMES = "PEFT_SUITE_OUTCOMES"
@@ -34,6 +35,7 @@ OUTCOMES = "PEFT_SUITE_OUTCOMES"
 PATIENCE = 30
 _FUNCTIONS = (
     "PeftModel", "get_peft_model", "inject_adapter_in_model", "get_peft_model_state_dict",
+    "set_peft_model_state_dict",
 )  # fmt: skip
 
 
@@ -43,6 +45,7 @@ def put_names() -> None:
         setattr(peft, name, getattr(peft_model, name))
     for name in ("hotswap_adapter", "prepare_model_for_compiled_hotswap"):
         setattr(peft.utils.hotswap, name, getattr(peft_model, name))
+    put_layer_names()
     for module in (peft.tuners.lora, peft.tuners.lora.layer):
         module.LoraLayer = quantlora.LoraLayer
     peft.tuners.tuners_utils.BaseTunerLayer = quantlora.LoraLayer
