@@ -92,14 +92,17 @@ class Job:
         )
 
     def leave(self, report: Report) -> None:
-        """Write everything into the folder; the report last, for it says that all is there."""
+        """Write everything into the folder; the report last, for it says that all is there.
+
+        The card first: saving the adapter would add to one that somebody has edited.
+        """
         if not processes.is_first():
             return
         folder = self.run.path
+        write_card(folder, report)
         save_adapter(self.model, folder)
         plot_losses(folder / "loss.png", report)
         write_page(folder / PAGE, report)
-        write_card(folder / "README.md", report)
         write_json(folder / REPORT, report.as_json())
 
 

@@ -164,6 +164,19 @@ def test_a_finished_run_can_be_trained_on(run, arguments, tmp_path):
     assert len(_losses(tmp_path / "run")) == 16
 
 
+@pytest.mark.parametrize("edited", [False, True])
+def test_a_card_that_was_edited_stays_when_a_run_is_trained_on(run, arguments, tmp_path, edited):
+    run(*arguments)
+    card = tmp_path / "run" / "README.md"
+    first = card.read_text() + "What I found: it works.\n" * edited
+    card.write_text(first)
+    result = run("finetune", "--resume", "--steps", "16", "--output", tmp_path / "run")
+    assert result.exit_code == 0, result.output
+    assert ("What I found" in card.read_text()) == edited
+    assert (card.read_text() == first) == edited
+    assert (tmp_path / "run" / "README.new.md").exists() == edited
+
+
 def test_a_run_is_resumed_from_any_working_directory(run, arguments, tmp_path, tiny, monkeypatch):
     monkeypatch.chdir(tiny.parent)
     run(*arguments, "--model", tiny.name)

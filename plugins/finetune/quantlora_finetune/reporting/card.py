@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -63,11 +64,39 @@ Gemma is provided under and subject to the Gemma Terms of Use found at {demo_mod
 hold for this adapter too.
 """
 
+#: The last line; its digest is that of the text before it.
+_SEAL = "\n<!-- by quantlora finetune, {digest}: once edited, this card is not written over -->\n"
 
-def write_card(file: Path, report: Report) -> None:
-    """Write the card for the run that ``report`` describes."""
+CARD, NEW_CARD = "README.md", "README.new.md"
+
+
+def write_card(folder: Path, report: Report) -> None:
+    """Write the card for the run that ``report`` describes; beside one that somebody has edited."""
+    text = card_text(report)
+    file = folder / (NEW_CARD if is_edited(folder / CARD) else CARD)
+    file.write_text(text + _seal(text), "utf-8")
+
+
+def is_edited(file: Path) -> bool:
+    """Whether ``file`` is there with anything but what `write_card` wrote."""
+    try:
+        text = file.read_text("utf-8")
+    except FileNotFoundError:
+        return False
+    except (OSError, ValueError):
+        return True
+    written = text.rpartition(_SEAL.partition("{")[0])[0]
+    return text != written + _seal(written)
+
+
+def _seal(text: str) -> str:
+    return _SEAL.format(digest=hashlib.sha256(text.encode()).hexdigest()[:16])
+
+
+def card_text(report: Report) -> str:
+    """The card without its last line."""
     base, options, training, model = report.base, report.options, report.training, report.model
-    card = _CARD.format(
+    return _CARD.format(
         header=_header(report),
         base=short_name(base.name),
         place="demo_model()" if base.is_demo else json.dumps(base.place),
@@ -94,7 +123,6 @@ def write_card(file: Path, report: Report) -> None:
         quantlora=report.versions["quantlora"],
         terms=_TERMS if base.is_demo else "",
     )
-    file.write_text(card, "utf-8")
 
 
 def _header(report: Report) -> str:
@@ -105,6 +133,7 @@ def _header(report: Report) -> str:
     lines += ["license: gemma"] if base.is_demo else []
     lines += ["library_name: peft", "pipeline_tag: text-generation", "tags:"]
     tags = ["lora", "quantlora", *report.model.formats]
+    tags += [f"base_model:adapter:{base.name}"] if on_hub else []  # as saving the adapter adds
     return "\n".join([*lines, *(f"- {tag}" for tag in tags)])
 
 
