@@ -31,7 +31,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Job:
     console = Console(quiet=True)
     job = prepare(options, RunFolder(folder, {}), Show(console))
     before = job.before()
-    job.leave(job.train(console), before, job.measure())
+    job.leave(job.report(job.train(console), before, job.measure()))
     return job
 
 
