@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import sys
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from packaging.version import Version
@@ -28,9 +29,9 @@ def is_transformers_model(model: nn.Module) -> bool:
     return transformers is not None and isinstance(model, transformers.PreTrainedModel)
 
 
-def time_first_class(model: nn.Module) -> str | None:
-    """The name of a class within ``model`` whose layers get (time, batch, features), if any."""
-    for kind in {type(module) for module in model.modules()}:
+def time_first_class(modules: Iterable[nn.Module]) -> str | None:
+    """The name of a class among ``modules`` whose layers get (time, batch, features), if any."""
+    for kind in {type(module) for module in modules}:
         for one in kind.__mro__:
             library, _, rest = one.__module__.partition(".models.")
             if library == "transformers" and rest.partition(".")[0] in _TIME_FIRST:

@@ -65,7 +65,8 @@ def assign_samples(
             f"a mixed batch needs the plain base, but {', '.join(sorted(merged))} is merged into "
             f"it; call quantlora.unmerge(model) first."
         )
-    if batch_dim is None and (kind := time_first_class(model)):
+    frozen = (module for _, module in frozen_modules(model))
+    if batch_dim is None and (kind := time_first_class(frozen)):
         raise AdapterError(
             f"some layers of {kind} get (time, batch, features), so samples may be the second "
             f"dimension: use mixed_batch(..., batch_dim=1), or batch_dim=0 where all adapted "
