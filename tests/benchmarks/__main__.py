@@ -1,0 +1,57 @@
+"""Speed and memory beside the peers', in one run.
+
+    python -m tests.benchmarks [suite ...] [--device cuda] [--page docs/benchmarks.md]
+    python -m tests.benchmarks --smoke      # tiny sizes, in CI: is every arm right
+
+Each arm is first checked against float64; the run stops if one is wrong. What is found goes to the
+folder as JSON with the machine's description and as a plot, with --page also into that page.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from tests.benchmarks.arms import FULL, SMOKE, Size
+from tests.benchmarks.machine import machine
+from tests.benchmarks.page import plot, write_table
+from tests.benchmarks.result import Result
+from tests.benchmarks.suites import decode, memory, multi, step
+
+SUITES = {"step": step.run, "memory": memory.run, "decode": decode.run, "multi": multi.run}
+
+
+def main() -> None:
+    given = _arguments()
+    given.out.mkdir(parents=True, exist_ok=True)
+    for suite in given.suites or SUITES:
+        found = measure(suite, SMOKE if given.smoke else FULL, given.device)
+        (given.out / f"{suite}.json").write_text(json.dumps(found, indent=1) + "\n")
+        plot(given.out / f"{suite}.png", found)
+        if given.page:
+            write_table(given.page, suite, found)
+        print(f"{suite}: {len(found['result']['rows'])} rows in {given.out}", flush=True)
+
+
+def measure(suite: str, size: Size, device: str) -> dict[str, Any]:
+    """What one suite finds, and on what machine."""
+    facts = machine(device)
+    result: Result = SUITES[suite](size, device)
+    return {"suite": suite, "size": vars(size), "machine": facts, "result": result.as_json()}
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("suites", nargs="*", choices=[*SUITES, []], metavar="suite")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--out", type=Path, default=Path("build/benchmarks"))
+    parser.add_argument("--page", type=Path, help="the page whose tables are to be written")
+    parser.add_argument("--smoke", action="store_true", help="tiny sizes: correctness only")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,69 @@
+"""One token for each of 1, 4 and 16 sequences: what a user waits for while text is generated."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from tests.benchmarks import arms
+from tests.benchmarks.arms import Size
+from tests.benchmarks.reference import checked, reference_of, without_adapters
+from tests.benchmarks.result import Result
+from tests.benchmarks.timing import interleaved
+
+#: bfloat16 through four layers; a wrong scale or a missing adapter is tens of percent.
+LIMIT = 0.05
+ROWS = (1, 4, 16)
+
+
+def run(size: Size, device: str) -> Result:
+    """Arms: the library's own layers without LoRA, dense bfloat16, PEFT, quantlora."""
+    result = Result("Generate one token", "ms", "base")
+    dense = arms.llama(size, device)
+    for form in arms.FORMATS:
+        models = _models(form, size, device)
+        errors = _errors(models, device)
+        models["dense"] = dense
+        for rows in ROWS:
+            calls = {name: _call(model, rows, device) for name, model in models.items()}
+            result.add(
+                f"{form}, {rows} row(s)", interleaved(calls, "base", 3 * size.rounds), errors
+            )
+    return result
+
+
+def _models(form: str, size: Size, device: str) -> dict[str, nn.Module]:
+    base = arms.packed(size, form, device)
+    mine = arms.ours(base, size)
+    models = {"base": base, "quantlora": mine}
+    if form in arms.PEERS:
+        models["peft"] = arms.peft(base, mine, form, size)
+    return {name: model.eval() for name, model in models.items()}
+
+
+def _errors(models: dict[str, nn.Module], device: str) -> dict[str, float]:
+    """Few tokens, so that the product is checked which decoding takes."""
+    reference = reference_of(models["quantlora"])
+    ids = arms.tokens(1, 8, device)
+    with torch.no_grad():
+        wanted, plain = reference(ids).logits, without_adapters(reference)(ids).logits
+    return {
+        name: checked(name, _logits(model, ids), plain if name == "base" else wanted, LIMIT)
+        for name, model in models.items()
+    }
+
+
+def _logits(model: nn.Module, ids: Tensor) -> Callable[[], Tensor]:
+    return lambda: model(ids, use_cache=False).logits
+
+
+def _call(model: nn.Module, rows: int, device: str) -> Callable[[], Tensor]:
+    ids = arms.tokens(rows, 1, device)
+
+    def call() -> Tensor:
+        with torch.no_grad():
+            return model(ids, use_cache=False).logits  # type: ignore[no-any-return]
+
+    return call
