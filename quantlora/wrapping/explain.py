@@ -12,6 +12,7 @@ from quantlora.config.lora_config import LoraConfig
 from quantlora.config.picked_paths import is_all_linear, targeted
 from quantlora.discovery.registration import Registry, registry
 from quantlora.errors import QuantloraError, TargetError
+from quantlora.formats.parameters import format_of
 from quantlora.formats.quantizer import Quantizer
 from quantlora.layers.layer import LoraLayer
 from quantlora.names import check_name
@@ -22,9 +23,10 @@ from quantlora.wrapping.all_linear import (
     output_heads,
 )
 from quantlora.wrapping.explanation import Explanation, LayerRow
-from quantlora.wrapping.plan import AUTO, PlannedLayer, check_model, plan_layer, too_wide
+from quantlora.wrapping.plan import AUTO, PlannedLayer, check_model, notices, plan_layer
 from quantlora.wrapping.target import Target
 from quantlora.wrapping.targets import find_targets
+from quantlora.wrapping.without_adapter import without_adapter
 
 #: Fields of the config that take a layer out again, and how to say so.
 _REASONS = {
@@ -69,6 +71,7 @@ def _explain(
         targets = {target.path: target for target in find_targets(model, config, known)}
     except TargetError as error:
         problems.append(str(error))
+    left = {one.path: one for one in without_adapter(model, config, targets.values())}
     plan: list[PlannedLayer] = []
     rows: list[LayerRow] = []
     for path, layer in own_modules(model):
@@ -78,7 +81,9 @@ def _explain(
             plan += [found] if isinstance(found, PlannedLayer) else []
         elif path and (looks_linear(layer, known) or computes_otherwise(layer, known)):
             rows.append(_row(path, layer, known, reason=_why_not(path, layer, model, config)))
-    warnings = tuple(filter(None, [too_wide(plan)]))
+        elif path in left:
+            rows.append(_row(path, layer, known, format_of(layer), reason=left[path].reason))
+    warnings = tuple(notices(model, config, known, plan))
     return Explanation(tuple(rows), (*problems, *_problems_of_model(model, plan)), warnings)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 
 from torch import nn
@@ -13,7 +12,7 @@ from quantlora.adapters.state import check_free, taken
 from quantlora.config.lora_config import LoraConfig
 from quantlora.config.picked_paths import TargetNames, is_all_linear
 from quantlora.discovery.registration import Registry
-from quantlora.errors import AdapterError, AdapterWarning, BackendError, ConfigError
+from quantlora.errors import AdapterError, BackendError, ConfigError, warn
 from quantlora.formats.layouts import is_linear_kind
 from quantlora.formats.offloaded import is_offloaded
 from quantlora.formats.parameters import format_of
@@ -28,6 +27,7 @@ from quantlora.wrapping.surroundings import check_surroundings
 from quantlora.wrapping.target import Target
 from quantlora.wrapping.targets import find_targets
 from quantlora.wrapping.ties import two_ways
+from quantlora.wrapping.without_adapter import says_left, without_adapter
 
 AUTO = "auto"
 
@@ -72,10 +72,24 @@ def make_plan(
         registry.quantizer(backend)  # unknown, or its library missing: say so before the model
     targets = find_targets(model, config, registry, strict)
     plan = [plan_layer(target, config, backend, adapter, registry) for target in targets]
-    for notice in (too_wide(plan), _left_out(model, config, registry)) if strict else ():
-        if notice:
-            warnings.warn(notice, AdapterWarning, stacklevel=2)
+    for notice in notices(model, config, registry, plan) if strict else ():
+        warn(notice)
     return plan
+
+
+def notices(
+    model: nn.Module, config: LoraConfig, registry: Registry, plan: list[PlannedLayer]
+) -> list[str]:
+    """What `wrap` gets through with, and says."""
+    found = [too_wide(plan), _left_out(model, config, registry), _stacked(model, config, plan)]
+    return [notice for notice in found if notice]
+
+
+def _stacked(model: nn.Module, config: LoraConfig, plan: list[PlannedLayer]) -> str:
+    """Experts that "all-linear" passes by, or that stay float among packed layers."""
+    if not is_all_linear(config) and all(one.quantizer.name == FLOAT for one in plan):
+        return ""
+    return says_left(without_adapter(model, config, [one.target for one in plan]))
 
 
 def _left_out(model: nn.Module, config: LoraConfig, registry: Registry) -> str:

@@ -1,0 +1,124 @@
+"""Fused experts and their like that get no adapter: named, with their share of the model.
+
+Since Transformers 5 the experts of a mixture are parameters of three dimensions, no layers, and
+they are most of its weights. What leaves them out must not do so silently: a mixture "in 4 bits"
+whose experts stay in 16 takes four times the memory, and one without adapters there trains less.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from quantlora.adapters.adapter_modules import OURS, own_modules
+from quantlora.config.lora_config import LoraConfig
+from quantlora.config.picked_paths import ALL_LINEAR, TargetNames
+from quantlora.names import plain_path
+from quantlora.wrapping.target import Target
+
+#: What names a class of experts; a router or a gate beside them is left out on purpose.
+_EXPERTS = "expert"
+#: Other stacked matrices are named from this share of the model on.
+_LEAST = 0.01
+#: Parameters of three dimensions that are no stacks of matrices.
+_OTHERS = (nn.modules.conv._ConvNd, nn.Bilinear)
+
+
+@dataclass(frozen=True)
+class WithoutAdapter:
+    """The stacked matrices of one module that get no adapter.
+
+    Args:
+        path: the module's place.
+        kind: its class.
+        names: its parameters.
+        share: the part of the model's parameters that they are.
+        dtype: what they are stored in.
+    """
+
+    path: str
+    kind: str
+    names: tuple[str, ...]
+    share: float
+    dtype: torch.dtype
+
+    @property
+    def reason(self) -> str:
+        """For a row of `explain`."""
+        return f"{', '.join(self.names)}: {self.share:.1%} of the parameters, no linear layers"
+
+
+def without_adapter(
+    model: nn.Module, config: LoraConfig, targets: Iterable[Target]
+) -> list[WithoutAdapter]:
+    """The modules whose stacked matrices are not all among ``targets``, in the model's order.
+
+    What ``exclude_modules`` or ``modules_to_save`` names is left out on purpose.
+    """
+    total = sum(one.numel() for one in model.parameters()) or 1
+    everywhere: dict[str, Any] = dict.fromkeys(("layers_to_transform", "layers_pattern"))
+    names = TargetNames(replace(config, target_modules=ALL_LINEAR, **everywhere))
+    adapted = {target.path: target.parameters for target in targets}
+    found = []
+    for path, module in own_modules(model):
+        stacked = {} if isinstance(module, OURS) else stacked_matrices(module)
+        left = {k: one for k, one in stacked.items() if k not in adapted.get(path, ())}
+        share = sum(one.numel() for one in left.values()) / total
+        if left and names.pick(plain_path(path)) and (_of_experts(module) or share >= _LEAST):
+            dtype = next(iter(left.values())).dtype
+            found.append(WithoutAdapter(path, type(module).__name__, tuple(left), share, dtype))
+    return found
+
+
+def stacked_matrices(module: nn.Module) -> dict[str, Tensor]:
+    """Its own parameters that hold many matrices: ``(experts, out, in)``, or 2-D among experts."""
+    if isinstance(module, _OTHERS):
+        return {}
+    least = 2 if _of_experts(module) else 3
+    return {
+        name: one
+        for name, one in module._parameters.items()
+        if one is not None
+        and one.dim() in (least, 3)
+        and len(one) > 1
+        and not name.endswith("bias")
+    }
+
+
+def _of_experts(module: nn.Module) -> bool:
+    return _EXPERTS in type(module).__name__.lower()
+
+
+def says_left(left: Iterable[WithoutAdapter]) -> str:
+    """One sentence about all of them; empty where there are none."""
+    left = list(left)
+    if not left:
+        return ""
+    first = left[0]
+    share = sum(one.share for one in left)
+    more = f" and {len(left) - 1} more" if len(left) > 1 else ""
+    dtypes = dict.fromkeys(str(one.dtype).removeprefix("torch.") for one in left)
+    return (
+        f"{first.path}{more} ({', '.join(dict.fromkeys(one.kind for one in left))}) hold "
+        f"{share:.0%} of the model's parameters in {', '.join(_names(left))}, which are no layers: "
+        f"they stay as they are ({', '.join(dtypes)}) and get no adapter. Name them for one: "
+        f"target_parameters={_ends(left)}."
+    )
+
+
+def _names(left: Iterable[WithoutAdapter]) -> list[str]:
+    return list(dict.fromkeys(name for one in left for name in one.names))
+
+
+def _ends(left: Iterable[WithoutAdapter]) -> list[str]:
+    """``experts.gate_up_proj``: the last name of the module, then the parameter's."""
+    ends = (
+        ".".join([*plain_path(one.path).split(".")[-1:], name])
+        for one in left
+        for name in one.names
+    )
+    return list(dict.fromkeys(ends))
