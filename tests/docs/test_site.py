@@ -1,4 +1,4 @@
-"""What the site is made of: all public names, all pages, and drawings of what the sources say."""
+"""What the site is made of: all pages, and drawings of what the sources say."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import re
 import pytest
 
 from tests.docs.pages import ROOT
-from tests.test_architecture import public_names
 
 CONFIG = (ROOT / ".mkdocs.yml").read_text()
 MADE = {"index.md", "changelog.md", "contributing.md", "security.md"}
@@ -17,11 +16,6 @@ SOURCES = {
     for page in (ROOT / "docs").glob("*.md")
     for number, source in enumerate(re.findall(r"```mermaid\n(.*?)```", page.read_text(), re.S), 1)
 }
-
-
-def test_every_public_name_is_on_the_page_of_names() -> None:
-    page = (ROOT / "docs" / "api.md").read_text()
-    assert set(re.findall(r"^::: .*\.(\w+)$", page, re.MULTILINE)) == public_names()
 
 
 def test_every_page_is_in_the_navigation() -> None:
