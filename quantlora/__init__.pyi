@@ -48,6 +48,9 @@ from .errors import (
     TargetError as TargetError,
 )
 from .exporting.export import ExportReport as ExportReport, export_merged as export_merged
+from .files.atomic_file import write_file as write_file
+from .files.atomic_set import write_set as write_set
+from .files.new_folder import new_folder as new_folder
 from .files.reference import (
     WeightFiles as WeightFiles,
     folder_or_download as folder_or_download,

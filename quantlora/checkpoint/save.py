@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -31,7 +32,8 @@ from quantlora.checkpoint.variant_fields import file_config
 from quantlora.checkpoint.weights_file import write_weights
 from quantlora.distributed.gather import is_shard, one_writes, whole
 from quantlora.errors import AdapterFileError, warn
-from quantlora.files.atomic_set import Writer, write_set
+from quantlora.files.atomic_file import Writer
+from quantlora.files.atomic_set import write_set
 from quantlora.formats.finite import not_finite
 from quantlora.layers.trained_tokens import TrainedTokens
 from quantlora.names import plain_path
@@ -117,7 +119,7 @@ def write_adapter(
         SIDE: partial(Path.write_text, data=note, encoding="utf-8"),
         WEIGHTS: partial(write_weights, tensors=tensors),
     }
-    with one_writes(model, state_dict) as here:
+    with one_writes(model, state_dict) as here, _explained(place):
         if here:
             write_set(place, files, obsolete=(PICKLE,), within=root)
     return place
@@ -180,9 +182,23 @@ def write_trained(
     for adapter in active_adapters(model):
         kept |= changed_base(model, adapter)
     tensors = {name: value(p) for name, p in kept.items()}
-    with one_writes(model, state_dict) as here:
+    with one_writes(model, state_dict) as here, _explained(folder):
         if here:
             write_set(folder, {"model.safetensors": partial(write_weights, tensors=tensors)})
+
+
+@contextmanager
+def _explained(folder: Path) -> Iterator[None]:
+    """Turn what the system refuses within the block into an `AdapterFileError`."""
+    try:
+        yield
+    except AdapterFileError:
+        raise
+    except OSError as error:
+        raise AdapterFileError(
+            f"{folder}: the adapter could not be saved: {error.strerror or error}. What was there "
+            f"before is as it was."
+        ) from error
 
 
 def _values(

@@ -15,19 +15,16 @@ import filecmp
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from quantlora.errors import AdapterFileError
+from quantlora.files.atomic_file import Writer, write_flushed
 from quantlora.files.fsync import flush
 from quantlora.files.lock import locked
 from quantlora.files.swap_folder import recover, swap
 
 #: Begins the names of staging folders. One that is there while no save runs is from a kill.
 STAGING = ".quantlora-"
-
-#: Writes one file at the path it is given.
-Writer = Callable[[Path], object]
 
 
 def write_set(
@@ -40,45 +37,29 @@ def write_set(
 
     Args:
         folder: a real path; made where it does not exist.
-        files: by name. The last one makes a set complete: no reader takes the folder for an
-            adapter without it.
+        files: by name. The last one makes a set complete: no reader takes the folder for one
+            without it.
         obsolete: files that another format left and that the new set replaces too.
         within: writers wait for each other in this folder, ``folder`` itself by default.
 
     Raises:
-        AdapterFileError: the folder cannot be written to, or the disk is full.
+        OSError: the folder cannot be written to, or the disk is full; what was there is as it was.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with locked(within or folder) as alone:
-            if alone:
-                recover(folder, STAGING)
-            _write(folder, files, obsolete)
-    except OSError as error:
-        if isinstance(error, AdapterFileError):
-            raise
-        raise AdapterFileError(
-            f"{folder}: the adapter could not be saved: {error.strerror or error}. What was there "
-            f"before is as it was."
-        ) from error
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(within or folder) as alone:
+        if alone:
+            recover(folder, STAGING)
+        _write(folder, files, obsolete)
 
 
 def _write(folder: Path, files: Mapping[str, Writer], obsolete: Sequence[str]) -> None:
     staging = Path(tempfile.mkdtemp(prefix=STAGING, dir=folder))
     try:
         for name, write in files.items():
-            _write_one(staging / name, write)
+            write_flushed(staging / name, write)
         _show(staging, folder, list(files), obsolete)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-
-
-def _write_one(file: Path, write: Writer) -> None:
-    file.touch()
-    mode = file.stat().st_mode
-    write(file)
-    file.chmod(mode)  # the user's umask again: safetensors makes files that only the owner reads
-    flush(file)
 
 
 def _show(staging: Path, folder: Path, names: list[str], obsolete: Sequence[str]) -> None:

@@ -5,16 +5,13 @@ Writers of one folder do not see each other's files; the first that is through h
 
 from __future__ import annotations
 
-import glob
 import os
-import secrets
-import shutil
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from quantlora.files.fsync import flush
-from quantlora.files.lock import locked
+from quantlora.files.staging import staging_beside
 
 
 @contextmanager
@@ -30,30 +27,11 @@ def new_folder(target: Path) -> Iterator[Path]:
     Raises:
         OSError: it cannot be written, or ``target`` has been filled by another meanwhile.
     """
-    staging = target.with_name(f".{target.name}.partial-{secrets.token_hex(4)}")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with ExitStack() as held:
-        with locked(target.parent) as alone:  # nobody finds it before it is locked
-            if alone:
-                _remove_left(target)
-            staging.mkdir()
-            held.callback(shutil.rmtree, staging, ignore_errors=True)
-            held.enter_context(locked(staging))
+    with staging_beside(target) as staging:
         yield staging
-        _show(staging, target)
-
-
-def _show(staging: Path, target: Path) -> None:
-    for path in (*staging.iterdir(), staging):
-        flush(path)
-    with suppress(OSError):
-        target.rmdir()  # one that has files stays, and the next line fails
-    os.rename(staging, target)
-    flush(target.parent)
-
-
-def _remove_left(target: Path) -> None:
-    for left in target.parent.glob(f".{glob.escape(target.name)}.partial*"):
-        with locked(left, wait=False) as free:
-            if free:
-                shutil.rmtree(left, ignore_errors=True)
+        for path in (*staging.rglob("*"), staging):
+            flush(path)
+        with suppress(OSError):
+            target.rmdir()  # one that has files stays, and the next line fails
+        os.rename(staging, target)
+        flush(target.parent)

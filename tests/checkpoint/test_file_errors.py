@@ -365,3 +365,9 @@ def test_sharded_parameter_is_never_written_as_an_empty_tensor(make_wrapped, tmp
     with pytest.raises(AdapterFileError, match="sharded"):
         quantlora.save_adapter(model, tmp_path / "out", state_dict=empty)
     assert not list((tmp_path / "out").iterdir())
+
+
+def test_a_folder_that_cannot_be_made_is_named(make_wrapped, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(AdapterFileError, match=r"Not a directory\. .*is as it was"):
+        quantlora.save_adapter(make_wrapped(), tmp_path / "file" / "adapter")

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from quantlora.errors import AdapterFileError
 from quantlora.files import swap_folder as swapping
 from quantlora.files.atomic_set import write_set
 
@@ -144,7 +143,7 @@ def test_failing_writer_leaves_the_old_set_and_no_litter(tmp_path):
         path.write_text("half")
         raise OSError(28, "No space left on device")
 
-    with pytest.raises(AdapterFileError, match=r"No space left on device.*is as it was"):
+    with pytest.raises(OSError, match="No space left on device"):
         write_set(tmp_path, {"config": lambda path: path.write_text("b"), "weights": full})
     assert read(tmp_path) == ["a", "a", "a"]
     assert sorted(os.listdir(tmp_path)) == ["config", "note", "weights"]

@@ -68,7 +68,9 @@ def test_a_model_that_is_left_half_wrapped_is_noticed(monkeypatch):
 
 
 def test_a_run_killed_while_it_begins_can_be_started_again(tmp_path):
-    (tmp_path / ".run.json.unfinished").write_text('{"opti')
+    left = tmp_path / ".run.json.partial-dead"
+    left.mkdir()
+    (left / "run.json").write_text('{"opti')
     open_run(FinetuneOptions(output=tmp_path), ())
     (tmp_path / "thesis.txt").write_text("mine")
     with pytest.raises(FinetuneError, match="is not empty"):

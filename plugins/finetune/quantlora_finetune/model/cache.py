@@ -1,22 +1,20 @@
-"""Where converted models are kept, and how a folder gets there whole or not at all."""
+"""Where converted models are kept, each made once."""
 
 from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import platformdirs
 from filelock import FileLock
 
+from quantlora import new_folder
 from quantlora.errors import FinetuneError
 
 #: Names another folder for what quantlora caches.
 CACHE = "QUANTLORA_CACHE"
-
-_UNFINISHED = ".unfinished-"
 
 
 def cache_folder() -> Path:
@@ -28,8 +26,8 @@ def cache_folder() -> Path:
 def cached_folder(name: str, fill: Callable[[Path], None], need: int) -> Path:
     """The folder ``name`` in the cache, made by ``fill`` the first time.
 
-    ``fill`` works in a folder beside it that is renamed when it is done: what can be seen under
-    its own name is complete, also after a kill. Of several processes one fills, the others wait.
+    What can be seen under that name is complete, also after a kill. Of several processes one
+    fills, the others wait.
 
     Args:
         need: bytes that ``fill`` uses at most, checked first.
@@ -45,24 +43,14 @@ def cached_folder(name: str, fill: Callable[[Path], None], need: int) -> Path:
         root.mkdir(parents=True, exist_ok=True)
         with FileLock(root / f"{name}.lock"):
             if not target.is_dir():
-                _fill(target, fill, need)
+                with new_folder(target) as folder:  # what a kill left there is removed by now
+                    require_space(root, need, f"name another folder with {CACHE}")
+                    fill(folder)
     except OSError as error:
         raise FinetuneError(
             f"the cache {root} cannot be written to: {error}. Name another folder with {CACHE}."
         ) from error
     return target
-
-
-def _fill(target: Path, fill: Callable[[Path], None], need: int) -> None:
-    for left in target.parent.glob(f"{target.name}{_UNFINISHED}*"):
-        shutil.rmtree(left, ignore_errors=True)  # of a process that was killed: we hold the lock
-    require_space(target.parent, need, f"name another folder with {CACHE}")
-    place = Path(tempfile.mkdtemp(prefix=f"{target.name}{_UNFINISHED}", dir=target.parent))
-    try:
-        fill(place)
-        os.replace(place, target)
-    finally:
-        shutil.rmtree(place, ignore_errors=True)
 
 
 def require_space(folder: Path, need: int, remedy: str) -> None:

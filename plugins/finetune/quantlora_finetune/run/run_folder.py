@@ -9,12 +9,11 @@ report.json   at the end, with the adapter, report.html, loss.png and README.md
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from quantlora import write_file
 from quantlora.errors import FinetuneError
 from quantlora_finetune.training.checkpoints import last_checkpoint, step_of
 
@@ -62,7 +61,7 @@ class RunFolder:
 
         A run that is killed while it begins leaves a part of its record.
         """
-        begun = f".{RUN}.unfinished"
+        begun = f".{RUN}.partial"
         return self.path.is_dir() and any(
             not path.name.startswith(begun) for path in self.path.iterdir()
         )
@@ -71,19 +70,13 @@ class RunFolder:
         """Claim the folder: from here on it holds a run."""
         is_new = "options" not in self.record
         self.record |= record
-        self.path.mkdir(parents=True, exist_ok=True)
-        if not is_new:
-            write_json(self.path / RUN, self.record)
-            return
         try:
-            write_json(self.path / RUN, self.record, replace=_claim)
+            write_json(self.path / RUN, self.record, replace=not is_new)
         except FileExistsError as error:
             raise FinetuneError(
                 f"{self.path} has been taken by another run meanwhile: name another folder with "
                 f"--output."
             ) from error
-        finally:
-            _unfinished(self.path / RUN).unlink(missing_ok=True)
 
     def check_same_model(self, fingerprint: str) -> None:
         """Raise `FinetuneError` where a resumed run would train over other weights."""
@@ -115,24 +108,7 @@ def _read(file: Path) -> dict[str, Any]:
     return record
 
 
-def write_json(
-    file: Path, content: Any, replace: Callable[[Path, Path], None] = os.replace
-) -> None:
+def write_json(file: Path, content: Any, *, replace: bool = True) -> None:
     """Write ``content`` so that a kill leaves the old file or the new one."""
-    unfinished = _unfinished(file)
-    unfinished.write_text(json.dumps(content, indent=2) + "\n", "utf-8")
-    replace(unfinished, file)
-
-
-def _claim(unfinished: Path, file: Path) -> None:
-    """Give ``unfinished`` the name ``file`` if nobody has it yet."""
-    try:
-        os.link(unfinished, file)
-    except FileExistsError:
-        raise
-    except OSError:  # a file system without hard links
-        os.replace(unfinished, file)
-
-
-def _unfinished(file: Path) -> Path:
-    return file.with_name(f".{file.name}.unfinished-{os.getpid()}")
+    text = json.dumps(content, indent=2) + "\n"
+    write_file(file, lambda path: path.write_text(text, "utf-8"), replace=replace)
