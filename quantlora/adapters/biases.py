@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from torch import nn
 
 from quantlora.adapters.adapter_modules import adapter_modules
-from quantlora.adapters.recorded import stop_training
 from quantlora.adapters.state import adapter_state
 from quantlora.errors import AdapterError
+from quantlora.layers.recorded import stop_training
 
 
 def place_biases(model: nn.Module, names: Sequence[str] | None = None) -> None:

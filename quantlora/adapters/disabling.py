@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from quantlora.adapters.adapter_modules import adapter_modules, adapter_parameters
 from quantlora.adapters.biases import place_biases
-from quantlora.adapters.recorded import stop_training
 from quantlora.adapters.state import AdapterState, adapter_state, has_adapters
 from quantlora.errors import AdapterError
-from quantlora.layers.calls import switch_off
+from quantlora.layers.per_call import switch_off
+from quantlora.layers.recorded import stop_training
 
 _LOCK = Lock()
 

@@ -16,8 +16,8 @@ from quantlora.adapters.biases import check_biases_shared
 from quantlora.adapters.modules_to_save import ModulesToSaveWrapper
 from quantlora.adapters.state import known_adapter
 from quantlora.errors import AdapterError
-from quantlora.layers.calls import give_samples
 from quantlora.layers.layer import LoraLayer
+from quantlora.layers.per_call import give_samples
 from quantlora.layers.sub_batch import PromptAdapters
 from quantlora.transformers_models import time_first_class
 
@@ -41,8 +41,8 @@ def mixed_batch(
             features); default: as the modules of torch around a layer say (``batch_first``), else
             0. It cannot be seen where the batch is as large as the sequence is long.
 
-    It holds for the calls of this thread. With gradient checkpointing, call backward within the
-    block too: it computes forward again.
+    It holds for the calls of this thread, and for what gradient checkpointing computes of them
+    again.
     """
     assign_samples(model, adapter_names, copies, batch_dim)
     try:

@@ -13,7 +13,7 @@ from typing import Any, cast
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from quantlora.layers.calls import PerCall
+from quantlora.layers.per_call import PerCall
 from quantlora.layers.sub_batch import pick_samples, put_samples, sub_batches
 
 
@@ -50,7 +50,8 @@ class ModulesToSaveWrapper(PerCall, nn.Module):
     @property
     def chosen(self) -> nn.Module:
         """The active adapter's copy, or the original."""
-        return self.modules_to_save[self.active[0]] if self.enabled and self.active else self.plain
+        active = self.standing.active if self.enabled else ()
+        return self.modules_to_save[active[0]] if active else self.plain
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         if self.sample_adapters is None or not self.enabled:

@@ -8,10 +8,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from quantlora.adapters.trained_bias import TrainedBias
 from quantlora.config.lora_config import LoraConfig
 from quantlora.errors import AdapterError
 from quantlora.layers.calls import calls
+from quantlora.layers.trained_bias import TrainedBias
 from quantlora.suggestions import unknown
 
 _ATTRIBUTE = "quantlora_state"

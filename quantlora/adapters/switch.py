@@ -142,6 +142,8 @@ def remove_adapters(model: nn.Module) -> None:
     leave_biases(model)
     plain = readable_bases(model)
     every = list(model.named_modules(remove_duplicate=False))
+    for _, adapted in adapter_modules(model):
+        adapted.left_model = True
     for path, module in reversed(every):  # what is inside another one of ours comes first
         if isinstance(module, LoraLayer):
             move_hooks(module, plain[module])

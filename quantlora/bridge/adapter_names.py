@@ -13,7 +13,6 @@ import torch
 from torch import nn
 
 from quantlora.adapters.mixed_batch import assign_samples, clear_samples
-from quantlora.errors import AdapterError
 from quantlora.layers.calls import mark, may_be_marked, unmark
 
 _KEYWORD = "adapter_names"
@@ -44,13 +43,6 @@ def _before(model: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
     names = kwargs.pop(_KEYWORD, None)
     if names is None:
         return None
-    checkpointing = getattr(model, "is_gradient_checkpointing", False) and model.training
-    if checkpointing and torch.is_grad_enabled():
-        raise AdapterError(
-            "with gradient checkpointing the forward runs again during backward, and adapter_names "
-            "is forgotten by then: use quantlora.mixed_batch(model, names) around forward and "
-            "backward."
-        )
     _begin(model, names)
     return args, kwargs
 

@@ -11,7 +11,6 @@ import regex
 from torch import Tensor, nn
 
 from quantlora.adapters.modules_to_save import ModulesToSaveWrapper
-from quantlora.adapters.trained_bias import TrainedBias
 from quantlora.checkpoint.base_note import fitted, remember
 from quantlora.checkpoint.base_tensors import base_values, in_place
 from quantlora.checkpoint.current_names import current_names
@@ -27,6 +26,7 @@ from quantlora.config.lora_config import LoraConfig
 from quantlora.discovery.registration import registry
 from quantlora.errors import AdapterFileError, ConfigError
 from quantlora.layers.layer import LoraLayer
+from quantlora.layers.trained_bias import TrainedBias
 from quantlora.names import check_name, plain_path
 from quantlora.wrapping.add_adapter import apply_plan
 from quantlora.wrapping.biases import find_biases

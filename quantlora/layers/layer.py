@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from quantlora.errors import AdapterError
 from quantlora.formats.layouts import layout_of, with_weights
 from quantlora.layers.base_change import BaseChange
-from quantlora.layers.calls import PerCall
 from quantlora.layers.effective_weight import EffectiveWeight
 from quantlora.layers.hooks import move_hooks
+from quantlora.layers.per_call import PerCall
 from quantlora.layers.scaling import Scalings
 from quantlora.layers.sub_batch import sub_batches
 from quantlora.suggestions import unknown
@@ -71,7 +71,7 @@ class LoraLayer(PerCall, EffectiveWeight, nn.Module):
             mine.update(theirs)
         new.base_change, new.packed_from = layer.base_change, layer.packed_from
         new.packed_here = layer.packed_here
-        new.active, new.enabled = layer.active, layer.enabled
+        new.active, new.enabled = layer.active, layer.enabled_for_all
         move_hooks(layer, new)
         return new
 
@@ -166,7 +166,7 @@ class LoraLayer(PerCall, EffectiveWeight, nn.Module):
         """Adapters that add to the output: the active ones that are not folded in already."""
         if not self.enabled:
             return ()
-        return tuple(name for name in self.active if name not in self.merged_adapters)
+        return tuple(name for name in self.standing.active if name not in self.merged_adapters)
 
     def adapters_by_sample(self, x: Tensor, dim: int = 0) -> list[tuple[str, Tensor | None]]:
         """Which adapters add to which samples of ``x`` (None: all of them)."""

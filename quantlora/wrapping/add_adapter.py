@@ -21,7 +21,6 @@ from quantlora.adapters.disabling import enable_adapters
 from quantlora.adapters.modules_to_save import ModulesToSaveWrapper
 from quantlora.adapters.state import AdapterState, adapter_state, has_adapters, set_state
 from quantlora.adapters.switch import set_adapter
-from quantlora.adapters.trained_bias import TrainedBias
 from quantlora.config.lora_config import LoraConfig
 from quantlora.discovery.registration import registry
 from quantlora.errors import ConfigError
@@ -33,6 +32,7 @@ from quantlora.formats.quantizer import Quantizer
 from quantlora.initializers.initializer import InitContext, Initializer
 from quantlora.layers.hooks import move_hooks
 from quantlora.layers.layer import LoraLayer
+from quantlora.layers.trained_bias import TrainedBias
 from quantlora.layers.trained_tokens import TrainedTokens
 from quantlora.names import check_name
 from quantlora.wrapping.attention_targets import place

@@ -8,10 +8,10 @@ from torch import Tensor, nn
 
 from quantlora.adapters.adapter_modules import own_modules, plain_module
 from quantlora.adapters.state import adapter_state, has_adapters
-from quantlora.adapters.trained_bias import TrainedBias, own_bias
 from quantlora.config.lora_config import LoraConfig
 from quantlora.layers.layer import LoraLayer
 from quantlora.layers.tied import TiedLayer
+from quantlora.layers.trained_bias import TrainedBias, own_bias
 from quantlora.names import plain_path
 
 

@@ -67,22 +67,17 @@ def test_an_unknown_name_is_named() -> None:
         two_adapters()(IDS, adapter_names=["secnd"] * 5)
 
 
-def test_gradient_checkpointing_needs_the_block() -> None:
-    model = two_adapters().train()
-    model.gradient_checkpointing_enable()
-    with pytest.raises(AdapterError, match="mixed_batch"):
-        model(IDS, adapter_names=NAMES)
-
-
-def test_a_mixed_batch_trains_under_gradient_checkpointing() -> None:
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_a_mixed_batch_trains_under_gradient_checkpointing(reentrant: bool) -> None:
     gradients = []
     for checkpointing in (False, True):
         model = two_adapters().train()
         quantlora.set_adapter(model, ["default", "second"])
         if checkpointing:
-            model.gradient_checkpointing_enable()
-        with quantlora.mixed_batch(model, NAMES):
-            model(IDS, labels=IDS).loss.backward()
+            model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+            model.enable_input_require_grads()
+        loss = model(IDS, labels=IDS, adapter_names=NAMES).loss
+        loss.backward()
         layer = model.get_submodule("model.layers.0.mlp.up_proj")
         gradients.append(layer.adapter_tensors("second")["lora_A.weight"].grad)
     assert relative(gradients[1], gradients[0]) <= 1e-5

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, ClassVar
+from weakref import WeakSet
 
 from torch import Tensor, nn
 
 _NAME = "bias"
 
 
-@dataclass
+@dataclass(eq=False)
 class TrainedBias:
     """The adapter's own parameter for it takes the place of the model's while the adapter counts.
 
@@ -27,6 +29,16 @@ class TrainedBias:
     owner: nn.Module
     plain: Tensor
     own: nn.Parameter
+    #: All there are, of every model.
+    alive: ClassVar[WeakSet[TrainedBias]] = WeakSet()
+
+    def __post_init__(self) -> None:
+        self.alive.add(self)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Copied, or out of a pickle."""
+        vars(self).update(state)
+        self.alive.add(self)
 
     @property
     def placed(self) -> bool:

@@ -1,0 +1,63 @@
+"""How a module with adapters stood when a checkpointed function first called it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+
+class Standing(NamedTuple):
+    """The adapters that are active, and whether they count at all (for all threads)."""
+
+    active: tuple[str, ...]
+    enabled: bool
+
+
+@dataclass(frozen=True)
+class Noted:
+    """``module`` as it stood.
+
+    Args:
+        tensors: by name of the adapters that counted, theirs, and whether each was trained.
+    """
+
+    module: Any
+    standing: Standing
+    merged: tuple[str, ...]
+    tensors: dict[str, list[tuple[Tensor, bool]]] = field(default_factory=dict)
+
+    def count(self, names: Iterable[str]) -> None:
+        """Adapters ``names`` counted."""
+        for name in names:
+            if name in self.module.adapters and name not in self.tensors:
+                own = self.module.adapter_tensors(name).values()
+                self.tensors[name] = [(one, one.requires_grad) for one in own]
+
+    def change(self) -> str:
+        """What has become of the module, for an error; empty where it can stand so again."""
+        if self.module.left_model:
+            return "the adapters were removed from the model"
+        if self.merged != self.module.merged_adapters:
+            names = {*self.merged} ^ {*self.module.merged_adapters}
+            return f"adapter {', '.join(sorted(names))} was merged or unmerged"
+        for name, tensors in self.tensors.items():
+            known = name in self.module.adapters
+            own = self.module.adapter_tensors(name).values() if known else ()
+            if [id(one) for one, _ in tensors] != [id(one) for one in own]:
+                return f"adapter {name!r} was deleted, renamed or replaced"
+        return ""
+
+
+@dataclass
+class Notes:
+    """What one call of a checkpointed function has noted, by ``id`` of the module.
+
+    Args:
+        number: of the call; modules made later have higher ones.
+    """
+
+    number: int
+    noted: dict[int, Noted] = field(default_factory=dict)
