@@ -122,7 +122,7 @@ class LoraLayer(PerCall, EffectiveWeight, nn.Module):
                 f"{self.path}: adapter {name!r} exists already; choose another name."
             )
         self.add_factors(name, config, r, dtype)
-        self.lora_dropout[name] = _dropout(config.lora_dropout)
+        self.lora_dropout[name] = _dropout(config.lora_dropout).train(self.training)
         self.r[name], self.lora_alpha[name] = r, lora_alpha
         self.scaling[name] = config.scaling(r, lora_alpha)
 

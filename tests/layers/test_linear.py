@@ -40,6 +40,15 @@ def test_dropout_is_off_in_eval(wrapped: Callable[..., nn.Module], x: Tensor) ->
     assert torch.equal(model(x), model(x))
 
 
+def test_dropout_of_an_adapter_added_in_eval_is_off(x: Tensor) -> None:
+    model = nn.Sequential(nn.Linear(x.shape[-1], 6)).eval()
+    fields: dict[str, Any] = {"lora_dropout": 0.5, "init_lora_weights": False}
+    quantlora.wrap(model, r=2, **fields)
+    quantlora.wrap(model, adapter_name="second", r=2, **fields)
+    quantlora.set_adapter(model, ["default", "second"])
+    assert torch.equal(model(x), model(x))
+
+
 def test_dropout_drops_inputs_of_the_adapter_and_scales_the_rest(
     wrapped: Callable[..., nn.Module],
 ) -> None:

@@ -118,5 +118,10 @@ class Bitsandbytes8bit(BitsandbytesQuantizer):
 
 
 def _is_decoding_on_cpu(x: Tensor) -> bool:
-    few = 0 < x.numel() <= FEW_ROWS * x.shape[-1]
+    """Whether torch's kernel for few rows takes ``x``.
+
+    It reads 16 codes at a time without looking where a row ends: other widths give numbers from
+    beyond the weight, or end the process.
+    """
+    few = 0 < x.numel() <= FEW_ROWS * x.shape[-1] and x.shape[-1] % 16 == 0
     return few and x.device.type == "cpu" and x.dtype == torch.bfloat16

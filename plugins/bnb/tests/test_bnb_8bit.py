@@ -137,6 +137,19 @@ def test_a_layer_without_adapter_prints_its_line_once(caplog: pytest.LogCaptureF
     assert len([m for m in caplog.messages if "inputs will be cast" in m]) <= 1
 
 
+@pytest.mark.parametrize("rows", [1, 3, 4])
+@pytest.mark.parametrize("width", [17, 33, 40, 72, 100])
+def test_few_rows_of_any_width_are_the_matrix_product(
+    eight_bit: Quantizer, width: int, rows: int
+) -> None:
+    """torch's kernel for these reads beyond the end of rows that are no multiple of 16 wide."""
+    torch.manual_seed(0)
+    layer = eight_bit.quantize(nn.Linear(width, 17, False, dtype=torch.bfloat16))
+    x = torch.randn(rows, width, dtype=torch.bfloat16)
+    y = eight_bit.matmul(layer, x)
+    assert distance(y, x.double() @ eight_bit.dequantize(layer).double().t()) < 0.01
+
+
 @pytest.mark.parametrize("threshold", [0.0, 2.0])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_int8_activations_are_upstreams_forward(
