@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import sys
-from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from packaging.version import Version
@@ -13,8 +12,17 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-#: Families whose blocks compute with (time, batch, features), after their own transposing.
-_TIME_FIRST = {"xlnet", "fsmt"}
+#: By family and class: whether the layers within get (time, batch, features), after a transposing
+#: of the model's own. The nearest class around a layer counts.
+_TIME_FIRST = {
+    ("xlnet", "XLNetModel"): True,
+    ("fsmt", "EncoderLayer"): True,
+    ("fsmt", "DecoderLayer"): True,
+    ("longformer", "LongformerSelfAttention"): True,
+    ("led", "LEDEncoderSelfAttention"): True,
+    ("mask2former", "Mask2FormerAttention"): False,  # it turns what the layer around it has turned
+    ("oneformer", "OneFormerAttention"): False,
+}
 
 
 def dtype_argument(dtype: torch.dtype | str) -> dict[str, Any]:
@@ -29,11 +37,11 @@ def is_transformers_model(model: nn.Module) -> bool:
     return transformers is not None and isinstance(model, transformers.PreTrainedModel)
 
 
-def time_first_class(modules: Iterable[nn.Module]) -> str | None:
-    """The name of a class among ``modules`` whose layers get (time, batch, features), if any."""
-    for kind in {type(module) for module in modules}:
-        for one in kind.__mro__:
-            library, _, rest = one.__module__.partition(".models.")
-            if library == "transformers" and rest.partition(".")[0] in _TIME_FIRST:
-                return one.__name__
+def time_first(module: nn.Module) -> bool | None:
+    """Whether layers in ``module`` get (time, batch, features); None where its class is not known."""
+    for one in type(module).__mro__:
+        library, _, rest = one.__module__.partition(".models.")
+        key = rest.partition(".")[0], one.__name__
+        if library == "transformers" and key in _TIME_FIRST:
+            return _TIME_FIRST[key]
     return None

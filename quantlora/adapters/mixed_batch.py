@@ -19,7 +19,7 @@ from quantlora.errors import AdapterError
 from quantlora.layers.layer import LoraLayer
 from quantlora.layers.per_call import give_samples
 from quantlora.layers.sub_batch import PromptAdapters
-from quantlora.transformers_models import time_first_class
+from quantlora.transformers_models import time_first
 
 #: The name that stands for "no adapter" in a mixed batch, as in PEFT.
 BASE = "__base__"
@@ -38,8 +38,10 @@ def mixed_batch(
     Args:
         copies: a batch may also hold that many samples in a row for each name (beams).
         batch_dim: 1 where layers get sequences as (time, batch, features), 0 for (batch, time,
-            features); default: as the modules of torch around a layer say (``batch_first``), else
-            0. It cannot be seen where the batch is as large as the sequence is long.
+            features); default: as the module around a layer says, one of torch (``batch_first``)
+            or of Transformers' families that are known to transpose, else 0. It cannot be seen
+            where the batch is as large as the sequence is long. Those families need no
+            ``batch_dim`` and heed none: it differs by layer.
 
     It holds for the calls of this thread, and for what gradient checkpointing computes of them
     again.
@@ -65,15 +67,8 @@ def assign_samples(
             f"a mixed batch needs the plain base, but {', '.join(sorted(merged))} is merged into "
             f"it; call quantlora.unmerge(model) first."
         )
-    frozen = (module for _, module in frozen_modules(model))
-    if batch_dim is None and (kind := time_first_class(frozen)):
-        raise AdapterError(
-            f"some layers of {kind} get (time, batch, features), so samples may be the second "
-            f"dimension: use mixed_batch(..., batch_dim=1), or batch_dim=0 where all adapted "
-            f"layers get (batch, time, features)."
-        )
-    time_first = _time_first(model) if batch_dim is None else layers if batch_dim else []
-    for layer in time_first:
+    turned = _time_first(model, batch_dim)
+    for layer in turned:
         if isinstance(layer, ModulesToSaveWrapper) and {*adapter_names} & {*layer.adapters}:
             raise AdapterError(
                 f"{layer.path}: a module trained in full (modules_to_save) cannot be in a mixed "
@@ -83,17 +78,24 @@ def assign_samples(
     if copies > 1:
         names = PromptAdapters(names)
         names.copies = copies
-    give_samples(layers, names, time_first)
+    give_samples(layers, names, turned)
 
 
-def _time_first(model: nn.Module) -> list[LoraLayer | ModulesToSaveWrapper]:
-    """What is in a module of torch that has its batch second; the nearest around it decides."""
-    found: dict[str, bool] = {}
-    for path, module in frozen_modules(model):
-        said = [getattr(one, "batch_first", None) for one in (module, *module.children())]
-        if flags := [one for one in said if isinstance(one, bool)]:
-            found[path] = not flags[0]
+def _time_first(model: nn.Module, batch_dim: int | None) -> list[LoraLayer | ModulesToSaveWrapper]:
+    """The layers that get (time, batch, features); the nearest module that says so decides."""
+    known = {path: _said(module) for path, module in frozen_modules(model)}
+    found = {path: said for path, (said, _) in known.items() if said is not None}
+    if batch_dim is not None and not any(family for _, family in known.values()):
+        found = {"": bool(batch_dim)}
     return [layer for path, layer in adapter_modules(model) if _nearest(found, path)]
+
+
+def _said(module: nn.Module) -> tuple[bool | None, bool]:
+    """What ``module`` says of the layers in it, and whether a family of Transformers says it."""
+    if (known := time_first(module)) is not None:
+        return known, True
+    said = [getattr(one, "batch_first", None) for one in (module, *module.children())]
+    return next((not one for one in said if isinstance(one, bool)), None), False
 
 
 def _nearest(found: Mapping[str, bool], path: str) -> bool:
