@@ -6,6 +6,7 @@ tensors go to the file as they are and come back bit for bit, and PEFT computes 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -13,9 +14,11 @@ from torch import nn
 
 from quantlora.adapters.adapter_modules import lora_layers
 from quantlora.config.lora_config import LoraConfig
-from quantlora.config.patterns import as_pattern
+from quantlora.config.patterns import as_pattern, without_order
 from quantlora.errors import AdapterFileError
 from quantlora.layers.layer import LoraLayer
+from quantlora.layers.parameters import LoraParameters
+from quantlora.names import plain_path
 
 
 def file_config(model: nn.Module, config: LoraConfig, adapter: str) -> LoraConfig:
@@ -29,11 +32,25 @@ def file_config(model: nn.Module, config: LoraConfig, adapter: str) -> LoraConfi
                     f"{path}: {name} is {value} here and {fields[name]} in another layer, but the "
                     f"file has room for one: use one adapter for each value."
                 )
+    for name in ("rank_pattern", "alpha_pattern"):
+        fields[name] = without_order(getattr(config, name), _named(layers))
     if all(layer.alpha_factor(adapter) == 1.0 for layer in layers.values()):
         return replace(config, **fields)
     alphas = {p: one.lora_alpha[adapter] * one.alpha_factor(adapter) for p, one in layers.items()}
     usual, pattern = as_pattern(alphas)
-    return replace(config, lora_alpha=usual, alpha_pattern=pattern, **fields)
+    fields |= {"lora_alpha": usual, "alpha_pattern": pattern}
+    return replace(config, **fields)
+
+
+def _named(layers: Mapping[str, LoraLayer]) -> list[str]:
+    """What patterns can match: the layers, and the adapted parameters of a module."""
+    inner = [
+        f"{path}.{name}"
+        for path, layer in layers.items()
+        if isinstance(layer, LoraParameters)
+        for name in layer.shapes
+    ]
+    return [plain_path(path) for path in (*layers, *inner)]
 
 
 def take_file_alpha(layer: LoraLayer, config: LoraConfig, adapter: str) -> None:

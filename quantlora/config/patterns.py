@@ -22,6 +22,19 @@ def as_pattern(values: Mapping[str, T]) -> tuple[T, dict[str, T]]:
     return usual, {f"^{re.escape(path)}": value for path, value in others.items()}
 
 
+def without_order(patterns: Mapping[str, T], paths: Iterable[str]) -> dict[str, T]:
+    """``patterns`` that mean the same for ``paths`` in whatever order they stand.
+
+    The keys of PEFT's files are sorted, and of several patterns that match the first counts.
+    Where sorting would give one of ``paths`` another value, the paths themselves are named.
+    """
+    values = {path: by_pattern(path, patterns, None) for path in paths}
+    in_order = dict(sorted(patterns.items()))
+    if all(by_pattern(path, in_order, None) == value for path, value in values.items()):
+        return dict(patterns)
+    return {f"^{re.escape(path)}": value for path, value in values.items() if value is not None}
+
+
 def by_pattern(path: str, patterns: Mapping[str, T], default: T) -> T:
     """A setting of the layer ``path``: the value of the first pattern that matches, or ``default``.
 

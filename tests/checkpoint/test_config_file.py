@@ -52,6 +52,19 @@ def test_file_has_sorted_keys_and_two_spaces_as_peft_s(written):
     assert list(json.loads(text)) == KEYS
 
 
+def test_patterns_that_overlap_mean_the_same_when_their_keys_are_sorted(
+    make_wrapped, tmp_path, peft
+):
+    fields = {"alpha_pattern": {"q_proj": 32, ".*": 4}, "rank_pattern": {"v_proj": 2, ".*": 3}}
+    model = make_wrapped(init_lora_weights=False, **fields)
+    quantlora.save_adapter(model, tmp_path)
+    config = peft.LoraConfig.from_pretrained(tmp_path)
+    for path, layer in quantlora.lora_layers(model):
+        key = peft.utils.other.get_pattern_key(config.alpha_pattern, path)
+        assert config.alpha_pattern.get(key, config.lora_alpha) == layer.lora_alpha["default"]
+        assert layer.r["default"] == (2 if "v_proj" in path else 3)
+
+
 def test_newer_fields_are_written_only_where_used(written):
     assert json.loads(written(lora_bias=True))["lora_bias"] is True
     assert "use_qalora" not in json.loads(written())

@@ -41,7 +41,10 @@ class Recipe:
 
     @property
     def text(self) -> str:
-        return json.dumps(dataclasses.asdict(self), indent=2, sort_keys=True)
+        fields = dataclasses.asdict(
+            self
+        )  # patterns keep their order: the first that matches counts
+        return json.dumps(dict(sorted(fields.items())), indent=2)
 
     def lora_config(self) -> LoraConfig:
         targets = self.target_modules
