@@ -38,7 +38,7 @@ def is_transformers_model(model: nn.Module) -> bool:
 
 
 def time_first(module: nn.Module) -> bool | None:
-    """Whether layers in ``module`` get (time, batch, features); None where its class is not known."""
+    """Whether layers in ``module`` get (time, batch, features); None where nobody knows."""
     for one in type(module).__mro__:
         library, _, rest = one.__module__.partition(".models.")
         key = rest.partition(".")[0], one.__name__
