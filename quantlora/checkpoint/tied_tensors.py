@@ -17,6 +17,7 @@ from quantlora.wrapping.tied_layers import same_patterns
 from quantlora.wrapping.ties import ties_of
 
 _ROWS = "token_adapter.trainable_tokens_delta"
+_MAGNITUDE = "lora_magnitude_vector"  # one number for each output: the two layers' are different
 #: By the name of a tensor of the layer that follows: that of the one with the weight.
 _SAME = {
     "lora_A.weight": "lora_embedding_B",  # transposed
@@ -35,7 +36,8 @@ def without_repetitions(
     """The tensors without those that tied layers repeat.
 
     PEFT begins with one pair of factors for both, but trains two where the model is in half
-    precision: then they are two adapters, and the config that is returned says so.
+    precision, and with DoRA gives each a magnitude: then they are two adapters, and the config that
+    is returned says so.
     """
     if not (config.ensure_weight_tying or config.trainable_token_indices):
         return config, tensors
@@ -50,7 +52,7 @@ def without_repetitions(
                 repeated[one] = two
                 if not _equal(tensors[one], tensors[two], turned="lora_" in name and own != name):
                     apart.add(path)
-        if not same_patterns(source, path, config):
+        if not same_patterns(source, path, config) or f"{PREFIX}{path}.{_MAGNITUDE}" in tensors:
             apart.add(path)
     if apart and config.ensure_weight_tying:
         return _two_adapters(config, sorted(apart), source), tensors

@@ -10,6 +10,7 @@ from quantlora.adapters.state import adapter_state, has_adapters
 from quantlora.config.lora_config import LoraConfig
 from quantlora.config.patterns import by_pattern
 from quantlora.errors import AdapterError, ConfigError, warn
+from quantlora.layers.dora import DoraEmbedding
 from quantlora.layers.embedding import LoraEmbedding
 from quantlora.layers.hooks import move_hooks
 from quantlora.layers.layer import LoraLayer
@@ -71,12 +72,18 @@ def _check(
             f"{path} has the weight of {source.path} and adapters of its own, so it cannot follow "
             f"those there: leave it out of target_modules and modules_to_save."
         )
+    new = follow and not isinstance(module, TiedLayer)
+    if new and isinstance(source, DoraEmbedding):
+        raise AdapterError(
+            f"{path} has the weight of {source.path}, but DoRA has a magnitude for each output, "
+            f"and they have other outputs: name both in target_modules, without "
+            f"ensure_weight_tying, for an adapter each."
+        )
     plain = plain_module(source)[0]
     scales = [getattr(one, "embed_scale", None) for one in (plain, module)]
     same = type(module) is type(plain) and scales[0] == scales[1]
     usual = type(module).forward is nn.Linear.forward and not _own_forward(module)
     fits = type(source) in (LoraEmbedding, TrainedTokens, ModulesToSaveWrapper)
-    new = follow and not isinstance(module, TiedLayer)
     if new and not (fits and (same if isinstance(module, nn.Embedding) else usual)):
         raise AdapterError(
             f"{path} has the weight of {source.path}, but a {type(module).__name__} cannot follow "

@@ -332,3 +332,23 @@ def test_a_tied_model_is_saved_after_its_embeddings_were_merged(fields, tmp_path
     quantlora.merge_and_unload(model).save_pretrained(tmp_path)
     again = type(model).from_pretrained(tmp_path).eval()
     torch.testing.assert_close(again(TOKENS).logits, wanted, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("fields", [TIE_LORA, TIE_HEAD, TIE_REGEX], ids=["lora", "head", "regex"])
+def test_dora_on_tied_layers_is_an_adapter_for_each(tmp_path, fields):
+    """PEFT's has one pair of factors and two magnitudes; its way back trains two."""
+    peft = pytest.importorskip("peft")
+    config = peft.LoraConfig(**settings(fields), use_dora=True)
+    theirs = trained(peft.get_peft_model(base(), config))
+    theirs.save_pretrained(tmp_path / "theirs")
+    with pytest.warns(UserWarning, match="another adapter for lm_head than for model.embed_tokens"):
+        ours = quantlora.load_adapter(base(), tmp_path / "theirs")
+    assert close(logits(ours), logits(theirs))
+    quantlora.save_adapter(ours, tmp_path / "ours")
+    back = peft.PeftModel.from_pretrained(base(), tmp_path / "ours")
+    assert close(logits(back), logits(theirs))
+
+
+def test_dora_cannot_follow():
+    with pytest.raises(AdapterError, match="DoRA has a magnitude for each output"):
+        quantlora.wrap(base(), **settings(TIE_LORA), use_dora=True)
