@@ -32,10 +32,10 @@ LIMIT = 250
 #: included. The table in docs/design.md says what is done in them.
 ROOMS = (
     "errors", "names", "suggestions", "units", "commands", "requirements", "checks", "hardware",
-    "transformers_models", "files", "formats", "config", "layers", "initializers", "hookspecs",
-    "builtin", "discovery", "adapters", "wrapping", "distributed", "merging", "training",
-    "checkpoint", "combining", "exporting", "bridge", "wrapped_model", "inspection", "env",
-    "testing", "cli",
+    "transformers_models", "files", "formats", "config", "experts", "layers", "initializers",
+    "hookspecs", "builtin", "discovery", "adapters", "wrapping", "distributed", "merging",
+    "training", "checkpoint", "combining", "exporting", "bridge", "wrapped_model", "inspection",
+    "env", "testing", "cli",
 )  # fmt: skip
 
 #: Modules of quantlora that a plugin may import from besides `quantlora` itself: they do not

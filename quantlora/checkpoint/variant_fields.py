@@ -16,6 +16,8 @@ from quantlora.adapters.adapter_modules import lora_layers
 from quantlora.config.lora_config import LoraConfig
 from quantlora.config.patterns import as_pattern, without_order
 from quantlora.errors import AdapterFileError
+from quantlora.config.patterns import as_pattern
+from quantlora.errors import AdapterFileError, warn
 from quantlora.layers.layer import LoraLayer
 from quantlora.layers.parameters import LoraParameters
 from quantlora.names import plain_path
@@ -34,6 +36,11 @@ def file_config(model: nn.Module, config: LoraConfig, adapter: str) -> LoraConfi
                 )
     for name in ("rank_pattern", "alpha_pattern"):
         fields[name] = without_order(getattr(config, name), _named(layers))
+    if fields.get("lora_dropout", config.lora_dropout) != config.lora_dropout:
+        warn(
+            f"the file of adapter {adapter!r} says lora_dropout 0, for PEFT knows none on experts "
+            f"and would not load it: to train it on, give it to a new adapter or train without."
+        )
     if all(layer.alpha_factor(adapter) == 1.0 for layer in layers.values()):
         return replace(config, **fields)
     alphas = {p: one.lora_alpha[adapter] * one.alpha_factor(adapter) for p, one in layers.items()}

@@ -22,6 +22,14 @@ def autocast_off(tensor: Tensor) -> AbstractContextManager[object]:
     return torch.autocast(device, enabled=False)
 
 
+def working_dtype(x: Tensor, own: torch.dtype) -> torch.dtype:
+    """Autocast's dtype where autocast is on for ``x``, else ``own``."""
+    device = x.device.type
+    if torch.is_autocast_enabled(device) and x.dtype != torch.float64:
+        return torch.get_autocast_dtype(device)
+    return own
+
+
 def without_autocast(function: Callable[P, T]) -> Callable[P, T]:
     """``function`` with autocast off on every device where it is on."""
 

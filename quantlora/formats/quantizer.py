@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from quantlora.errors import BackendError
 from quantlora.formats.affine import AffineWeight
+from quantlora.formats.expert_stack import ExpertHooks
 from quantlora.formats.sharding import ShardingFacts
 from quantlora.requirements import AnyRequirement
 
@@ -24,7 +25,7 @@ from quantlora.requirements import AnyRequirement
 FLOAT = "float"
 
 
-class Quantizer(ShardingFacts, ABC):
+class Quantizer(ShardingFacts, ExpertHooks, ABC):
     """One weight format. Subclass it, return an instance from ``quantlora_quantizers``.
 
     Shapes follow ``nn.Linear``: a weight is ``(out_features, in_features)``.

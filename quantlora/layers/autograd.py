@@ -23,18 +23,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from quantlora.formats.autocast import working_dtype
 from quantlora.formats.seen import transformed
 
 #: Gives a frozen weight ``(out_features, in_features)`` in the dtype asked for.
 Weight = Callable[[torch.dtype], Tensor]
-
-
-def working_dtype(x: Tensor, own: torch.dtype) -> torch.dtype:
-    """Autocast's dtype where autocast is on for ``x``, else ``own``."""
-    device = x.device.type
-    if torch.is_autocast_enabled(device) and x.dtype != torch.float64:
-        return torch.get_autocast_dtype(device)
-    return own
 
 
 class _FrozenLinear(torch.autograd.Function):

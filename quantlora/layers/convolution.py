@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from quantlora.errors import ConfigError, MergeError
+from quantlora.formats.autocast import working_dtype
 from quantlora.formats.layouts import CONVOLUTIONS
-from quantlora.layers.autograd import working_dtype
 from quantlora.layers.layer import LoraLayer
 from quantlora.layers.sub_batch import add_samples, first_input, pick_samples
 

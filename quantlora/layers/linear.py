@@ -26,10 +26,11 @@ from torch import Tensor, nn
 
 from quantlora.errors import LayerError
 from quantlora.formats.around import must_be_called
+from quantlora.formats.autocast import working_dtype
 from quantlora.formats.layouts import is_linear_kind
 from quantlora.formats.offloaded import is_offloaded, onloaded, read
 from quantlora.formats.seen import Seen, transformed
-from quantlora.layers.autograd import Weight, frozen_linear, low_rank, working_dtype
+from quantlora.layers.autograd import Weight, frozen_linear, low_rank
 from quantlora.layers.layer import LoraLayer
 from quantlora.layers.sub_batch import add_samples, only_input, pick_samples
 

@@ -17,8 +17,8 @@ from quantlora.formats.layouts import is_linear_kind
 from quantlora.formats.offloaded import is_offloaded
 from quantlora.formats.parameters import format_of
 from quantlora.formats.quantizer import FLOAT, Quantizer
+from quantlora.layers.experts import LoraExperts, parameters_wrapper
 from quantlora.layers.layer import LoraLayer
-from quantlora.layers.parameters import LoraParameters
 from quantlora.layers.tied import TiedLayer
 from quantlora.layers.trained_tokens import TrainedTokens
 from quantlora.names import plain_path
@@ -150,8 +150,9 @@ def plan_layer(
 
 def _plan_parameters(target: Target, config: LoraConfig, backend: str) -> PlannedLayer:
     asked = {name: getattr(config, name) for name in ("lora_dropout", "lora_bias")}
-    if not config.target_parameters:  # a whole attention, where dropout has no effect, as in PEFT
-        del asked["lora_dropout"]
+    wrapper = parameters_wrapper(target.layer, target.parameters)
+    if not config.target_parameters or issubclass(wrapper, LoraExperts):
+        del asked["lora_dropout"]  # a whole attention, where it has no effect, as in PEFT
     asked["fan_in_fan_out"] = config.fan_in_fan_out
     asked[f"variant {config.variant!r}"] = config.variant != "lora"
     asked["init_lora_weights"] = config.init_lora_weights not in (True, False, "gaussian")
@@ -164,7 +165,7 @@ def _plan_parameters(target: Target, config: LoraConfig, backend: str) -> Planne
     own = layer.quantizer if isinstance(layer, LoraLayer) else format_of(layer)
     if backend not in (AUTO, own.name):
         raise _backend_error(target.path, backend, "parameters cannot be packed, only layers")
-    return PlannedLayer(target, own, False, LoraParameters)
+    return PlannedLayer(target, own, False, wrapper)
 
 
 def _plan_tokens(target: Target, config: LoraConfig, registry: Registry) -> PlannedLayer:

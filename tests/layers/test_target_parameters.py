@@ -146,14 +146,14 @@ def kept_for_backward(model: Any) -> list[int]:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        output = model(IDS, labels=IDS)
-    assert output.loss.requires_grad
+        model(torch.randn(5, 6, requires_grad=True))
     return [size for place, size in kept.items() if place not in own]
 
 
 def test_no_copy_of_the_experts_is_kept_for_backward(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = wrapped()
-    size = model.get_submodule(PLACE).base_layer.gate_up_proj.untyped_storage().nbytes()
+    """A module that is no mixture of Transformers: those are in ``tests/experts``."""
+    model = wrapped(nn.Sequential(Experts()), target_parameters=["w"])
+    size = model[0].base_layer.w.untyped_storage().nbytes()
     assert size not in kept_for_backward(model)
 
     def once(function: Any, *args: Any, use_reentrant: bool, **kwargs: Any) -> Any:
@@ -245,7 +245,7 @@ def test_explain_shows_the_parameters() -> None:
     shown = quantlora.explain(mixtral(), **ONLY)
     assert shown.ok
     assert {row.path for row in shown.wrapped} == {PLACE, PLACE.replace("1", "0")}
-    assert {row.wrapper for row in shown.wrapped} == {"LoraParameters"}
+    assert {row.wrapper for row in shown.wrapped} == {"LoraExperts"}
 
 
 RANKS: dict[str, Any] = {
@@ -280,7 +280,6 @@ WRONG: list[tuple[type[Exception], str, dict[str, Any]]] = [
     ),
     (TargetError, "two or three dim", {"target_parameters": ["input_layernorm.weight"]}),
     (ConfigError, "variant 'dora'", {"use_dora": True}),
-    (ConfigError, "lora_dropout", {"lora_dropout": 0.1}),
     (ConfigError, "lora_bias", {"lora_bias": True}),
     (BackendError, "parameters cannot be packed", {"backend": "normalfloat"}),
 ]
@@ -294,10 +293,43 @@ def test_what_cannot_be_is_said(error: type[Exception], message: str, fields: An
     assert not any(isinstance(one, quantlora.LoraLayer) for one in model.modules())
 
 
+@pytest.mark.parametrize("name", MODELS)
+def test_each_sample_of_a_mixed_batch_is_as_alone(name: str) -> None:
+    model = wrapped(MODELS[name](), target_modules=["q_proj"])
+    names = ["default", "__base__"] * 2 + ["default"]
+    with torch.no_grad():
+        mixed, adapted = model(IDS, adapter_names=names).logits, logits(model)
+        with quantlora.adapters_disabled(model):
+            plain = logits(model)
+    for sample, adapter in enumerate(names):
+        alone = plain if adapter == "__base__" else adapted
+        assert relative(mixed[sample], alone[sample]) <= TOLERANCE
+
+
 def test_a_mixed_batch_says_why_it_cannot_be() -> None:
-    model = wrapped(target_modules=["q_proj"])
-    with pytest.raises(AdapterError, match="in a mixed batch"):
-        model(IDS, adapter_names=["default", "__base__"] * 2 + ["default"])
+    """Of a parameter in a module that nobody knows: what it does with its rows is not known."""
+    model = wrapped(nn.Sequential(Experts()), target_parameters=["w"])
+    with (
+        quantlora.mixed_batch(model, ["default", "__base__"]),
+        pytest.raises(AdapterError, match="in a mixed batch"),
+    ):
+        model(torch.randn(2, 6))
+
+
+def test_dropout_is_for_experts_and_not_for_other_parameters() -> None:
+    """It acts on a product's input, which is known of experts only."""
+    with pytest.raises(ConfigError, match="lora_dropout"):
+        wrapped(nn.Sequential(Experts()), target_parameters=["w"], lora_dropout=0.1)
+    model = wrapped(lora_dropout=0.5).train()
+    assert not torch.equal(logits(model), logits(model))
+
+
+def test_peft_loads_an_adapter_that_was_trained_with_dropout(tmp_path: Path) -> None:
+    model = wrapped(lora_dropout=0.5)
+    with pytest.warns(quantlora.AdapterWarning, match="lora_dropout 0"):
+        quantlora.save_adapter(model, tmp_path)
+    theirs = PeftModel.from_pretrained(mixtral(), str(tmp_path)).eval()
+    assert relative(logits(model), logits(theirs)) <= TOLERANCE
 
 
 def test_combining_and_swapping_say_why_they_cannot_be(tmp_path: Path) -> None:

@@ -102,6 +102,7 @@ CASES: dict[str, tuple[dict[str, Any], Callable[[nn.Module, Tensor], Any]]] = {
     "DoRA": ({"use_dora": True}, nothing),
     "`bias`": ({"bias": "all"}, nothing),
     "merge": ({}, lambda model, x: quantlora.merge(model)),
+    "`lora_dropout`": ({"lora_dropout": 0.1}, nothing),
     "mixed batch": ({}, mixed),
     "weighted combination": (
         {},

@@ -1,0 +1,1 @@
+"""Fused experts of mixtures: where their matrices are, packed stacks, and their products."""

@@ -1,0 +1,61 @@
+"""Stacks of matrices in a packed format: what a format says to pack the experts of a mixture.
+
+Optional: a `Quantizer` that says nothing here packs layers only. Each expert is packed by itself,
+so that one can be unpacked without the others and no block holds weights of two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from quantlora.errors import BackendError
+
+
+class ExpertStack(nn.Module):
+    """Matrices ``(experts, out_features, in_features)`` in a packed format.
+
+    Subclass it with plain parameters and buffers whose first dimension counts the experts: a state
+    dict, safetensors and sharding then need no code of the format's.
+    """
+
+    #: Dtype of the float parameter this was packed from.
+    dtype: torch.dtype
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """``(experts, out_features, in_features)``."""
+        raise NotImplementedError
+
+    def dequantize(self, experts: Sequence[int], dtype: torch.dtype) -> Tensor:
+        """The matrices of ``experts``, ``(len(experts), out_features, in_features)``, as float.
+
+        Called for each expert that is hit in every forward and backward; must not change anything.
+        """
+        raise NotImplementedError
+
+
+class ExpertHooks:
+    """A part of `Quantizer`; formats that pack no stacks need say nothing."""
+
+    name: ClassVar[str]
+
+    def quantize_experts(
+        self, weight: Tensor, path: str, like: ExpertStack | None = None, **options: Any
+    ) -> ExpertStack:
+        """Pack ``weight`` ``(experts, out_features, in_features)``, each expert by itself.
+
+        Args:
+            path: the parameter's name in the model, for messages and patterns.
+            like: a stack of this format whose settings are to be used.
+            options: as for ``quantize``.
+        """
+        raise BackendError(f"{path}: backend {self.name!r} packs layers only, no fused experts.")
+
+    @property
+    def can_quantize_experts(self) -> bool:
+        """Whether `quantize_experts` is overridden."""
+        return type(self).quantize_experts is not ExpertHooks.quantize_experts
