@@ -15,8 +15,6 @@ from torch import nn
 from quantlora.adapters.adapter_modules import lora_layers
 from quantlora.config.lora_config import LoraConfig
 from quantlora.config.patterns import as_pattern, without_order
-from quantlora.errors import AdapterFileError
-from quantlora.config.patterns import as_pattern
 from quantlora.errors import AdapterFileError, warn
 from quantlora.layers.layer import LoraLayer
 from quantlora.layers.parameters import LoraParameters
