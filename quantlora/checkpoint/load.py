@@ -23,7 +23,6 @@ from quantlora.checkpoint.side_file import report_differences
 from quantlora.checkpoint.tied_tensors import without_repetitions
 from quantlora.checkpoint.variant_fields import take_file_alpha
 from quantlora.config.lora_config import LoraConfig
-from quantlora.discovery.registration import registry
 from quantlora.errors import AdapterFileError, ConfigError
 from quantlora.layers.layer import LoraLayer
 from quantlora.layers.trained_bias import TrainedBias
@@ -31,7 +30,7 @@ from quantlora.names import check_name, plain_path
 from quantlora.wrapping.add_adapter import apply_plan
 from quantlora.wrapping.biases import find_biases
 from quantlora.wrapping.modules_to_save import find_saved
-from quantlora.wrapping.plan import AUTO, PlannedLayer, make_plan
+from quantlora.wrapping.plan import AUTO, PlannedLayer, asked_format, make_plan
 
 
 def add_loaded_adapter(
@@ -79,7 +78,7 @@ def put_on(
     config = _with_targets(config, tensors)
     try:
         config, tensors = without_repetitions(model, config, tensors)
-        plan = make_plan(model, config, backend, adapter, registry(), strict=False)
+        plan = make_plan(model, config, asked_format(backend), adapter, strict=False)
         saved = find_saved(model, config)
         biases = find_biases(model, config, {planned.path for planned in plan})
         values, rest = split_biases(source, tensors, [bias.names for bias in biases])

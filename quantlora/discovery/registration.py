@@ -58,6 +58,10 @@ class Registry:
         """All quantizers that take ``layer``; only of libraries that are imported already."""
         return [q for q in list(self.quantizers.values()) if self._takes(q, layer)]
 
+    def packed_format(self, layer: nn.Module) -> Quantizer | None:
+        """The first format that ``layer`` is packed in; None for a float module."""
+        return next((one for one in self.candidates(layer) if not one.is_float), None)
+
     def _takes(self, quantizer: Quantizer, layer: nn.Module) -> bool:
         takes = False
         with kept_apart(lambda error: self._blame(quantizer, error)):
@@ -131,7 +135,6 @@ class Registry:
         if name not in self.initializers:
             name = name.lower()  # PEFT takes "Gaussian" and "OLoRA" too
         if name not in self.initializers:
-            name = name.lower()  # as PEFT takes them
             for one in self.initializers.values():
                 if one.answers_to(name):
                     return one

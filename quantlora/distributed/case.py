@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from quantlora.adapters.adapter_modules import own_modules
 from quantlora.discovery.registration import registry
-from quantlora.formats.quantizer import FLOAT, Quantizer
+from quantlora.formats.quantizer import Quantizer
 from quantlora.layers.layer import LoraLayer
 
 DDP, ZERO2, FSDP2, ZERO3 = "ddp", "zero2", "fsdp2", "zero3"
@@ -50,7 +50,7 @@ def _packed(model: nn.Module) -> Iterator[tuple[str, nn.Module, Quantizer]]:
             base, known = module.base_layer, [module.quantizer]
         else:
             base, known = module, registry().candidates(module)
-        yield from ((path, base, one) for one in known if one.name != FLOAT)
+        yield from ((path, base, one) for one in known if not one.is_float)
 
 
 def short(dtype: torch.dtype) -> str:

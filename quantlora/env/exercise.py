@@ -19,7 +19,7 @@ from torch import Tensor, nn
 import quantlora
 from quantlora.checks import Check
 from quantlora.discovery.entry_points import kept_apart, text_of
-from quantlora.discovery.registration import Registry, registry
+from quantlora.discovery.registration import registry
 from quantlora.env.verdicts import backend_checks
 
 #: Largest relative difference from the same arithmetic on a dense copy; bfloat16 products have it.
@@ -33,7 +33,6 @@ class Exercise:
 
     def __init__(self, check: Check) -> None:
         self.check = check
-        self.registry = registry()
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         torch.manual_seed(0)
         self.x = torch.randn(4, _IN, device=self.device)
@@ -48,7 +47,7 @@ class Exercise:
     def quantize(self) -> None:
         base = self._base().to(self.device)
         self.model = nn.Sequential(base)
-        fields = _fields(self.check, self.registry)
+        fields = _fields(self.check)
         quantlora.wrap(self.model, r=4, target_modules=["0"], **fields)
         layer = self.model[0]
         assert isinstance(layer, quantlora.LoraLayer)
@@ -90,7 +89,7 @@ class Exercise:
         if self.check.layer is not None:
             return self.check.layer()
         linear = nn.Linear(_IN, _OUT).to(self.device)
-        quantizer = self.registry.quantizers.get(self.check.backend)
+        quantizer = registry().quantizers.get(self.check.backend)
         if quantizer is None:
             return linear
         quantizer.require()
@@ -113,12 +112,12 @@ class Exercise:
         return {name: t.grad.clone() for name, t in tensors.items() if t.grad is not None}
 
 
-def _fields(check: Check, registry: Registry) -> dict[str, Any]:
+def _fields(check: Check) -> dict[str, Any]:
     if check.fields is not None:
         return dict(check.fields())
-    if check.backend in registry.initializers:
+    if check.backend in registry().initializers:
         return {"init_lora_weights": check.backend}
-    chosen = check.backend in registry.variants
+    chosen = check.backend in registry().variants
     return quantlora.LoraConfig.variant_fields(check.backend) if chosen else {}
 
 

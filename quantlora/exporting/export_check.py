@@ -22,7 +22,6 @@ from quantlora.exporting.model_outputs import (
     relative,
     usable_inputs,
 )
-from quantlora.formats.quantizer import FLOAT
 from quantlora.transformers_models import dtype_argument
 
 #: Largest relative error of the logits, by the dtype of the exported weights.
@@ -114,7 +113,7 @@ def _weight_error(loaded: nn.Module, source: MergedTensors, path: str) -> float:
     base, quantizer = source.merged(path, dict(lora_layers(source.model))[path])
     wanted = quantizer.dequantize(base).float().cpu()
     layer = loaded.get_submodule(path)
-    reader = quantizer if quantizer.name == FLOAT else registry().match(path, layer)
+    reader = quantizer if quantizer.is_float else registry().match(path, layer)
     found = reader.dequantize(layer).float().cpu()
     return float((found - wanted).norm() / wanted.norm())
 

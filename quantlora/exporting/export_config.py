@@ -9,8 +9,9 @@ from typing import Any
 from torch import nn
 
 from quantlora.adapters.adapter_modules import embedding_ends, lora_layers
+from quantlora.discovery.registration import registry
 from quantlora.errors import MergeError
-from quantlora.exporting.export_tensors import MergedTensors, packed_by
+from quantlora.exporting.export_tensors import MergedTensors
 from quantlora.formats.quantizer import FLOAT
 from quantlora.layers.layer import LoraLayer
 from quantlora.merging.tied import untie
@@ -42,7 +43,11 @@ def _check_all_adapted(model: nn.Module, names: tuple[str, ...]) -> None:
     layers = (layer for _, layer in lora_layers(model) if {*names} & {*layer.adapters})
     adapted = {id(layer.plain_base[0]) for layer in layers}
     for path, module in model.named_modules():
-        if id(module) not in adapted and not isinstance(module, LoraLayer) and packed_by(module):
+        if (
+            id(module) not in adapted
+            and not isinstance(module, LoraLayer)
+            and registry().packed_format(module)
+        ):
             raise MergeError(
                 f"{path} is packed and none of these adapters is on it, so an exact merge would "
                 f"leave two formats, and config.json can name one: train with "

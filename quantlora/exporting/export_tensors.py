@@ -13,7 +13,7 @@ from quantlora.adapters.modules_to_save import ModulesToSaveWrapper
 from quantlora.discovery.registration import registry
 from quantlora.errors import MergeError
 from quantlora.formats.layouts import is_linear_kind
-from quantlora.formats.quantizer import FLOAT, Quantizer
+from quantlora.formats.quantizer import Quantizer
 from quantlora.layers.layer import LoraLayer
 from quantlora.layers.tied import TiedLayer
 from quantlora.merging.merge_layer import merge_layer
@@ -69,7 +69,7 @@ class MergedTensors:
             )
 
     def _walk(self, module: nn.Module, path: str) -> Iterator[tuple[str, Tensor]]:
-        packed = None if isinstance(module, LoraLayer) else packed_by(module)
+        packed = None if isinstance(module, LoraLayer) else registry().packed_format(module)
         if isinstance(module, LoraLayer):
             if self._first(module):
                 base, quantizer = self.merged(path, module)
@@ -114,7 +114,7 @@ class MergedTensors:
     def _layer(
         self, layer: nn.Module, quantizer: Quantizer, path: str, new: bool = False
     ) -> Iterator[tuple[str, Tensor]]:
-        if quantizer.name == FLOAT:
+        if quantizer.is_float:
             yield from self._own(layer, path, new)
         elif self.mode != "dequantize":
             for name, tensor in quantizer.stored(layer, self.model).items():
@@ -134,9 +134,3 @@ class MergedTensors:
                 floating = tensor.is_floating_point()
                 stored = tensor.detach().to(self.dtype) if floating else tensor
                 yield f"{path}.{name}" if path else name, stored
-
-
-def packed_by(module: nn.Module) -> Quantizer | None:
-    """The format of a module that is a packed layer."""
-    found = [one for one in registry().candidates(module) if one.name != FLOAT]
-    return found[0] if found else None

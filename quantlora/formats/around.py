@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from quantlora.formats.quantizer import FLOAT, Quantizer
+from quantlora.formats.quantizer import Quantizer
 
 #: Whose forwards leave the product as it is.
 _HARMLESS = ("torch", "accelerate")
@@ -59,7 +59,7 @@ def changes_when_read(layer: nn.Module) -> bool:
 
 def must_be_called(layer: nn.Module, quantizer: Quantizer) -> bool:
     """Whether the weight and bias of a float layer do not tell what it computes."""
-    if quantizer.name != FLOAT:
+    if not quantizer.is_float:
         return False
     computed = bool(computing_hooks(layer)) or changes_when_read(layer)
     return computed or own_forward(layer, quantizer) is not None

@@ -16,7 +16,7 @@ from quantlora.formats.layouts import (
     linear_from,
     with_weights,
 )
-from quantlora.formats.quantizer import Quantizer
+from quantlora.formats.quantizer import FLOAT, Quantizer
 from quantlora.formats.trial import computes
 
 _PLAIN = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -29,8 +29,9 @@ class FloatQuantizer(Quantizer):
     with a forward of its own is taken only if a trial shows that it is the plain product.
     """
 
-    name: ClassVar[str] = "float"
+    name: ClassVar[str] = FLOAT
     module: ClassVar[str] = "torch"
+    is_float: ClassVar[bool] = True
 
     def layer_types(self) -> tuple[type[nn.Module], ...]:
         return (nn.Linear, *layout_types())

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from quantlora.formats.quantizer import Quantizer
+from quantlora.formats.quantizer import FLOAT, Quantizer
 from quantlora.formats.twin import call_twin, parametrized, twin
 
 
@@ -75,7 +75,8 @@ class PackedParameters(Quantizer):
 class FloatParameters(PackedParameters):
     """All parameters of the module are float."""
 
-    name: ClassVar[str] = "float"
+    name: ClassVar[str] = FLOAT
+    is_float: ClassVar[bool] = True
 
     def quantize(
         self, linear: nn.Linear, like: nn.Module | None = None, **options: Any

@@ -18,14 +18,13 @@ from torch import Tensor, nn
 from quantlora.errors import BackendError
 from quantlora.formats.affine import AffineWeight
 from quantlora.formats.expert_stack import ExpertHooks
-from quantlora.formats.sharding import ShardingFacts
 from quantlora.requirements import AnyRequirement
 
 #: The name of the built-in format of plain floating weights.
 FLOAT = "float"
 
 
-class Quantizer(ShardingFacts, ExpertHooks, ABC):
+class Quantizer(ExpertHooks, ABC):
     """One weight format. Subclass it, return an instance from ``quantlora_quantizers``.
 
     Shapes follow ``nn.Linear``: a weight is ``(out_features, in_features)``.
@@ -42,6 +41,8 @@ class Quantizer(ShardingFacts, ExpertHooks, ABC):
     requires: ClassVar[tuple[AnyRequirement, ...]] = ()
     #: Bit widths `quantize` offers; empty when the format can only be read.
     bits: ClassVar[tuple[int, ...]] = ()
+    #: Whether layers of this format hold plain floating numbers, packed in no way.
+    is_float: ClassVar[bool] = False
     #: Where the user leaves the choice to us, the highest one is taken (`best_quantizer`).
     preference: ClassVar[int] = 0
 
@@ -174,6 +175,17 @@ class Quantizer(ShardingFacts, ExpertHooks, ABC):
         Override it where the library changes them on their way into memory.
         """
         return layer.state_dict()
+
+    def not_shardable(self, layer: nn.Module) -> str:
+        """Why FSDP2 would break ``layer``: it puts shards, new objects, in its parameters' place.
+
+        Empty where it would not, as where the weights are buffers.
+        """
+        return ""
+
+    def packed_parameter(self, layer: nn.Module) -> Tensor | None:
+        """The parameter that holds codes; None where buffers do. Its dtype is mere storage."""
+        return None
 
     def describe(self, layer: nn.Module) -> dict[str, Any]:
         """Facts for `explain`, ``quantlora.json`` and model cards: bits, block size and so on."""

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from quantlora.adapters.adapter_modules import adapter_modules
 from quantlora.discovery.registration import registry
-from quantlora.formats.quantizer import FLOAT
 from quantlora.units import format_size
 
 
@@ -88,10 +87,7 @@ def optimizer_bytes(optimizer: Any) -> int:
 
 
 def _packed_layers(model: nn.Module) -> Iterator[nn.Module]:
-    known = registry()
-    for module in model.modules():
-        if any(quantizer.name != FLOAT for quantizer in known.candidates(module)):
-            yield module
+    return (module for module in model.modules() if registry().packed_format(module))
 
 
 def _own_tensors(module: nn.Module) -> list[Tensor]:

@@ -6,7 +6,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from quantlora.config.lora_config import LoraConfig
-from quantlora.discovery.registration import registry
 from quantlora.inspection.meta_model import build_meta_model, load_config, stored_dtype
 from quantlora.inspection.sizes import FormatSize, format_sizes
 from quantlora.inspection.stored import StoredFormat
@@ -84,7 +83,6 @@ def inspect_model(model: str, backend: str = AUTO, **fields: Any) -> Inspection:
     config = load_config(model)
     stored = StoredFormat.of(config)
     meta_model = build_meta_model(config)
-    known = registry()
     found: Explanation = explain(meta_model, backend=AUTO if stored else backend, **fields)
     return Inspection(
         model,
@@ -92,10 +90,10 @@ def inspect_model(model: str, backend: str = AUTO, **fields: Any) -> Inspection:
         str(stored_dtype(config)).removeprefix("torch."),
         sum(parameter.numel() for parameter in meta_model.parameters()),
         stored,
-        stored.problem(backend, known) if stored else "",
+        stored.problem(backend) if stored else "",
         _kinds(found.rows, stored),
         (*found.problems, *[row.reason for row in found.rows if row.fails][:1]),
-        tuple(format_sizes(known)),
+        tuple(format_sizes()),
         found.warnings,
     )
 

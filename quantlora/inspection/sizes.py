@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from quantlora.discovery.registration import Registry
+from quantlora.discovery.registration import registry
 from quantlora.formats.quantizer import Quantizer
 
 #: A multiple of every block and group size in use, and large enough to drown constant tables.
@@ -31,13 +31,13 @@ class FormatSize:
     problem: str = ""
 
 
-def format_sizes(registry: Registry) -> list[FormatSize]:
+def format_sizes() -> list[FormatSize]:
     """All formats that can pack, at all their bit widths, after 32- and 16-bit floats."""
     floats = [
         FormatSize("float32", 32, 4.0, True),
         FormatSize("bfloat16", 16, 2.0, True),
     ]
-    packing = [one for one in registry.quantizers.values() if one.can_quantize and one.bits]
+    packing = [one for one in registry().quantizers.values() if one.can_quantize and one.bits]
     return [*floats, *(size for quantizer in packing for size in _sizes(quantizer))]
 
 

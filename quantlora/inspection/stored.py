@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import PretrainedConfig
 
-from quantlora.discovery.registration import Registry
+from quantlora.discovery.registration import registry
 from quantlora.wrapping.plan import AUTO
 
 #: Config keys that list the layers left float.
@@ -44,18 +44,18 @@ class StoredFormat:
         parts = path.split(".")
         return not any(name in path if "." in name else name in parts for name in self.skipped)
 
-    def problem(self, backend: str, registry: Registry) -> str:
+    def problem(self, backend: str) -> str:
         """Why it cannot be loaded and wrapped so here, with the fix; empty when it can."""
         if backend not in (AUTO, self.name):
             return (
                 f"backend={backend!r} was asked for, but the checkpoint is in format "
                 f"{self.name!r}: use the auto backend, or the original float model."
             )
-        quantizer = registry.quantizers.get(self.name)
+        quantizer = registry().quantizers.get(self.name)
         if quantizer is not None:
             return quantizer.availability_error()
         disabled = [
-            f"Plugin {one.name!r} is disabled: {one.error}" for one in registry.plugins.disabled
+            f"Plugin {one.name!r} is disabled: {one.error}" for one in registry().plugins.disabled
         ]
         return "\n".join([f"no plugin reads format {self.name!r}.", *disabled])
 

@@ -53,7 +53,7 @@ class MergedBase:
     def commit(self) -> None:
         """Put the merged base in place; the one from before the first merge is kept."""
         layer = self.layer
-        if layer.plain_base[1].name == FLOAT:  # a packed format makes its own again
+        if layer.plain_base[1].is_float:  # a packed format makes its own again
             add_state_hooks(layer.plain_base[0], self.base)
         if not layer.bases_before_merge:
             layer.bases_before_merge.append((layer.base_layer, layer.quantizer))
@@ -76,7 +76,7 @@ def merge_layer(
     wanted = (name for name in (*layer.merged_adapters, *adapters) if name in layer.adapters)
     names = tuple(dict.fromkeys(wanted))
     base, quantizer = layer.plain_base
-    if not names or (mode == "keep" and quantizer.name != FLOAT):
+    if not names or (mode == "keep" and not quantizer.is_float):
         return None
     _check_surroundings(path, base, quantizer)
     with onloaded(base):
@@ -104,7 +104,7 @@ def _unchanged(job: _Job, before: Tensor, mode: str) -> tuple[nn.Module, Quantiz
 
 def _check_surroundings(path: str, base: nn.Module, quantizer: Quantizer) -> None:
     """What cannot be put around the merged layer again."""
-    if quantizer.name == FLOAT and own_forward(base, quantizer) is not None:
+    if quantizer.is_float and own_forward(base, quantizer) is not None:
         raise MergeError(
             f"{path}: the layer has a forward of its own, which is not the merged layer's. Keep "
             f"the adapter unmerged, or leave this layer out."
@@ -122,7 +122,7 @@ def _requantize(job: _Job) -> tuple[nn.Module, Quantizer]:
 
 
 def _dequantize(job: _Job) -> tuple[nn.Module, Quantizer]:
-    if job.quantizer.name == FLOAT:  # stays as it is stored: transposed, convolution, dtype
+    if job.quantizer.is_float:  # stays as it is stored: transposed, convolution, dtype
         return _requantize(job)
     if isinstance(job.quantizer, PackedParameters):
         return FloatParameters().quantize(job.linear(), like=job.base), FloatParameters()

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from quantlora.discovery.registration import registry
 from quantlora.errors import ConfigError
-from quantlora.formats.quantizer import FLOAT
 from quantlora.layers.layer import LoraLayer
 
 UPCASTS = ("norms", "all", "none")
@@ -90,7 +89,7 @@ def _upcast(model: nn.Module, upcast: str) -> Iterator[tuple[str, int]]:
     """Cast, and give the path and the extra bytes of each parameter."""
     for path, module in model.named_modules():
         norm = _is_norm(module)
-        if upcast == "none" or (upcast == "norms" and not norm) or _is_packed(module):
+        if upcast == "none" or (upcast == "norms" and not norm) or registry().packed_format(module):
             continue
         for name, parameter in module.named_parameters(path, recurse=False):
             if parameter.dtype not in _HALF:
@@ -103,10 +102,6 @@ def _upcast(model: nn.Module, upcast: str) -> Iterator[tuple[str, int]]:
 
 def _is_norm(module: nn.Module) -> bool:
     return "norm" in type(module).__name__.lower() and not any(True for _ in module.children())
-
-
-def _is_packed(module: nn.Module) -> bool:
-    return any(quantizer.name != FLOAT for quantizer in registry().candidates(module))
 
 
 def _compute_in_float32(module: nn.Module, dtype: torch.dtype) -> None:

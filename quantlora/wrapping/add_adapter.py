@@ -40,7 +40,7 @@ from quantlora.wrapping.base_changes import initialize
 from quantlora.wrapping.bases import as_linear, frozen_bases, reference_for
 from quantlora.wrapping.biases import find_biases
 from quantlora.wrapping.modules_to_save import add_saved, find_saved, with_heads
-from quantlora.wrapping.plan import AUTO, PlannedLayer, make_plan, once_each
+from quantlora.wrapping.plan import AUTO, PlannedLayer, asked_format, make_plan, once_each
 from quantlora.wrapping.tied_layers import tie_layers
 from quantlora.wrapping.transaction import Transaction
 
@@ -60,9 +60,10 @@ def add_adapter(
     check_name(adapter_name)
     initializer = registry().initializer(settings)
     initializer.check(settings)
-    options = _options(initializer, settings, backend, quantize_options)
+    asked = asked_format(backend)
+    options = _options(initializer, settings, asked, quantize_options)
     weights = None if reference is None else open_reference(reference)
-    plan = make_plan(model, settings, backend, adapter_name, registry())
+    plan = make_plan(model, settings, asked, adapter_name)
 
     def start(planned: PlannedLayer, layer: LoraLayer) -> None:
         if planned.target.tokens:
@@ -74,12 +75,14 @@ def add_adapter(
 
 
 def _options(
-    initializer: Initializer, config: LoraConfig, backend: str, given: Mapping[str, Any] | None
+    initializer: Initializer,
+    config: LoraConfig,
+    asked: Quantizer | None,
+    given: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
     """What to quantize with: the initializer's wishes, then the user's."""
-    if backend == AUTO:
-        return dict(given or {})
-    return {**initializer.quantize_options(config, registry().quantizer(backend)), **(given or {})}
+    wishes = {} if asked is None else initializer.quantize_options(config, asked)
+    return {**wishes, **(given or {})}
 
 
 @without_autocast

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from quantlora.adapters.adapter_modules import embedding_ends
 from quantlora.config.lora_config import LoraConfig
-from quantlora.discovery.registration import Registry
+from quantlora.discovery.registration import registry
 from quantlora.formats.float_quantizer import FloatQuantizer
 from quantlora.formats.layouts import is_linear_kind
 from quantlora.formats.quantizer import FLOAT
@@ -18,7 +18,7 @@ from quantlora.layers.parameters import LoraParameters
 from quantlora.layers.read_weight import is_plain
 
 
-def looks_linear(module: nn.Module, registry: Registry) -> bool:
+def looks_linear(module: nn.Module) -> bool:
     """Linear by class, by a quantizer's word, or a leaf that has the attributes of one.
 
     The last makes a packed layer that nobody knows an error in `wrap`, not silently left out.
@@ -28,8 +28,8 @@ def looks_linear(module: nn.Module, registry: Registry) -> bool:
     if isinstance(module, LoraLayer):
         return is_linear_kind(module.base_layer)
     if isinstance(module, nn.Linear):
-        return not computes_otherwise(module, registry)
-    if registry.candidates(module):
+        return not computes_otherwise(module)
+    if registry().candidates(module):
         return True
     return _has_sizes(module) and not _holds_floats(module)
 
@@ -46,24 +46,24 @@ def _holds_floats(module: nn.Module) -> bool:
     return plain and tuple(weight.shape) == sizes
 
 
-def computes_otherwise(module: nn.Module, registry: Registry) -> bool:
+def computes_otherwise(module: nn.Module) -> bool:
     """Whether a float linear layer does more than its product: a router, a clamp.
 
     It may be a subclass of `nn.Linear`, or a class of its own with the same weight (I-BERT's).
     """
-    quantizer = registry.quantizers[FLOAT]
+    quantizer = registry().quantizers[FLOAT]
     if isinstance(quantizer, FloatQuantizer) and quantizer.is_other(module):
         return True
     own = _has_sizes(module) and not isinstance(module, nn.Linear) and _holds_floats(module)
-    return own and is_linear_kind(module) and not registry.candidates(module)
+    return own and is_linear_kind(module) and not registry().candidates(module)
 
 
-def left_out(modules: Mapping[str, nn.Module], registry: Registry) -> str:
+def left_out(modules: Mapping[str, nn.Module]) -> str:
     """What to say of those of ``modules`` that "all-linear" leaves out; empty where it does not."""
     names = {
         path: type(module).__name__
         for path, module in modules.items()
-        if computes_otherwise(module, registry)
+        if computes_otherwise(module)
     }
     if not names:
         return ""

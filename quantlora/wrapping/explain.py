@@ -10,7 +10,7 @@ from torch import nn
 from quantlora.adapters.adapter_modules import own_modules
 from quantlora.config.lora_config import LoraConfig
 from quantlora.config.picked_paths import is_all_linear, targeted
-from quantlora.discovery.registration import Registry, registry
+from quantlora.discovery.registration import registry
 from quantlora.errors import QuantloraError, TargetError
 from quantlora.formats.parameters import format_of
 from quantlora.formats.quantizer import Quantizer
@@ -23,7 +23,14 @@ from quantlora.wrapping.all_linear import (
     output_heads,
 )
 from quantlora.wrapping.explanation import Explanation, LayerRow
-from quantlora.wrapping.plan import AUTO, PlannedLayer, check_model, notices, plan_layer
+from quantlora.wrapping.plan import (
+    AUTO,
+    PlannedLayer,
+    asked_format,
+    check_model,
+    notices,
+    plan_layer,
+)
 from quantlora.wrapping.target import Target
 from quantlora.wrapping.targets import find_targets
 from quantlora.wrapping.without_adapter import without_adapter
@@ -49,26 +56,29 @@ def explain(
     Errors that `wrap` would raise are shown in the row or under ``problems``, not raised.
     """
     problems: list[str] = []
+    asked: Quantizer | None = None
     try:
         config = given_config(config, fields)
         check_name(adapter_name)
         registry().initializer(config).check(config)
-        if backend != AUTO:
-            registry().quantizer(backend)
+        asked = asked_format(backend)
     except (QuantloraError, TypeError) as error:
         problems.append(str(error))
     if config is None:
         return Explanation((), tuple(problems))
-    return _explain(model, config, backend, adapter_name, problems)
+    return _explain(model, config, asked, adapter_name, problems)
 
 
 def _explain(
-    model: nn.Module, config: LoraConfig, backend: str, adapter: str, problems: list[str]
+    model: nn.Module,
+    config: LoraConfig,
+    asked: Quantizer | None,
+    adapter: str,
+    problems: list[str],
 ) -> Explanation:
-    known = registry()
     targets: dict[str, Target] = {}
     try:
-        targets = {target.path: target for target in find_targets(model, config, known)}
+        targets = {target.path: target for target in find_targets(model, config)}
     except TargetError as error:
         problems.append(str(error))
     left = {one.path: one for one in without_adapter(model, config, targets.values())}
@@ -76,22 +86,22 @@ def _explain(
     rows: list[LayerRow] = []
     for path, layer in own_modules(model):
         if path in targets:
-            found = _try_plan(targets[path], config, AUTO if problems else backend, adapter, known)
-            rows.append(_targeted_row(targets[path], found, known))
+            found = _try_plan(targets[path], config, None if problems else asked, adapter)
+            rows.append(_targeted_row(targets[path], found))
             plan += [found] if isinstance(found, PlannedLayer) else []
-        elif path and (looks_linear(layer, known) or computes_otherwise(layer, known)):
-            rows.append(_row(path, layer, known, reason=_why_not(path, layer, model, config)))
+        elif path and (looks_linear(layer) or computes_otherwise(layer)):
+            rows.append(_row(path, layer, reason=_why_not(path, layer, model, config)))
         elif path in left:
-            rows.append(_row(path, layer, known, format_of(layer), reason=left[path].reason))
-    warnings = tuple(notices(model, config, known, plan))
+            rows.append(_row(path, layer, format_of(layer), reason=left[path].reason))
+    warnings = tuple(notices(model, config, plan))
     return Explanation(tuple(rows), (*problems, *_problems_of_model(model, plan)), warnings)
 
 
 def _try_plan(
-    target: Target, config: LoraConfig, backend: str, adapter: str, known: Registry
+    target: Target, config: LoraConfig, asked: Quantizer | None, adapter: str
 ) -> PlannedLayer | QuantloraError:
     try:
-        return plan_layer(target, config, backend, adapter, known)
+        return plan_layer(target, config, asked, adapter)
     except QuantloraError as error:
         return error
 
@@ -104,13 +114,11 @@ def _problems_of_model(model: nn.Module, plan: list[PlannedLayer]) -> list[str]:
     return []
 
 
-def _targeted_row(
-    target: Target, found: PlannedLayer | QuantloraError, known: Registry
-) -> LayerRow:
+def _targeted_row(target: Target, found: PlannedLayer | QuantloraError) -> LayerRow:
     if isinstance(found, QuantloraError):
-        return _row(target.path, target.layer, known, reason=str(found), fails=True)
+        return _row(target.path, target.layer, reason=str(found), fails=True)
     own = found.quantizer if target.parameters else None
-    row = _row(target.path, target.layer, known, own)
+    row = _row(target.path, target.layer, own)
     return replace(
         row,
         format=f"{row.format} -> {found.quantizer.name}" if found.quantize else row.format,
@@ -120,13 +128,11 @@ def _targeted_row(
     )
 
 
-def _row(
-    path: str, layer: nn.Module, known: Registry, own: Quantizer | None = None, **facts: Any
-) -> LayerRow:
+def _row(path: str, layer: nn.Module, own: Quantizer | None = None, **facts: Any) -> LayerRow:
     base = layer.base_layer if isinstance(layer, LoraLayer) else layer
     if isinstance(layer, LoraLayer):
         own = layer.quantizer
-    takers = [own] if own is not None else known.candidates(layer)
+    takers = [own] if own is not None else registry().candidates(layer)
     if len(takers) != 1:
         return LayerRow(path, type(base).__name__, None, "unknown", **facts)
     own = takers[0]
@@ -135,7 +141,7 @@ def _row(
 
 
 def _why_not(path: str, layer: nn.Module, model: nn.Module, config: LoraConfig) -> str:
-    if is_all_linear(config) and computes_otherwise(layer, registry()):
+    if is_all_linear(config) and computes_otherwise(layer):
         return f"the forward of {type(layer).__name__} does more than a linear layer's product"
     if is_all_linear(config) and layer in output_heads(model, config):
         return 'the output layer: "all-linear" leaves it out'

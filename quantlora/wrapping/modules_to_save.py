@@ -13,7 +13,6 @@ from quantlora.config.lora_config import LoraConfig
 from quantlora.discovery.registration import registry
 from quantlora.errors import AdapterError, LayerError, TargetError
 from quantlora.formats.layouts import linear_from
-from quantlora.formats.quantizer import FLOAT, Quantizer
 from quantlora.layers.layer import LoraLayer
 from quantlora.layers.tied import TiedLayer
 from quantlora.names import plain_path
@@ -90,19 +89,16 @@ def add_saved(model: nn.Module, path: str, module: nn.Module, adapter: str) -> M
 
 def trainable_copy(module: nn.Module, path: str) -> nn.Module:
     """A float copy of ``module``: of a quantized layer, the dequantized one."""
-    if quantizer := _packing(module):
+    if quantizer := registry().packed_format(module):
         bias = quantizer.bias(module)
         bias = None if bias is None else bias.clone()
         return linear_from(quantizer.dequantize(module).clone(), bias).train(module.training)
-    packed = [f"{path}.{name}" for name, one in module.named_modules() if _packing(one)]
+    packed = [
+        f"{path}.{name}" for name, one in module.named_modules() if registry().packed_format(one)
+    ]
     if packed:
         raise LayerError(
             f"{path}: it holds quantized layers ({packed[0]} first), which cannot be trained in "
             f"full; name the modules in it that can, or target it with LoRA."
         )
     return copy.deepcopy(module)
-
-
-def _packing(module: nn.Module) -> Quantizer | None:
-    """The format that ``module`` is packed in; None for a float module."""
-    return next((one for one in registry().candidates(module) if one.name != FLOAT), None)

@@ -11,12 +11,12 @@ from quantlora.adapters.modules_to_save import ModulesToSaveWrapper
 from quantlora.adapters.state import check_free, taken
 from quantlora.config.lora_config import LoraConfig
 from quantlora.config.picked_paths import TargetNames, is_all_linear
-from quantlora.discovery.registration import Registry
+from quantlora.discovery.registration import registry
 from quantlora.errors import AdapterError, BackendError, ConfigError, warn
 from quantlora.formats.layouts import is_linear_kind
 from quantlora.formats.offloaded import is_offloaded
 from quantlora.formats.parameters import format_of
-from quantlora.formats.quantizer import FLOAT, Quantizer
+from quantlora.formats.quantizer import Quantizer
 from quantlora.layers.experts import LoraExperts, parameters_wrapper
 from quantlora.layers.layer import LoraLayer
 from quantlora.layers.tied import TiedLayer
@@ -54,50 +54,54 @@ class PlannedLayer:
         return self.target.layer
 
 
+def asked_format(backend: str) -> Quantizer | None:
+    """The format that the user asks for; None where each layer is taken as it is.
+
+    Raises `BackendError` where it is unknown, `MissingLibraryError` where its library is missing.
+    """
+    return None if backend == AUTO else registry().quantizer(backend)
+
+
 def make_plan(
     model: nn.Module,
     config: LoraConfig,
-    backend: str,
+    asked: Quantizer | None,
     adapter: str,
-    registry: Registry,
     strict: bool = True,
 ) -> list[PlannedLayer]:
     """One `PlannedLayer` for each target, or the error that `wrap` would raise.
 
     Args:
+        asked: the format of `asked_format`.
         strict: as in `find_targets`; False for an adapter that is loaded.
     """
     check_free(model, adapter)
-    if backend != AUTO:
-        registry.quantizer(backend)  # unknown, or its library missing: say so before the model
-    targets = find_targets(model, config, registry, strict)
-    plan = [plan_layer(target, config, backend, adapter, registry) for target in targets]
-    for notice in notices(model, config, registry, plan) if strict else ():
+    targets = find_targets(model, config, strict)
+    plan = [plan_layer(target, config, asked, adapter) for target in targets]
+    for notice in notices(model, config, plan) if strict else ():
         warn(notice)
     return plan
 
 
-def notices(
-    model: nn.Module, config: LoraConfig, registry: Registry, plan: list[PlannedLayer]
-) -> list[str]:
+def notices(model: nn.Module, config: LoraConfig, plan: list[PlannedLayer]) -> list[str]:
     """What `wrap` gets through with, and says."""
-    found = [too_wide(plan), _left_out(model, config, registry), _stacked(model, config, plan)]
+    found = [too_wide(plan), _left_out(model, config), _stacked(model, config, plan)]
     return [notice for notice in found if notice]
 
 
 def _stacked(model: nn.Module, config: LoraConfig, plan: list[PlannedLayer]) -> str:
     """Experts that "all-linear" passes by, or that stay float among packed layers."""
-    if not is_all_linear(config) and all(one.quantizer.name == FLOAT for one in plan):
+    if not is_all_linear(config) and all(one.quantizer.is_float for one in plan):
         return ""
     return says_left(without_adapter(model, config, [one.target for one in plan]))
 
 
-def _left_out(model: nn.Module, config: LoraConfig, registry: Registry) -> str:
+def _left_out(model: nn.Module, config: LoraConfig) -> str:
     if not is_all_linear(config):
         return ""
     names = TargetNames(config)
     modules = {path: one for path, one in own_modules(model) if names.pick(plain_path(path))}
-    return left_out(modules, registry)
+    return left_out(modules)
 
 
 def too_wide(plan: list[PlannedLayer]) -> str:
@@ -125,50 +129,50 @@ def _check_rank(target: Target, shape: tuple[int, int], config: LoraConfig) -> N
 
 
 def plan_layer(
-    target: Target, config: LoraConfig, backend: str, adapter: str, registry: Registry
+    target: Target, config: LoraConfig, asked: Quantizer | None, adapter: str
 ) -> PlannedLayer:
     """The plan for one target, or the error that `wrap` would raise for it."""
     path, layer = target.path, target.layer
     if isinstance(layer, LoraLayer):
         _check_addable(path, layer, adapter)
     if target.parameters:
-        return _plan_parameters(target, config, backend)
+        return _plan_parameters(target, config, asked)
     if target.tokens:
-        return _plan_tokens(target, config, registry)
+        return _plan_tokens(target, config)
     if isinstance(layer, LoraLayer):
         own, base = layer.quantizer, layer.base_layer
     else:
-        own, base = registry.match(path, layer), layer
+        own, base = registry().match(path, layer), layer
     shape = own.shape(base)
     _check_rank(target, shape, config)
-    quantizer = _format(path, layer, own, backend, registry)
+    quantizer = _format(path, layer, own, asked)
     if not isinstance(layer, LoraLayer) or config.variant != layer.variant:
         check_surroundings(path, base, own, quantizer, config)
-    wrapper = registry.wrapper(config.variant, base, quantizer, path)
+    wrapper = registry().wrapper(config.variant, base, quantizer, path)
     return PlannedLayer(target, quantizer, quantizer is not own, wrapper, shape)
 
 
-def _plan_parameters(target: Target, config: LoraConfig, backend: str) -> PlannedLayer:
-    asked = {name: getattr(config, name) for name in ("lora_dropout", "lora_bias")}
+def _plan_parameters(target: Target, config: LoraConfig, asked: Quantizer | None) -> PlannedLayer:
+    given = {name: getattr(config, name) for name in ("lora_dropout", "lora_bias")}
     wrapper = parameters_wrapper(target.layer, target.parameters)
     if not config.target_parameters or issubclass(wrapper, LoraExperts):
-        del asked["lora_dropout"]  # a whole attention, where it has no effect, as in PEFT
-    asked["fan_in_fan_out"] = config.fan_in_fan_out
-    asked[f"variant {config.variant!r}"] = config.variant != "lora"
-    asked["init_lora_weights"] = config.init_lora_weights not in (True, False, "gaussian")
-    if faults := [name for name, given in asked.items() if given]:
+        del given["lora_dropout"]  # a whole attention, where it has no effect, as in PEFT
+    given["fan_in_fan_out"] = config.fan_in_fan_out
+    given[f"variant {config.variant!r}"] = config.variant != "lora"
+    given["init_lora_weights"] = config.init_lora_weights not in (True, False, "gaussian")
+    if faults := [name for name, is_set in given.items() if is_set]:
         raise ConfigError(
             f"{target.path}: adapters on parameters (target_parameters) cannot have "
             f"{', '.join(faults)}; set it for an adapter without target_parameters."
         )
     layer = target.layer
     own = layer.quantizer if isinstance(layer, LoraLayer) else format_of(layer)
-    if backend not in (AUTO, own.name):
-        raise _backend_error(target.path, backend, "parameters cannot be packed, only layers")
+    if asked is not None and asked.name != own.name:
+        raise _backend_error(target.path, asked, "parameters cannot be packed, only layers")
     return PlannedLayer(target, own, False, wrapper)
 
 
-def _plan_tokens(target: Target, config: LoraConfig, registry: Registry) -> PlannedLayer:
+def _plan_tokens(target: Target, config: LoraConfig) -> PlannedLayer:
     path, layer = target.path, target.layer
     saved = path.endswith(tuple(config.modules_to_save or ()))
     other = isinstance(layer, (LoraLayer, ModulesToSaveWrapper, TiedLayer))
@@ -176,8 +180,8 @@ def _plan_tokens(target: Target, config: LoraConfig, registry: Registry) -> Plan
         raise AdapterError(two_ways(path))
     base = layer.base_layer if isinstance(layer, TrainedTokens) else layer
     plain = isinstance(base, (nn.Embedding, nn.Linear)) and getattr(base, "max_norm", None) is None
-    own = registry.match(path, base) if plain else None
-    if own is None or own.name != FLOAT:
+    own = registry().match(path, base) if plain else None
+    if own is None or not own.is_float:
         raise ConfigError(
             f"{path}: trainable_token_indices is for float embeddings and linear heads (without "
             f"max_norm), and this is a {type(base).__name__}."
@@ -203,28 +207,25 @@ def _check_addable(path: str, layer: LoraLayer, adapter: str) -> None:
         )
 
 
-def _format(
-    path: str, layer: nn.Module, own: Quantizer, backend: str, registry: Registry
-) -> Quantizer:
-    """The layer's future format: its own, or ``backend`` if it is float and that can quantize."""
-    if backend in (AUTO, own.name):
+def _format(path: str, layer: nn.Module, own: Quantizer, asked: Quantizer | None) -> Quantizer:
+    """The layer's future format: its own, or ``asked`` if it is float and that can quantize."""
+    if asked is None or asked.name == own.name:
         return own
-    wanted = registry.quantizer(backend)
-    why = _why_not_packed(layer, own, wanted)
+    why = _why_not_packed(layer, own, asked)
     if why is None:
-        return wanted
-    raise _backend_error(path, backend, why)
+        return asked
+    raise _backend_error(path, asked, why)
 
 
-def _backend_error(path: str, backend: str, why: str) -> BackendError:
+def _backend_error(path: str, asked: Quantizer, why: str) -> BackendError:
     return BackendError(
-        f'{path}: backend={backend!r} was asked for, but {why}. Use backend="auto" to take each '
+        f'{path}: backend={asked.name!r} was asked for, but {why}. Use backend="auto" to take each '
         f"layer as it is, or load the model in the format you want."
     )
 
 
 def _why_not_packed(layer: nn.Module, own: Quantizer, wanted: Quantizer) -> str | None:
-    if own.name != FLOAT:
+    if not own.is_float:
         return f"it is in format {own.name!r} already"
     if not wanted.can_quantize:
         return f"{wanted.name!r} only reads layers, it cannot quantize"

@@ -9,10 +9,9 @@ from torch import nn
 
 from quantlora.adapters.read_by_model import read_by_model, say_float
 from quantlora.config.lora_config import LoraConfig
-from quantlora.discovery.registration import registry
 from quantlora.wrapping.add_adapter import given_config
 from quantlora.wrapping.bases import frozen_bases
-from quantlora.wrapping.plan import make_plan, once_each
+from quantlora.wrapping.plan import asked_format, make_plan, once_each
 from quantlora.wrapping.transaction import Transaction
 
 M = TypeVar("M", bound=nn.Module)
@@ -41,7 +40,7 @@ def quantize(
     Raises:
         ConfigError, TargetError, BackendError, LayerError, MissingLibraryError: as `wrap`.
     """
-    plan = make_plan(model, given_config(config, fields), backend, "", registry())
+    plan = make_plan(model, given_config(config, fields), asked_format(backend), "")
     read = read_by_model(model, [planned.path for planned in plan if planned.quantize])
     say_float(read)
     plan = [planned for planned in plan if planned.path not in read]

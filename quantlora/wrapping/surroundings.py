@@ -20,7 +20,7 @@ from quantlora.formats.around import (
     foreign_forward,
     own_forward,
 )
-from quantlora.formats.quantizer import FLOAT, Quantizer
+from quantlora.formats.quantizer import Quantizer
 
 
 def check_surroundings(
@@ -33,11 +33,11 @@ def check_surroundings(
         future: the one that it is going to be in.
     """
     plain = config.variant == "lora" and config.init_lora_weights in (True, False, "gaussian")
-    if own.name != FLOAT and (forward := foreign_forward(layer, own)) is not None:
+    if not own.is_float and (forward := foreign_forward(layer, own)) is not None:
         raise LayerError(_own_forward(path, forward, f"format {own.name!r}"))
-    if future.name == FLOAT and plain:
+    if future.is_float and plain:
         return
-    why = f"format {future.name!r}" if future.name != FLOAT else "this variant or initializer"
+    why = f"format {future.name!r}" if not future.is_float else "this variant or initializer"
     if (forward := own_forward(layer, own)) is not None:
         raise LayerError(_own_forward(path, forward, why))
     if hooks := computing_hooks(layer):

@@ -12,7 +12,6 @@ from quantlora.config.expressions import shortened
 from quantlora.config.lora_config import LoraConfig
 from quantlora.config.patterns import by_pattern, unmatched_patterns
 from quantlora.config.picked_paths import TargetNames, is_all_linear
-from quantlora.discovery.registration import Registry
 from quantlora.errors import AdapterError, TargetError
 from quantlora.layers.trained_tokens import wanted_tokens
 from quantlora.names import plain_path
@@ -27,16 +26,14 @@ from quantlora.wrapping.ties import tied_tokens, ties_of, two_ways
 _HINTS = 12
 
 
-def find_targets(
-    model: nn.Module, config: LoraConfig, registry: Registry, strict: bool = True
-) -> list[Target]:
+def find_targets(model: nn.Module, config: LoraConfig, strict: bool = True) -> list[Target]:
     """The layers that ``config`` targets, in the model's order.
 
     Raises `TargetError` when the targets match nothing; where ``strict``, also for a rank or alpha
     pattern that does. In a file such a pattern has had no effect, and has none here.
     """
     modules = dict(own_modules(model))
-    wanted = _wanted(model, config, registry)
+    wanted = _wanted(model, config)
     paths = [path for path, module in modules.items() if path and wanted(path, module)]
     ties = ties_of(model) if config.trainable_token_indices or config.ensure_weight_tying else None
     tokens = wanted_tokens(config, modules, ties.source if ties else None)
@@ -51,7 +48,7 @@ def find_targets(
     check_reachable(modules, inner, wanted)
     parameters = parameter_targets_by_path(modules, config, [*paths, *inner, *tokens])
     if not paths and not parameters and not tokens:
-        raise TargetError(_nothing(config, modules, registry))
+        raise TargetError(_nothing(config, modules))
     keys = [f"{path}.{name}" for path, names in parameters.items() for name in names]
     plain = [plain_path(path) for path in (*paths, *keys)]
     for name in ("rank_pattern", "alpha_pattern") if strict else ():
@@ -67,16 +64,14 @@ def find_targets(
     ]
 
 
-def _wanted(
-    model: nn.Module, config: LoraConfig, registry: Registry
-) -> Callable[[str, nn.Module], bool]:
+def _wanted(model: nn.Module, config: LoraConfig) -> Callable[[str, nn.Module], bool]:
     """Whether a module at a path is a target as a layer."""
     names = TargetNames(config)
     if not is_all_linear(config):
         return lambda path, module: names.pick(plain_path(path))
     heads = output_heads(model, config)
     return lambda path, module: (
-        names.pick(plain_path(path)) and module not in heads and looks_linear(module, registry)
+        names.pick(plain_path(path)) and module not in heads and looks_linear(module)
     )
 
 
@@ -104,8 +99,8 @@ def _check_patterns(name: str, patterns: Mapping[str, Any], paths: list[str]) ->
         raise TargetError(f"{name} {pattern!r} matches none of the targeted layers.{hint}")
 
 
-def _nothing(config: LoraConfig, modules: Mapping[str, nn.Module], registry: Registry) -> str:
-    linear = [path for path, module in modules.items() if path and looks_linear(module, registry)]
+def _nothing(config: LoraConfig, modules: Mapping[str, nn.Module]) -> str:
+    linear = [path for path, module in modules.items() if path and looks_linear(module)]
     targets = config.target_modules
     asked = [targets] if isinstance(targets, str) else targets or []
     close = dict.fromkeys(name for one in asked[:_HINTS] for name in near(one, linear))
