@@ -7,13 +7,14 @@ from collections.abc import Iterator
 from torch import nn
 
 from quantlora.adapters.modules_to_save import ModulesToSaveWrapper
+from quantlora.layers.adapter_module import AdapterModule
 from quantlora.layers.layer import LoraLayer
 from quantlora.layers.tied import TiedLayer
 
 #: Where one of ours keeps the model's own; the rest of its modules are kept by adapter name.
 FROZEN = ("base_layer", "original_module")
 #: The modules that stand where one of the model's own stood.
-OURS = (LoraLayer, ModulesToSaveWrapper, TiedLayer)
+OURS = (AdapterModule, TiedLayer)
 
 
 def frozen_modules(model: nn.Module, repeat: bool = False) -> Iterator[tuple[str, nn.Module]]:
@@ -82,10 +83,10 @@ def plain_module(module: nn.Module) -> tuple[nn.Module, str]:
     return module, ""
 
 
-def adapter_modules(model: nn.Module) -> Iterator[tuple[str, LoraLayer | ModulesToSaveWrapper]]:
+def adapter_modules(model: nn.Module) -> Iterator[tuple[str, AdapterModule]]:
     """All that holds adapters, by path, each once: LoRA layers and modules trained in full."""
     for path, module in frozen_modules(model):
-        if isinstance(module, (LoraLayer, ModulesToSaveWrapper)):
+        if isinstance(module, AdapterModule):
             yield path, module
 
 

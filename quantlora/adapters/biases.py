@@ -5,17 +5,14 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 
-from torch import nn
-
-from quantlora.adapters.adapter_modules import adapter_modules
-from quantlora.adapters.state import adapter_state
+from quantlora.adapters.adapted_model import AdaptedModel
+from quantlora.adapters.state import AdapterState
 from quantlora.errors import AdapterError
 from quantlora.layers.recorded import stop_training
 
 
-def place_biases(model: nn.Module, names: Sequence[str] | None = None) -> None:
+def place_biases(state: AdapterState, names: Sequence[str] | None = None) -> None:
     """Put the biases of the adapters ``names`` in place (default: of those that count now)."""
-    state = adapter_state(model)
     counting = (state.active if state.counts else ()) if names is None else names
     for adapter, biases in state.biases.items():
         for one in biases:
@@ -23,29 +20,29 @@ def place_biases(model: nn.Module, names: Sequence[str] | None = None) -> None:
 
 
 @contextmanager
-def biases_of(model: nn.Module, names: Sequence[str]) -> Iterator[None]:
+def biases_of(state: AdapterState, names: Sequence[str]) -> Iterator[None]:
     """Within the block the biases of ``names`` are in place, then again of those that count."""
-    place_biases(model, names)
+    place_biases(state, names)
     try:
         yield
     finally:
-        place_biases(model)
+        place_biases(state)
 
 
-def leave_biases(model: nn.Module) -> None:
+def leave_biases(adapted: AdaptedModel) -> None:
     """Before the adapters go: the model's own again, but for adapters that are merged."""
-    merged = {name for _, module in adapter_modules(model) for name in module.merged_adapters}
-    for adapter, biases in adapter_state(model).biases.items():
+    merged = adapted.merged
+    for adapter, biases in adapted.state.biases.items():
         for one in biases:
             stop_training(one.own)
             one.place() if adapter in merged else one.restore()
 
 
-def check_biases_together(model: nn.Module, names: Sequence[str]) -> None:
+def check_biases_together(state: AdapterState, names: Sequence[str]) -> None:
     """Raise `AdapterError` where two of ``names`` have each trained the same bias."""
     seen: dict[int, str] = {}
     for name in dict.fromkeys(names):
-        for one in adapter_state(model).biases.get(name, ()):
+        for one in state.biases.get(name, ()):
             other = seen.setdefault(id(one.owner), name)
             if other != name:
                 raise AdapterError(
@@ -54,10 +51,10 @@ def check_biases_together(model: nn.Module, names: Sequence[str]) -> None:
                 )
 
 
-def check_biases_stay(model: nn.Module, chosen: Sequence[str]) -> None:
+def check_biases_stay(adapted: AdaptedModel, chosen: Sequence[str]) -> None:
     """Raise `AdapterError` where biases would change under a merge, which has taken them in."""
-    merged = {name for _, module in adapter_modules(model) for name in module.merged_adapters}
-    for name, biases in adapter_state(model).biases.items():
+    merged = adapted.merged
+    for name, biases in adapted.state.biases.items():
         if merged and any(one.placed != (name in chosen) for one in biases):
             raise AdapterError(
                 f"adapter {name!r} has trained biases of the model, which cannot change while "
@@ -65,9 +62,8 @@ def check_biases_stay(model: nn.Module, chosen: Sequence[str]) -> None:
             )
 
 
-def check_biases_shared(model: nn.Module, names: Collection[str]) -> None:
+def check_biases_shared(state: AdapterState, names: Collection[str]) -> None:
     """Raise `AdapterError` where some samples of a mixed batch would need other biases."""
-    state = adapter_state(model)
     counting = state.active if state.enabled else ()
     if own := [name for name in state.biases if name in {*names, *counting}]:
         raise AdapterError(

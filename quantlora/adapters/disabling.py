@@ -13,11 +13,12 @@ from threading import Lock
 
 from torch import Tensor, nn
 
-from quantlora.adapters.adapter_modules import adapter_modules, adapter_parameters
+from quantlora.adapters.adapted_model import AdaptedModel
+from quantlora.adapters.adapter_modules import adapter_parameters
 from quantlora.adapters.biases import place_biases
 from quantlora.adapters.state import AdapterState, adapter_state, has_adapters
 from quantlora.errors import AdapterError
-from quantlora.layers.per_call import switch_off
+from quantlora.layers.adapter_module import switch_off
 from quantlora.layers.recorded import stop_training
 
 _LOCK = Lock()
@@ -25,21 +26,26 @@ _LOCK = Lock()
 
 def enable_adapters(model: nn.Module) -> None:
     """Let the active adapters count again after `disable_adapters`."""
-    state = adapter_state(model)
-    layers = [layer for _, layer in adapter_modules(model)]
-    switch_off([*layers, state], False)
+    enable(AdaptedModel.of(model))
+
+
+def enable(adapted: AdaptedModel) -> None:
+    """`enable_adapters` of a model that was gone over."""
+    state = adapted.state
+    switch_off([*adapted.adapter_modules.values(), state], False)
     if not state.enabled:
         _resume(state)
-    _enable(model, True)
+    _set_enabled(adapted, True)
 
 
 def disable_adapters(model: nn.Module) -> None:
     """Run the base model alone, until `enable_adapters`; for all threads."""
-    state = adapter_state(model)
-    _check_unmerged(model)
+    adapted = AdaptedModel.of(model)
+    state = adapted.state
+    _check_unmerged(adapted)
     if state.enabled:
-        _pause(model, state)
-    _enable(model, False)
+        _pause(adapted)
+    _set_enabled(adapted, False)
 
 
 @contextmanager
@@ -49,43 +55,45 @@ def adapters_disabled(model: nn.Module) -> Iterator[None]:
     It holds for the calls of this thread; trained biases of the model (``bias=...``) are put back
     for all.
     """
-    state = adapter_state(model)
-    _check_unmerged(model)
-    things = [state, *(layer for _, layer in adapter_modules(model))]
+    adapted = AdaptedModel.of(model)
+    state = adapted.state
+    _check_unmerged(adapted)
+    things = [state, *adapted.adapter_modules.values()]
     before = state.counts
-    _pause(model, state)
+    _pause(adapted)
     switch_off(things, True)
-    place_biases(model)
+    place_biases(state)
     try:
         yield
     finally:
         switch_off(things, not before and state.enabled)
         if has_adapters(model):
-            _resume(adapter_state(model))  # another object where an adapter was added meanwhile
-            place_biases(model)
+            state = adapter_state(model)  # another object where an adapter was added meanwhile
+            _resume(state)
+            place_biases(state)
 
 
-def trainable_tensors(model: nn.Module, names: Iterable[str]) -> list[Tensor]:
+def trainable_tensors(adapted: AdaptedModel, names: Iterable[str]) -> list[Tensor]:
     """The parameters of the adapters ``names``, with the biases of the model that they train."""
     wanted = set(names)
     tensors = [
         tensor
-        for _, layer in adapter_modules(model)
+        for layer in adapted.adapter_modules.values()
         for name in layer.adapters
         if name in wanted
         for tensor in layer.adapter_tensors(name).values()
         if isinstance(tensor, nn.Parameter)
     ]
-    biases = adapter_state(model).biases
+    biases = adapted.state.biases
     return [*tensors, *(one.own for name in names for one in biases.get(name, ()))]
 
 
-def train_only(model: nn.Module, names: list[str]) -> None:
+def train_only(adapted: AdaptedModel, names: list[str]) -> None:
     """Let the adapters ``names`` be trained and no others; while they are off, from then on."""
-    state = adapter_state(model)
-    chosen = trainable_tensors(model, names)
+    state = adapted.state
+    chosen = trainable_tensors(adapted, names)
     with _LOCK:
-        for tensor in _all_of_adapters(model, state):
+        for tensor in _all_of_adapters(adapted):
             if tensor.requires_grad:
                 stop_training(tensor)
         if state.pauses:
@@ -95,21 +103,21 @@ def train_only(model: nn.Module, names: list[str]) -> None:
             tensor.requires_grad_(True)
 
 
-def _all_of_adapters(model: nn.Module, state: AdapterState) -> list[Tensor]:
+def _all_of_adapters(adapted: AdaptedModel) -> list[Tensor]:
     """`trainable_tensors` of every adapter, without asking each for its tensors by name."""
-    tensors = [p for _, layer in adapter_modules(model) for p in adapter_parameters(layer)]
-    return [*tensors, *(one.own for biases in state.biases.values() for one in biases)]
+    tensors = [p for one in adapted.adapter_modules.values() for p in adapter_parameters(one)]
+    return [*tensors, *(one.own for biases in adapted.state.biases.values() for one in biases)]
 
 
-def _enable(model: nn.Module, enabled: bool) -> None:
-    adapter_state(model).enabled = enabled
-    for _, layer in adapter_modules(model):
+def _set_enabled(adapted: AdaptedModel, enabled: bool) -> None:
+    adapted.state.enabled = enabled
+    for layer in adapted.adapter_modules.values():
         layer.enabled = enabled
-    place_biases(model)
+    place_biases(adapted.state)
 
 
-def _check_unmerged(model: nn.Module) -> None:
-    for path, layer in adapter_modules(model):
+def _check_unmerged(adapted: AdaptedModel) -> None:
+    for path, layer in adapted.adapter_modules.items():
         if layer.merged_adapters:
             raise AdapterError(
                 f"{path}: {', '.join(layer.merged_adapters)} is merged into the base and cannot be "
@@ -117,11 +125,12 @@ def _check_unmerged(model: nn.Module) -> None:
             )
 
 
-def _pause(model: nn.Module, state: AdapterState) -> None:
+def _pause(adapted: AdaptedModel) -> None:
     """Nothing is trained; what was is noted by the first to ask."""
+    state = adapted.state
     with _LOCK:
         if not state.pauses:
-            tensors = trainable_tensors(model, list(state.configs))
+            tensors = trainable_tensors(adapted, list(state.configs))
             state.paused = [one for one in tensors if one.requires_grad and one.is_leaf]
             for tensor in state.paused:
                 stop_training(tensor)

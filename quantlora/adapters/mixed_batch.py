@@ -11,13 +11,12 @@ from contextlib import contextmanager
 
 from torch import nn
 
+from quantlora.adapters.adapted_model import AdaptedModel
 from quantlora.adapters.adapter_modules import adapter_modules, frozen_modules
 from quantlora.adapters.biases import check_biases_shared
 from quantlora.adapters.modules_to_save import ModulesToSaveWrapper
-from quantlora.adapters.state import known_adapter
 from quantlora.errors import AdapterError
-from quantlora.layers.layer import LoraLayer
-from quantlora.layers.per_call import give_samples
+from quantlora.layers.adapter_module import AdapterModule, give_samples
 from quantlora.layers.sub_batch import PromptAdapters
 from quantlora.transformers_models import time_first
 
@@ -57,17 +56,17 @@ def assign_samples(
     model: nn.Module, adapter_names: Sequence[str], copies: int = 1, batch_dim: int | None = None
 ) -> None:
     """From now on, sample i of every batch goes through ``adapter_names[i]``."""
+    adapted = AdaptedModel.of(model)
     for name in set(adapter_names) - {BASE}:
-        known_adapter(model, name)
-    check_biases_shared(model, adapter_names)
-    layers = [layer for _, layer in adapter_modules(model)]
-    merged = {name for layer in layers for name in layer.merged_adapters}
-    if merged:
+        adapted.state.known(name)
+    check_biases_shared(adapted.state, adapter_names)
+    layers = list(adapted.adapter_modules.values())
+    if merged := adapted.merged:
         raise AdapterError(
             f"a mixed batch needs the plain base, but {', '.join(sorted(merged))} is merged into "
             f"it; call quantlora.unmerge(model) first."
         )
-    turned = _time_first(model, batch_dim)
+    turned = _time_first(adapted, batch_dim)
     for layer in turned:
         if isinstance(layer, ModulesToSaveWrapper) and {*adapter_names} & {*layer.adapters}:
             raise AdapterError(
@@ -81,13 +80,13 @@ def assign_samples(
     give_samples(layers, names, turned)
 
 
-def _time_first(model: nn.Module, batch_dim: int | None) -> list[LoraLayer | ModulesToSaveWrapper]:
+def _time_first(adapted: AdaptedModel, batch_dim: int | None) -> list[AdapterModule]:
     """The layers that get (time, batch, features); the nearest module that says so decides."""
-    known = {path: _said(module) for path, module in frozen_modules(model)}
+    known = {path: _said(module) for path, module in frozen_modules(adapted.model)}
     found = {path: said for path, (said, _) in known.items() if said is not None}
     if batch_dim is not None and not any(family for _, family in known.values()):
         found = {"": bool(batch_dim)}
-    return [layer for path, layer in adapter_modules(model) if _nearest(found, path)]
+    return [one for path, one in adapted.adapter_modules.items() if _nearest(found, path)]
 
 
 def _said(module: nn.Module) -> tuple[bool | None, bool]:

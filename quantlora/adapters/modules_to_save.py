@@ -1,32 +1,28 @@
 """`ModulesToSaveWrapper`: a module trained in full with an adapter (``modules_to_save``).
 
 It holds the original and one trained copy for each adapter, under PEFT's names, and answers for
-the one that counts. To the functions of `switch.py` it is one more place that holds
-adapters, as a LoRA layer is.
+the one that counts; copies cannot be summed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from quantlora.layers.per_call import PerCall
+from quantlora.layers.adapter_module import AdapterModule
 from quantlora.layers.sub_batch import pick_samples, put_samples, sub_batches
 
 
-class ModulesToSaveWrapper(PerCall, nn.Module):
+class ModulesToSaveWrapper(AdapterModule):
     """``original_module``, and by adapter name its trained copies in ``modules_to_save``."""
 
     def __init__(self, original: nn.Module, path: str) -> None:
-        super().__init__()
+        super().__init__(path)
         self.original_module = original
         self.modules_to_save = nn.ModuleDict()
-        self.path = path
-        self.active: tuple[str, ...] = ()
-        self.merged_adapters: tuple[str, ...] = ()
         self.train(original.training)
 
     def __getattr__(self, name: str) -> Any:
@@ -83,11 +79,14 @@ class ModulesToSaveWrapper(PerCall, nn.Module):
         """The copy once more, as PEFT has it in its file for the head."""
         return {"weight": value(_weight(self.modules_to_save[name]))}
 
-    # -- adapters, as in `LoraLayer`
+    # -- adapters
 
     @property
     def adapters(self) -> tuple[str, ...]:
         return tuple(self.modules_to_save)
+
+    def tables(self) -> dict[str, Any]:
+        return {"modules_to_save": self.modules_to_save}
 
     def add_adapter(self, name: str, copy: nn.Module) -> None:
         self.modules_to_save[name] = copy
@@ -96,20 +95,6 @@ class ModulesToSaveWrapper(PerCall, nn.Module):
         """The copy's parameters and buffers by their name in an adapter file: ``weight``."""
         tensors: dict[str, Tensor] = self.modules_to_save[name].state_dict(keep_vars=True)
         return tensors
-
-    def activate(self, names: Iterable[str]) -> None:
-        """Use the copy of the one of ``names`` that has one; copies cannot be summed."""
-        self.active = tuple(name for name in names if name in self.adapters)
-
-    def remove_adapter(self, name: str) -> None:
-        del self.modules_to_save[name]
-        self.active = tuple(one for one in self.active if one != name)
-
-    def rename_adapter(self, old: str, new: str) -> None:
-        copies = {new if name == old else name: m for name, m in self.modules_to_save.items()}
-        self.modules_to_save = nn.ModuleDict(copies)
-        self.active = tuple(new if name == old else name for name in self.active)
-        self.merged_adapters = tuple(new if name == old else name for name in self.merged_adapters)
 
 
 def _weight(module: nn.Module) -> Tensor:

@@ -18,7 +18,7 @@ from typing import Any, cast
 
 from torch import nn
 
-from quantlora.adapters.adapter_modules import lora_layers
+from quantlora.adapters.adapted_model import AdaptedModel
 from quantlora.errors import warn
 from quantlora.formats.layouts import linear_from
 from quantlora.layers.layer import LoraLayer
@@ -33,9 +33,9 @@ def read_by_model(model: nn.Module, paths: Iterable[str]) -> set[str]:
     return {path for path in paths if any(path.split(".")[-1] in names[up] for up in _above(path))}
 
 
-def readable_bases(model: nn.Module) -> dict[LoraLayer, nn.Module]:
+def readable_bases(adapted: AdaptedModel) -> dict[LoraLayer, nn.Module]:
     """What takes the place of each LoRA layer: its base; if packed here and read, in float."""
-    layers = dict(lora_layers(model))
+    layers, model = adapted.lora_layers, adapted.model
     codes = [p for p, one in layers.items() if one.packed_here and one.own_weight("weight") is None]
     read = read_by_model(model, codes)
     say_float(read)

@@ -41,6 +41,12 @@ class AdapterState:
         new.paused = new.paused if new.pauses else []
         return new
 
+    def known(self, name: str) -> LoraConfig:
+        """The config of adapter ``name``; an `AdapterError` with near names where there is none."""
+        if name not in self.configs:
+            raise AdapterError(unknown("adapter", name, self.configs))
+        return self.configs[name]
+
     @property
     def counts(self) -> bool:
         """Whether the active adapters count in this thread."""
@@ -69,11 +75,8 @@ def set_state(model: nn.Module, state: AdapterState | None) -> None:
 
 
 def known_adapter(model: nn.Module, name: str) -> LoraConfig:
-    """The config of adapter ``name``; an `AdapterError` with near names where there is none."""
-    configs = adapter_state(model).configs
-    if name not in configs:
-        raise AdapterError(unknown("adapter", name, configs))
-    return configs[name]
+    """`AdapterState.known` of the model's state."""
+    return adapter_state(model).known(name)
 
 
 def taken(name: str) -> str:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from torch import nn
 
-from quantlora.adapters.adapter_modules import adapter_modules, saved_modules
+from quantlora.adapters.adapted_model import AdaptedModel
 from quantlora.adapters.biases import (
     check_biases_stay,
     check_biases_together,
@@ -17,7 +17,7 @@ from quantlora.adapters.biases import (
 from quantlora.adapters.disabling import train_only
 from quantlora.adapters.modules_to_save import ModulesToSaveWrapper
 from quantlora.adapters.read_by_model import readable_bases
-from quantlora.adapters.state import adapter_state, check_free, known_adapter, set_state
+from quantlora.adapters.state import adapter_state, check_free, set_state
 from quantlora.errors import AdapterError, warn
 from quantlora.layers.hooks import move_hooks
 from quantlora.layers.layer import LoraLayer
@@ -33,24 +33,27 @@ def set_adapter(model: nn.Module, names: str | Sequence[str]) -> None:
         AdapterError: a name is unknown, an adapter is merged and not among ``names``, or two of
             them have each trained the same module in full.
     """
-    chosen = (names,) if isinstance(names, str) else tuple(dict.fromkeys(names))
+    activate(AdaptedModel.of(model), (names,) if isinstance(names, str) else names)
+
+
+def activate(adapted: AdaptedModel, names: Iterable[str]) -> None:
+    """`set_adapter` of a model that was gone over."""
+    state, chosen = adapted.state, tuple(dict.fromkeys(names))
     for name in chosen:
-        known_adapter(model, name)
-    _check_merged(model, chosen)
-    check_together(model, chosen)
-    check_biases_stay(model, chosen)
-    state = adapter_state(model)
+        state.known(name)
+    _check_merged(adapted, chosen)
+    check_together(adapted, chosen)
+    check_biases_stay(adapted, chosen)
     state.active = chosen
-    trained = [name for name in chosen if not state.configs[name].inference_mode]
-    for _, layer in adapter_modules(model):
+    for layer in adapted.adapter_modules.values():
         layer.activate(chosen)
         layer.enabled = state.enabled
-    train_only(model, trained)
-    place_biases(model)
+    train_only(adapted, [name for name in chosen if not state.configs[name].inference_mode])
+    place_biases(state)
 
 
-def _check_merged(model: nn.Module, chosen: Sequence[str]) -> None:
-    for path, layer in adapter_modules(model):
+def _check_merged(adapted: AdaptedModel, chosen: Sequence[str]) -> None:
+    for path, layer in adapted.adapter_modules.items():
         left = [name for name in layer.merged_adapters if name not in chosen]
         if left:
             raise AdapterError(
@@ -59,22 +62,22 @@ def _check_merged(model: nn.Module, chosen: Sequence[str]) -> None:
             )
 
 
-def check_together(model: nn.Module, names: Sequence[str]) -> None:
+def check_together(adapted: AdaptedModel, names: Sequence[str]) -> None:
     """Raise `AdapterError` where two of ``names`` have each trained the same module in full."""
-    for path, saved in saved_modules(model):
+    for path, saved in adapted.saved_modules.items():
         own = [name for name in dict.fromkeys(names) if name in saved.adapters]
         if len(own) > 1:
             raise AdapterError(
                 f"{path}: {' and '.join(own)} have each trained this module in full "
                 f"(modules_to_save) and cannot be active together: choose one."
             )
-    for path, layer in adapter_modules(model):
+    for path, layer in adapted.lora_layers.items():
         if isinstance(layer, TrainedTokens) and (both := layer.overlap(names)):
             raise AdapterError(
                 f"{path}: {' and '.join(names)} have each trained token {min(both)} "
                 f"(trainable_token_indices) and cannot be active together: choose one."
             )
-    check_biases_together(model, names)
+    check_biases_together(adapted.state, names)
 
 
 def plain_weight(tied: TiedLayer) -> nn.Parameter:
@@ -96,22 +99,23 @@ def delete_adapter(model: nn.Module, name: str) -> None:
     Where it was the only active one, the oldest of the others becomes so, with an
     `AdapterWarning`: a model without an active adapter would answer as the base does.
     """
-    known_adapter(model, name)
-    for path, layer in adapter_modules(model):
+    adapted = AdaptedModel.of(model)
+    state = adapted.state
+    state.known(name)
+    for path, layer in adapted.adapter_modules.items():
         if name in layer.merged_adapters:
             raise AdapterError(f"{path}: adapter {name!r} is merged; unmerge it first.")
-    for _, layer in adapter_modules(model):
+    for layer in adapted.adapter_modules.values():
         if name in layer.adapters:
             layer.remove_adapter(name)
-    state = adapter_state(model)
     was_active = name in state.active
     state.active = tuple(one for one in state.active if one != name)
-    place_biases(model)
+    place_biases(state)
     state.biases.pop(name, None)
     del state.configs[name]
     if was_active and not state.active and state.configs:
         successor = next(iter(state.configs))
-        set_adapter(model, successor)
+        activate(adapted, [successor])
         warn(
             f"adapter {name!r} was active and is deleted: {successor!r} is active now. Choose "
             f"another one with quantlora.set_adapter.",
@@ -125,11 +129,12 @@ def rename_adapter(model: nn.Module, old: str, new: str) -> None:
         AdapterError: there is no adapter ``old``, or there is one called ``new``.
         ConfigError: ``new`` cannot be a part of module paths and file names.
     """
-    known_adapter(model, old)
+    adapted = AdaptedModel.of(model)
+    state = adapted.state
+    state.known(old)
     check_name(new)
     check_free(model, new)
-    state = adapter_state(model)
-    for _, layer in adapter_modules(model):
+    for layer in adapted.adapter_modules.values():
         if old in layer.adapters:
             layer.rename_adapter(old, new)
     state.configs = {new if name == old else name: one for name, one in state.configs.items()}
@@ -139,11 +144,12 @@ def rename_adapter(model: nn.Module, old: str, new: str) -> None:
 
 def remove_adapters(model: nn.Module) -> None:
     """`quantlora.unload` but for Transformers' methods."""
-    leave_biases(model)
-    plain = readable_bases(model)
+    adapted = AdaptedModel.of(model)
+    leave_biases(adapted)
+    plain = readable_bases(adapted)
     every = list(model.named_modules(remove_duplicate=False))
-    for _, adapted in adapter_modules(model):
-        adapted.left_model = True
+    for one in adapted.adapter_modules.values():
+        one.left_model = True
     for path, module in reversed(every):  # what is inside another one of ours comes first
         if isinstance(module, LoraLayer):
             move_hooks(module, plain[module])

@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import regex
 from torch import Tensor, nn
 
+from quantlora.adapters.adapted_model import AdaptedModel
 from quantlora.adapters.modules_to_save import ModulesToSaveWrapper
 from quantlora.checkpoint.base_note import fitted, remember
 from quantlora.checkpoint.base_tensors import base_values, in_place
 from quantlora.checkpoint.current_names import current_names
 from quantlora.checkpoint.inner_paths import by_outer_path
 from quantlora.checkpoint.keys import split_key
-from quantlora.checkpoint.match_tensors import by_path, check_paths, check_ranks, fill, split_biases
+from quantlora.checkpoint.match_tensors import (
+    ByPath,
+    by_path,
+    check_paths,
+    check_ranks,
+    fill,
+    split_biases,
+)
 from quantlora.checkpoint.place import find_folder
 from quantlora.checkpoint.read import read_adapter
 from quantlora.checkpoint.side_file import report_differences
@@ -24,13 +32,45 @@ from quantlora.checkpoint.tied_tensors import without_repetitions
 from quantlora.checkpoint.variant_fields import take_file_alpha
 from quantlora.config.lora_config import LoraConfig
 from quantlora.errors import AdapterFileError, ConfigError
+from quantlora.layers.adapter_module import AdapterModule
 from quantlora.layers.layer import LoraLayer
 from quantlora.layers.trained_bias import TrainedBias
 from quantlora.names import check_name, plain_path
-from quantlora.wrapping.add_adapter import apply_plan
+from quantlora.wrapping.apply_plan import NewAdapter, apply_plan
 from quantlora.wrapping.biases import find_biases
 from quantlora.wrapping.modules_to_save import find_saved
 from quantlora.wrapping.plan import AUTO, PlannedLayer, asked_format, make_plan
+
+
+@dataclass(frozen=True)
+class LoadedAdapter(NewAdapter):
+    """An adapter whose values are in a file.
+
+    Args:
+        source: the file, for messages.
+        given: its tensors by plain path.
+        biases: the values of trained biases by the first of their names.
+    """
+
+    source: str
+    given: ByPath
+    biases: Mapping[str, Tensor]
+
+    def start(self, planned: PlannedLayer, layer: LoraLayer) -> None:
+        layer.finish_adapter(self.name, self.config)
+        take_file_alpha(layer, self.config, self.name)
+        self._fill(planned.path, layer)
+
+    def start_saved(self, path: str, module: ModulesToSaveWrapper) -> None:
+        self._fill(path, module)
+
+    def _fill(self, path: str, module: AdapterModule) -> None:
+        tensors = module.adapter_tensors(self.name)
+        fill(f"{self.source}, {path}", tensors, self.given[plain_path(path)])
+
+    def start_bias(self, bias: TrainedBias) -> None:
+        name = bias.names[0]
+        fill(self.source, {name: bias.own}, {name: self.biases[name]})
 
 
 def add_loaded_adapter(
@@ -77,33 +117,21 @@ def put_on(
     """
     config = _with_targets(config, tensors)
     try:
-        config, tensors = without_repetitions(model, config, tensors)
-        plan = make_plan(model, config, asked_format(backend), adapter, strict=False)
-        saved = find_saved(model, config)
-        biases = find_biases(model, config, {planned.path for planned in plan})
+        adapted = AdaptedModel(model)
+        config, tensors = without_repetitions(adapted, config, tensors)
+        plan = make_plan(adapted, config, asked_format(backend), adapter, strict=False)
+        saved = find_saved(adapted, config)
+        biases = find_biases(adapted, config, {planned.path for planned in plan})
         values, rest = split_biases(source, tensors, [bias.names for bias in biases])
         found, others = by_path(rest, saved)
-        adapted = {plain_path(planned.path) for planned in plan if planned.target.parameters}
-        given = by_outer_path(found, adapted)
+        adapted_parameters = {plain_path(one.path) for one in plan if one.target.parameters}
+        given = by_outer_path(found, adapted_parameters)
         check_paths(source, given, plan, saved)
         check_ranks(source, given, plan)
         base = base_values(source, others, model)
-
-        def start(planned: PlannedLayer, layer: LoraLayer) -> None:
-            layer.finish_adapter(adapter, config)
-            take_file_alpha(layer, config, adapter)
-            copy_values(planned.path, layer)
-
-        def copy_values(path: str, module: LoraLayer | ModulesToSaveWrapper) -> None:
-            fill(f"{source}, {path}", module.adapter_tensors(adapter), given[plain_path(path)])
-
-        def copy_bias(bias: TrainedBias) -> None:
-            fill(source, {bias.names[0]: bias.own}, {bias.names[0]: values[bias.names[0]]})
-
+        loaded = LoadedAdapter(adapter, config, source, given, values)
         with in_place(source, base, model):
-            apply_plan(
-                model, plan, config, adapter, start, quantize_options, copy_values, copy_bias
-            )
+            apply_plan(adapted, plan, saved, loaded, quantize_options)
     except (ConfigError, regex.error) as error:
         raise AdapterFileError(f"{source} does not fit this model: {error}") from error
 

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from quantlora.adapters.adapted_model import AdaptedModel
 from quantlora.checkpoint.keys import PREFIX
 from quantlora.config.lora_config import LoraConfig
 from quantlora.errors import warn
@@ -31,7 +32,7 @@ _SAME = {
 
 
 def without_repetitions(
-    model: nn.Module, config: LoraConfig, tensors: Mapping[str, Tensor]
+    adapted: AdaptedModel, config: LoraConfig, tensors: Mapping[str, Tensor]
 ) -> tuple[LoraConfig, Mapping[str, Tensor]]:
     """The tensors without those that tied layers repeat.
 
@@ -41,7 +42,7 @@ def without_repetitions(
     """
     if not (config.ensure_weight_tying or config.trainable_token_indices):
         return config, tensors
-    ties = ties_of(model)
+    ties = ties_of(adapted)
     repeated: dict[str, str] = {}
     apart = set()
     source = plain_path(ties.source or "")

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from quantlora.adapters.adapted_model import AdaptedModel
 from quantlora.adapters.biases import biases_of
 from quantlora.errors import MergeError
 from quantlora.exporting.export_check import Check, check_export
@@ -80,14 +81,15 @@ def export_merged(
             it should. Nothing is left behind.
         AdapterError: an adapter is unknown.
     """
-    names = chosen_adapters(model, adapters)
-    check_enabled(model)
+    adapted = AdaptedModel.of(model)
+    names = chosen_adapters(adapted.state, adapters)
+    check_enabled(adapted.state)
     check_mode(model, names, mode)
     target = _free(Path(folder))
     fixed = is_transformers_model(model)
-    floating = dtype or outer_dtype(model) or torch.float32
+    floating = dtype or outer_dtype(adapted) or torch.float32
     source = MergedTensors(model, names, mode, floating, fixed)
-    with biases_of(model, names), _staged(target) as staging:
+    with biases_of(adapted.state, names), _staged(target) as staging:
         writer = ShardWriter(staging, max_shard_size)
         writer.write(_shown(source, progress))
         found = None

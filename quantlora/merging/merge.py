@@ -14,10 +14,10 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from quantlora.adapters.adapter_modules import lora_layers, saved_modules
+from quantlora.adapters.adapted_model import AdaptedModel
 from quantlora.adapters.biases import biases_of, place_biases
-from quantlora.adapters.state import adapter_state, known_adapter
-from quantlora.adapters.switch import check_together, remove_adapters, set_adapter
+from quantlora.adapters.state import AdapterState
+from quantlora.adapters.switch import activate, check_together, remove_adapters
 from quantlora.distributed.gather import is_shard
 from quantlora.errors import MergeError, warn
 from quantlora.merging.merge_layer import MODES, merge_layer
@@ -48,27 +48,35 @@ def merge(
     """
     if mode not in MODES:
         raise MergeError(f"mode must be one of {', '.join(MODES)}, got {mode!r}.")
-    names = chosen_adapters(model, adapters)
-    check_enabled(model)
-    _check_whole(model)
-    check_together(model, (*adapter_state(model).active, *names))
-    floating = outer_dtype(model)
-    active = tuple(dict.fromkeys((*adapter_state(model).active, *names)))
-    with biases_of(model, active):
+    return merge_adapters(AdaptedModel.of(model), adapters, mode)
+
+
+def merge_adapters(
+    adapted: AdaptedModel, adapters: str | Sequence[str] | None, mode: str
+) -> MergeReport:
+    """`merge` of a model that was gone over."""
+    state = adapted.state
+    names = chosen_adapters(state, adapters)
+    check_enabled(state)
+    active = tuple(dict.fromkeys((*state.active, *names)))
+    _check_whole(adapted.model)
+    check_together(adapted, active)
+    floating = outer_dtype(adapted)
+    with biases_of(state, active):
         merged = [
             one
-            for path, layer in lora_layers(model)
+            for path, layer in adapted.lora_layers.items()
             if (one := merge_layer(path, layer, names, mode, floating)) is not None
         ]
-    adapter_state(model).active = active
-    place_biases(model)  # now, for under a merge they do not change
+    state.active = active
+    place_biases(state)  # now, for under a merge they do not change
     for one in merged:
         one.commit()
-    for _, saved in saved_modules(model):
+    for saved in adapted.saved_modules.values():
         saved.merged_adapters = tuple(
             name for name in saved.adapters if name in (*saved.merged_adapters, *names)
         )
-    set_adapter(model, active)
+    activate(adapted, active)
     report = MergeReport([one.report for one in merged])
     if loss := report.warning():
         warn(loss, UserWarning)
@@ -77,12 +85,12 @@ def merge(
 
 def unmerge(model: nn.Module) -> None:
     """Put every merged layer's original base back, bit for bit."""
-    adapter_state(model)
-    for _, layer in lora_layers(model):
+    adapted = AdaptedModel.of(model)
+    for layer in adapted.lora_layers.values():
         if layer.bases_before_merge:
             layer.base_layer, layer.quantizer = layer.bases_before_merge.pop()
             layer.merged_adapters = ()
-    for _, saved in saved_modules(model):
+    for saved in adapted.saved_modules.values():
         saved.merged_adapters = ()
 
 
@@ -90,8 +98,9 @@ def merge_and_remove(
     model: nn.Module, adapters: str | Sequence[str] | None = None, *, mode: str = "requantize"
 ) -> None:
     """`quantlora.merge_and_unload` but for Transformers' methods."""
-    names = chosen_adapters(model, adapters)
-    left = [name for name in adapter_state(model).active if name not in names]
+    adapted = AdaptedModel.of(model)
+    names = chosen_adapters(adapted.state, adapters)
+    left = [name for name in adapted.state.active if name not in names]
     if left:
         raise MergeError(
             f"adapters {', '.join(left)} are active but not to be merged, and would be lost: merge "
@@ -101,16 +110,17 @@ def merge_and_remove(
         raise MergeError(
             'mode="keep" leaves adapters on packed layers: there is nothing to unload.'
         )
-    merge(model, names, mode=mode)
+    merge_adapters(adapted, names, mode)
     remove_adapters(model)
     untie_merged(model)
 
 
-def chosen_adapters(model: nn.Module, adapters: str | Sequence[str] | None) -> tuple[str, ...]:
-    chosen = adapter_state(model).active if adapters is None else adapters
+def chosen_adapters(state: AdapterState, adapters: str | Sequence[str] | None) -> tuple[str, ...]:
+    """Names of the adapters to merge: ``adapters``, or the active ones."""
+    chosen = state.active if adapters is None else adapters
     names = (chosen,) if isinstance(chosen, str) else tuple(dict.fromkeys(chosen))
     for name in names:
-        known_adapter(model, name)
+        state.known(name)
     if not names:
         raise MergeError(
             "no adapter is active or named, so there is nothing to merge: choose one with "
@@ -119,8 +129,9 @@ def chosen_adapters(model: nn.Module, adapters: str | Sequence[str] | None) -> t
     return names
 
 
-def check_enabled(model: nn.Module) -> None:
-    if not adapter_state(model).counts:
+def check_enabled(state: AdapterState) -> None:
+    """Raise `MergeError` where the adapters are disabled."""
+    if not state.counts:
         raise MergeError(
             "the adapters are disabled, and a merged one would count all the same: call "
             "quantlora.enable_adapters(model) before you merge."
@@ -136,8 +147,8 @@ def _check_whole(model: nn.Module) -> None:
             )
 
 
-def outer_dtype(model: nn.Module) -> torch.dtype | None:
+def outer_dtype(adapted: AdaptedModel) -> torch.dtype | None:
     """The dtype of the float parameters around the LoRA layers: that of the activations."""
-    inside = {id(p) for _, layer in lora_layers(model) for p in layer.parameters()}
-    outside = (p.dtype for p in model.parameters() if id(p) not in inside)
+    inside = {id(p) for layer in adapted.lora_layers.values() for p in layer.parameters()}
+    outside = (p.dtype for p in adapted.model.parameters() if id(p) not in inside)
     return next((dtype for dtype in outside if dtype.is_floating_point), None)

@@ -8,6 +8,7 @@ counts twice here as well; the gradient, which PEFT takes of one of the two, is 
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from torch import nn
@@ -29,7 +30,19 @@ def attention_of(module: nn.Module) -> nn.Module | None:
     return base if is_attention(base) else None
 
 
-def check_attention(path: str, module: nn.Module, config: LoraConfig) -> None:
+def attention_targets(
+    paths: Iterable[str], modules: Mapping[str, nn.Module], config: LoraConfig
+) -> list[Target]:
+    """The targets that the attentions among ``paths`` stand for, two for each."""
+    found: list[Target] = []
+    for path in paths:
+        if attention_of(modules[path]) is not None:
+            _check_attention(path, modules[path], config)
+            found += _both_layers(Target.of(path, modules[path], config))
+    return found
+
+
+def _check_attention(path: str, module: nn.Module, config: LoraConfig) -> None:
     """Whether the attention at ``path`` can be a target of ``config`` as a whole.
 
     Raises:
@@ -56,7 +69,7 @@ def check_attention(path: str, module: nn.Module, config: LoraConfig) -> None:
         )
 
 
-def both_layers(whole: Target) -> list[Target]:
+def _both_layers(whole: Target) -> list[Target]:
     """The two targets that the attention ``whole`` stands for.
 
     Paths are those of the plain model, also where the attention has adapters already.

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from quantlora.adapters.adapter_modules import own_modules
+from quantlora.adapters.adapted_model import AdaptedModel
 from quantlora.discovery.diagnosis import diagnosed
 from quantlora.discovery.registration import registry
 from quantlora.files.reference import Reference
@@ -21,15 +21,15 @@ from quantlora.wrapping.plan import PlannedLayer, check_model
 
 
 def frozen_bases(
-    model: nn.Module, plan: list[PlannedLayer], options: Mapping[str, Any]
+    adapted: AdaptedModel, plan: list[PlannedLayer], options: Mapping[str, Any]
 ) -> dict[str, nn.Module]:
     """The frozen layer for each path: as it is, or quantized now."""
     bases = {planned.path: planned.layer for planned in plan}
-    check_model(model, plan)
+    check_model(adapted.model, plan)
     todo = [planned for planned in plan if planned.quantize]
     if todo:
         linears = {planned.path: as_linear(planned.layer) for planned in todo}
-        packed = _packed(model, todo[0].quantizer, linears, options)
+        packed = _packed(adapted.model, todo[0].quantizer, linears, options)
         for planned in todo:
             add_state_hooks(planned.layer, packed[planned.path])
         bases |= packed
@@ -37,7 +37,7 @@ def frozen_bases(
         if not isinstance(planned.layer, LoraLayer):
             with diagnosed(planned.quantizer), onloaded(planned.layer):
                 planned.quantizer.prepare(bases[planned.path], planned.path)
-    _prepare_others(model, {id(planned.layer) for planned in plan})
+    _prepare_others(adapted.modules, {id(planned.layer) for planned in plan})
     return bases
 
 
@@ -56,9 +56,9 @@ def _packed(
     return layers
 
 
-def _prepare_others(model: nn.Module, targeted: set[int]) -> None:
+def _prepare_others(modules: Mapping[str, nn.Module], targeted: set[int]) -> None:
     """Packed layers that get no adapter: gradients pass through them to the layers below."""
-    for path, module in own_modules(model):
+    for path, module in modules.items():
         if id(module) not in targeted and not isinstance(module, LoraLayer):
             for quantizer in registry().candidates(module):
                 read(quantizer.prepare, module, path)

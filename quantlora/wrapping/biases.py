@@ -6,7 +6,8 @@ from collections.abc import Collection
 
 from torch import Tensor, nn
 
-from quantlora.adapters.adapter_modules import own_modules, plain_module
+from quantlora.adapters.adapted_model import AdaptedModel
+from quantlora.adapters.adapter_modules import plain_module
 from quantlora.adapters.state import adapter_state, has_adapters
 from quantlora.config.lora_config import LoraConfig
 from quantlora.layers.layer import LoraLayer
@@ -16,7 +17,7 @@ from quantlora.names import plain_path
 
 
 def find_biases(
-    model: nn.Module, config: LoraConfig, targets: Collection[str]
+    adapted: AdaptedModel, config: LoraConfig, targets: Collection[str]
 ) -> list[TrainedBias]:
     """The biases that ``config`` trains, each starting at the model's own value.
 
@@ -25,12 +26,14 @@ def find_biases(
             these have a ``base_layer`` in them.
     """
     found: dict[int, TrainedBias] = {}
-    for path, module in own_modules(model) if config.bias != "none" else ():
+    for path, module in adapted.modules.items() if config.bias != "none" else ():
         mine = path in targets
         if not mine and config.bias == "lora_only":
             continue
         owner = plain_module(module)[0] if isinstance(module, (LoraLayer, TiedLayer)) else module
-        plain = _plain(model, owner, buffers=mine)  # upstream's own forward may not train them
+        plain = _plain(
+            adapted.model, owner, buffers=mine
+        )  # upstream's own forward may not train them
         if plain is None:
             continue
         name = f"{plain_path(path)}.{'base_layer.' if mine else ''}bias".removeprefix(".")

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from quantlora.adapters.adapter_modules import own_modules
+from quantlora.adapters.adapted_model import AdaptedModel
 from quantlora.config.lora_config import LoraConfig
 from quantlora.config.picked_paths import is_all_linear, targeted
 from quantlora.discovery.registration import registry
@@ -66,11 +66,11 @@ def explain(
         problems.append(str(error))
     if config is None:
         return Explanation((), tuple(problems))
-    return _explain(model, config, asked, adapter_name, problems)
+    return _explain(AdaptedModel(model), config, asked, adapter_name, problems)
 
 
 def _explain(
-    model: nn.Module,
+    adapted: AdaptedModel,
     config: LoraConfig,
     asked: Quantizer | None,
     adapter: str,
@@ -78,23 +78,23 @@ def _explain(
 ) -> Explanation:
     targets: dict[str, Target] = {}
     try:
-        targets = {target.path: target for target in find_targets(model, config)}
+        targets = {target.path: target for target in find_targets(adapted, config)}
     except TargetError as error:
         problems.append(str(error))
-    left = {one.path: one for one in without_adapter(model, config, targets.values())}
+    left = {one.path: one for one in without_adapter(adapted, config, targets.values())}
     plan: list[PlannedLayer] = []
     rows: list[LayerRow] = []
-    for path, layer in own_modules(model):
+    for path, layer in adapted.modules.items():
         if path in targets:
             found = _try_plan(targets[path], config, None if problems else asked, adapter)
             rows.append(_targeted_row(targets[path], found))
             plan += [found] if isinstance(found, PlannedLayer) else []
         elif path and (looks_linear(layer) or computes_otherwise(layer)):
-            rows.append(_row(path, layer, reason=_why_not(path, layer, model, config)))
+            rows.append(_row(path, layer, reason=_why_not(path, layer, adapted.model, config)))
         elif path in left:
             rows.append(_row(path, layer, format_of(layer), reason=left[path].reason))
-    warnings = tuple(notices(model, config, plan))
-    return Explanation(tuple(rows), (*problems, *_problems_of_model(model, plan)), warnings)
+    warnings = tuple(notices(adapted, config, plan))
+    return Explanation(tuple(rows), (*problems, *_problems_of_model(adapted.model, plan)), warnings)
 
 
 def _try_plan(

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from torch import nn
 
-from quantlora.adapters.adapter_modules import own_modules
+from quantlora.adapters.adapted_model import AdaptedModel
 from quantlora.adapters.modules_to_save import ModulesToSaveWrapper
 from quantlora.config.lora_config import LoraConfig
 from quantlora.discovery.registration import registry
@@ -35,14 +35,14 @@ def with_heads(model: nn.Module, config: LoraConfig) -> LoraConfig:
     return replace(config, modules_to_save=[*names, *new]) if new else config
 
 
-def find_saved(model: nn.Module, config: LoraConfig) -> dict[str, nn.Module]:
+def find_saved(adapted: AdaptedModel, config: LoraConfig) -> dict[str, nn.Module]:
     """The modules that ``config`` trains in full, by path; those inside another are left out.
 
     As in PEFT a name is any ending of a path: ``norm`` also picks ``input_layernorm``.
     Raises `TargetError` where its names match nothing.
     """
     names = config.modules_to_save or []
-    modules = {path: module for path, module in own_modules(model) if path}
+    modules = {path: module for path, module in adapted.modules.items() if path}
     found = [path for path in modules if plain_path(path).endswith(tuple(names))]
     if names and not found:
         close = [one for name in names for one in near(name, modules)]
@@ -51,7 +51,7 @@ def find_saved(model: nn.Module, config: LoraConfig) -> dict[str, nn.Module]:
             f"names: {', '.join(dict.fromkeys(close)) or 'none'}."
         )
     if config.ensure_weight_tying:
-        found = ties_of(model).joined(found)
+        found = ties_of(adapted).joined(found)
     outer = [path for path in found if not any(path.startswith(f"{one}.") for one in found)]
     for path in outer:
         _check(path, modules[path])

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 
 from torch import nn
 
@@ -13,12 +14,15 @@ from quantlora.formats.parameters import parameter_names, weights
 from quantlora.layers.layer import LoraLayer
 from quantlora.layers.parameters import LoraParameters, picked_parameters
 from quantlora.suggestions import near
+from quantlora.wrapping.target import Target
 
 
-def parameter_targets_by_path(
-    modules: Mapping[str, nn.Module], config: LoraConfig, layers: list[str]
-) -> dict[str, list[str]]:
-    """The picked parameters by the path of their module.
+def parameter_targets(
+    modules: Mapping[str, nn.Module], config: LoraConfig, layers: Collection[str]
+) -> list[Target]:
+    """The modules with picked parameters, each once.
+
+    Rank and alpha are those of the first; `LoraParameters` looks for those of the others.
 
     Args:
         layers: paths that get an adapter as a whole; they cannot have another one inside.
@@ -26,14 +30,17 @@ def parameter_targets_by_path(
     Raises `TargetError` where a name matches nothing, or no parameter that can be adapted.
     """
     if not config.target_parameters:
-        return {}
+        return []
     own = {path: _names(module) for path, module in modules.items()}
     picked = {path: picked_parameters(path, dict.fromkeys(own[path]), config) for path in own}
     targets = {path: names for path, names in picked.items() if path and names}
     _check_names(config.target_parameters, own)
+    found = []
     for path, names in targets.items():
-        _check_holder(path, modules[path], names, layers)
-    return targets
+        _check_owner(path, modules[path], names, layers)
+        first = Target.of(f"{path}.{names[0]}", modules[path], config)
+        found.append(replace(first, path=path, parameters=tuple(names)))
+    return found
 
 
 def _names(module: nn.Module) -> tuple[str, ...]:
@@ -53,7 +60,7 @@ def _check_names(wanted: list[str], own: Mapping[str, tuple[str, ...]]) -> None:
             )
 
 
-def _check_holder(path: str, module: nn.Module, names: list[str], layers: list[str]) -> None:
+def _check_owner(path: str, module: nn.Module, names: list[str], layers: Collection[str]) -> None:
     if path in layers:
         raise TargetError(
             f"{path}: target_modules gives this layer an adapter, and target_parameters another "
@@ -69,7 +76,9 @@ def _check_holder(path: str, module: nn.Module, names: list[str], layers: list[s
 
 
 def check_reachable(
-    modules: Mapping[str, nn.Module], inner: list[str], picks: Callable[[str, nn.Module], bool]
+    modules: Mapping[str, nn.Module],
+    inner: Collection[str],
+    picks: Callable[[str, nn.Module], bool],
 ) -> None:
     """Refuse a name that picks a layer inside a module whose parameters are adapted already.
 

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from quantlora.adapters.adapter_modules import own_modules
-from quantlora.adapters.modules_to_save import ModulesToSaveWrapper
+from quantlora.adapters.adapted_model import AdaptedModel
 from quantlora.adapters.state import check_free, taken
 from quantlora.config.lora_config import LoraConfig
 from quantlora.config.picked_paths import TargetNames, is_all_linear
@@ -17,6 +16,7 @@ from quantlora.formats.layouts import is_linear_kind
 from quantlora.formats.offloaded import is_offloaded
 from quantlora.formats.parameters import format_of
 from quantlora.formats.quantizer import Quantizer
+from quantlora.layers.adapter_module import AdapterModule
 from quantlora.layers.experts import LoraExperts, parameters_wrapper
 from quantlora.layers.layer import LoraLayer
 from quantlora.layers.tied import TiedLayer
@@ -63,7 +63,7 @@ def asked_format(backend: str) -> Quantizer | None:
 
 
 def make_plan(
-    model: nn.Module,
+    adapted: AdaptedModel,
     config: LoraConfig,
     asked: Quantizer | None,
     adapter: str,
@@ -75,32 +75,32 @@ def make_plan(
         asked: the format of `asked_format`.
         strict: as in `find_targets`; False for an adapter that is loaded.
     """
-    check_free(model, adapter)
-    targets = find_targets(model, config, strict)
+    check_free(adapted.model, adapter)
+    targets = find_targets(adapted, config, strict)
     plan = [plan_layer(target, config, asked, adapter) for target in targets]
-    for notice in notices(model, config, plan) if strict else ():
+    for notice in notices(adapted, config, plan) if strict else ():
         warn(notice)
     return plan
 
 
-def notices(model: nn.Module, config: LoraConfig, plan: list[PlannedLayer]) -> list[str]:
+def notices(adapted: AdaptedModel, config: LoraConfig, plan: list[PlannedLayer]) -> list[str]:
     """What `wrap` gets through with, and says."""
-    found = [too_wide(plan), _left_out(model, config), _stacked(model, config, plan)]
+    found = [too_wide(plan), _left_out(adapted, config), _stacked(adapted, config, plan)]
     return [notice for notice in found if notice]
 
 
-def _stacked(model: nn.Module, config: LoraConfig, plan: list[PlannedLayer]) -> str:
+def _stacked(adapted: AdaptedModel, config: LoraConfig, plan: list[PlannedLayer]) -> str:
     """Experts that "all-linear" passes by, or that stay float among packed layers."""
     if not is_all_linear(config) and all(one.quantizer.is_float for one in plan):
         return ""
-    return says_left(without_adapter(model, config, [one.target for one in plan]))
+    return says_left(without_adapter(adapted, config, [one.target for one in plan]))
 
 
-def _left_out(model: nn.Module, config: LoraConfig) -> str:
+def _left_out(adapted: AdaptedModel, config: LoraConfig) -> str:
     if not is_all_linear(config):
         return ""
     names = TargetNames(config)
-    modules = {path: one for path, one in own_modules(model) if names.pick(plain_path(path))}
+    modules = {path: one for path, one in adapted.modules.items() if names.pick(plain_path(path))}
     return left_out(modules)
 
 
@@ -175,7 +175,7 @@ def _plan_parameters(target: Target, config: LoraConfig, asked: Quantizer | None
 def _plan_tokens(target: Target, config: LoraConfig) -> PlannedLayer:
     path, layer = target.path, target.layer
     saved = path.endswith(tuple(config.modules_to_save or ()))
-    other = isinstance(layer, (LoraLayer, ModulesToSaveWrapper, TiedLayer))
+    other = isinstance(layer, (AdapterModule, TiedLayer))
     if saved or (other and not isinstance(layer, TrainedTokens)):
         raise AdapterError(two_ways(path))
     base = layer.base_layer if isinstance(layer, TrainedTokens) else layer

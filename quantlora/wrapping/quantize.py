@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 from torch import nn
 
+from quantlora.adapters.adapted_model import AdaptedModel
 from quantlora.adapters.read_by_model import read_by_model, say_float
 from quantlora.config.lora_config import LoraConfig
 from quantlora.wrapping.add_adapter import given_config
@@ -40,12 +41,13 @@ def quantize(
     Raises:
         ConfigError, TargetError, BackendError, LayerError, MissingLibraryError: as `wrap`.
     """
-    plan = make_plan(model, given_config(config, fields), asked_format(backend), "")
+    adapted = AdaptedModel(model)
+    plan = make_plan(adapted, given_config(config, fields), asked_format(backend), "")
     read = read_by_model(model, [planned.path for planned in plan if planned.quantize])
     say_float(read)
     plan = [planned for planned in plan if planned.path not in read]
     with Transaction(model):
-        bases = frozen_bases(model, once_each(plan), quantize_options or {})
+        bases = frozen_bases(adapted, once_each(plan), quantize_options or {})
         packed = {id(planned.layer): bases[planned.path] for planned in once_each(plan)}
         for planned in plan:
             model.set_submodule(planned.path, packed[id(planned.layer)])

@@ -6,6 +6,10 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from quantlora.config.lora_config import LoraConfig
+from quantlora.config.patterns import by_pattern
+from quantlora.names import plain_path
+
 
 @dataclass(frozen=True)
 class Target:
@@ -21,3 +25,10 @@ class Target:
     lora_alpha: float
     parameters: tuple[str, ...] = ()
     tokens: tuple[int, ...] = ()
+
+    @classmethod
+    def of(cls, path: str, layer: nn.Module, config: LoraConfig) -> Target:
+        """The layer as a whole, with the rank and alpha that the patterns give its path."""
+        name = plain_path(path)
+        r = by_pattern(name, config.rank_pattern, config.r)
+        return cls(path, layer, r, by_pattern(name, config.alpha_pattern, config.lora_alpha))

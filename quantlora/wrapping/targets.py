@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
 
 from torch import nn
 
-from quantlora.adapters.adapter_modules import own_modules
+from quantlora.adapters.adapted_model import AdaptedModel
 from quantlora.config.expressions import shortened
 from quantlora.config.lora_config import LoraConfig
-from quantlora.config.patterns import by_pattern, unmatched_patterns
+from quantlora.config.patterns import unmatched_patterns
 from quantlora.config.picked_paths import TargetNames, is_all_linear
 from quantlora.errors import AdapterError, TargetError
 from quantlora.layers.trained_tokens import wanted_tokens
 from quantlora.names import plain_path
 from quantlora.suggestions import near
 from quantlora.wrapping.all_linear import looks_linear, output_heads, some
-from quantlora.wrapping.attention_targets import attention_of, both_layers, check_attention
-from quantlora.wrapping.parameter_targets import check_reachable, parameter_targets_by_path
+from quantlora.wrapping.attention_targets import attention_targets
+from quantlora.wrapping.parameter_targets import check_reachable, parameter_targets
 from quantlora.wrapping.target import Target
 from quantlora.wrapping.ties import tied_tokens, ties_of, two_ways
 
@@ -26,77 +25,65 @@ from quantlora.wrapping.ties import tied_tokens, ties_of, two_ways
 _HINTS = 12
 
 
-def find_targets(model: nn.Module, config: LoraConfig, strict: bool = True) -> list[Target]:
-    """The layers that ``config`` targets, in the model's order.
+def find_targets(adapted: AdaptedModel, config: LoraConfig, strict: bool = True) -> list[Target]:
+    """What ``config`` targets: layers, attentions, parameters, tokens, each in the model's order.
 
     Raises `TargetError` when the targets match nothing; where ``strict``, also for a rank or alpha
     pattern that does. In a file such a pattern has had no effect, and has none here.
     """
-    modules = dict(own_modules(model))
-    wanted = _wanted(model, config)
-    paths = [path for path, module in modules.items() if path and wanted(path, module)]
-    ties = ties_of(model) if config.trainable_token_indices or config.ensure_weight_tying else None
-    tokens = wanted_tokens(config, modules, ties.source if ties else None)
-    if ties is not None:
-        tokens = tied_tokens(tokens, ties, config)
-        paths = ties.joined(paths) if config.ensure_weight_tying else paths
-    if both := [path for path in paths if path in tokens]:
+    search = _Search(adapted, config)
+    tokens = _token_targets(search)
+    attentions = attention_targets(search.paths, search.modules, config)
+    inner = {target.path for target in attentions}  # a name may pick the attention and its layer
+    layers = [Target.of(p, search.modules[p], config) for p in search.paths if p not in inner]
+    check_reachable(search.modules, inner, search.wants)
+    whole = [target.path for target in (*layers, *attentions, *tokens)]
+    parameters = parameter_targets(search.modules, config, whole)
+    targets = [*layers, *attentions, *parameters, *tokens]
+    if not targets:
+        raise TargetError(_nothing(config, search.modules))
+    if strict:
+        _check_patterns(config, [*search.paths, *_keys(parameters)])
+    return targets
+
+
+class _Search:
+    """The paths in a model that ``target_modules`` and its companions pick."""
+
+    def __init__(self, adapted: AdaptedModel, config: LoraConfig) -> None:
+        self.config, self.modules, self.ties = config, adapted.modules, ties_of(adapted)
+        self.names = TargetNames(config)
+        self.all_linear = is_all_linear(config)
+        self.heads = output_heads(adapted.model, config) if self.all_linear else set()
+        paths = [path for path, module in self.modules.items() if path and self.wants(path, module)]
+        self.paths = self.ties.joined(paths) if config.ensure_weight_tying else paths
+
+    def wants(self, path: str, module: nn.Module) -> bool:
+        """Whether a module at a path is a target as a layer."""
+        if not self.names.pick(plain_path(path)):
+            return False
+        return not self.all_linear or (module not in self.heads and looks_linear(module))
+
+
+def _token_targets(search: _Search) -> list[Target]:
+    modules, ties = search.modules, search.ties
+    found = tied_tokens(wanted_tokens(search.config, modules, ties.source), ties, search.config)
+    if both := [path for path in search.paths if path in found]:
         raise AdapterError(two_ways(both[0]))
-    attentions = [path for path in paths if attention_of(modules[path]) is not None]
-    halves = [one for path in attentions for one in _halves(path, modules[path], config)]
-    inner = [one.path for one in halves]  # a name may pick the attention and its layer
-    check_reachable(modules, inner, wanted)
-    parameters = parameter_targets_by_path(modules, config, [*paths, *inner, *tokens])
-    if not paths and not parameters and not tokens:
-        raise TargetError(_nothing(config, modules))
-    keys = [f"{path}.{name}" for path, names in parameters.items() for name in names]
-    plain = [plain_path(path) for path in (*paths, *keys)]
-    for name in ("rank_pattern", "alpha_pattern") if strict else ():
-        _check_patterns(name, getattr(config, name), plain)
-    return [
-        *(_target(path, modules[path], config) for path in paths if path not in inner),
-        *halves,
-        *(
-            _parameter_target(path, modules[path], names, config)
-            for path, names in parameters.items()
-        ),
-        *(Target(p, modules[p], len(t), len(t), tokens=t) for p, t in tokens.items()),
-    ]
+    return [Target(p, modules[p], len(t), len(t), tokens=t) for p, t in found.items()]
 
 
-def _wanted(model: nn.Module, config: LoraConfig) -> Callable[[str, nn.Module], bool]:
-    """Whether a module at a path is a target as a layer."""
-    names = TargetNames(config)
-    if not is_all_linear(config):
-        return lambda path, module: names.pick(plain_path(path))
-    heads = output_heads(model, config)
-    return lambda path, module: (
-        names.pick(plain_path(path)) and module not in heads and looks_linear(module)
-    )
+def _keys(parameters: Iterable[Target]) -> list[str]:
+    return [f"{target.path}.{name}" for target in parameters for name in target.parameters]
 
 
-def _target(path: str, layer: nn.Module, config: LoraConfig) -> Target:
-    name = plain_path(path)
-    r = by_pattern(name, config.rank_pattern, config.r)
-    return Target(path, layer, r, by_pattern(name, config.alpha_pattern, config.lora_alpha))
-
-
-def _halves(path: str, attention: nn.Module, config: LoraConfig) -> list[Target]:
-    check_attention(path, attention, config)
-    return both_layers(_target(path, attention, config))
-
-
-def _parameter_target(path: str, module: nn.Module, names: list[str], config: LoraConfig) -> Target:
-    """With rank and alpha of the first; `LoraParameters` looks for those of the others."""
-    first = _target(f"{path}.{names[0]}", module, config)
-    return Target(path, module, first.r, first.lora_alpha, tuple(names))
-
-
-def _check_patterns(name: str, patterns: Mapping[str, Any], paths: list[str]) -> None:
-    for pattern in unmatched_patterns(patterns, paths):
-        close = near(pattern, paths)
-        hint = f" Near names: {', '.join(close)}." if close else f" Targets: {some(paths)}."
-        raise TargetError(f"{name} {pattern!r} matches none of the targeted layers.{hint}")
+def _check_patterns(config: LoraConfig, targeted: Iterable[str]) -> None:
+    paths = [plain_path(path) for path in targeted]
+    for name in ("rank_pattern", "alpha_pattern"):
+        for pattern in unmatched_patterns(getattr(config, name), paths):
+            close = near(pattern, paths)
+            hint = f" Near names: {', '.join(close)}." if close else f" Targets: {some(paths)}."
+            raise TargetError(f"{name} {pattern!r} matches none of the targeted layers.{hint}")
 
 
 def _nothing(config: LoraConfig, modules: Mapping[str, nn.Module]) -> str:

@@ -4,32 +4,33 @@ from __future__ import annotations
 
 from torch import nn
 
+from quantlora.adapters.adapted_model import AdaptedModel
 from quantlora.adapters.adapter_modules import plain_module
 from quantlora.adapters.modules_to_save import ModulesToSaveWrapper
 from quantlora.adapters.state import adapter_state, has_adapters
 from quantlora.config.lora_config import LoraConfig
 from quantlora.config.patterns import by_pattern
 from quantlora.errors import AdapterError, ConfigError, warn
+from quantlora.layers.adapter_module import AdapterModule
 from quantlora.layers.dora import DoraEmbedding
 from quantlora.layers.embedding import LoraEmbedding
 from quantlora.layers.hooks import move_hooks
-from quantlora.layers.layer import LoraLayer
 from quantlora.layers.tied import TiedLayer
 from quantlora.layers.trained_tokens import TrainedTokens
 from quantlora.wrapping.ties import ties_of
 
 
-def tie_layers(model: nn.Module, config: LoraConfig, adapter: str) -> None:
+def tie_layers(adapted: AdaptedModel, config: LoraConfig, adapter: str) -> None:
     """Let what is tied to the input embeddings follow their adapters; within a `Transaction`."""
-    ties = ties_of(model)
+    model, ties = adapted.model, ties_of(adapted)
     source = model.get_submodule(ties.source) if ties.source else None
-    has = isinstance(source, (LoraLayer, ModulesToSaveWrapper)) and adapter in source.adapters
+    has = isinstance(source, AdapterModule) and adapter in source.adapters
     if config.ensure_weight_tying and not (has and ties.others):
         warn(
             "ensure_weight_tying is set, and has no effect: the adapter trains no layer whose "
             "weight is shared with the input embeddings."
         )
-    if not has or not isinstance(source, (LoraLayer, ModulesToSaveWrapper)):
+    if not has or not isinstance(source, AdapterModule):
         return
     follow = _follows(source, config)
     for path in ties.others:
@@ -54,7 +55,7 @@ def _follows(source: nn.Module, config: LoraConfig) -> bool:
 
 def _check(
     model: nn.Module,
-    source: LoraLayer | ModulesToSaveWrapper,
+    source: AdapterModule,
     adapter: str,
     follow: bool,
     path: str,
@@ -67,7 +68,7 @@ def _check(
             f"{path} has the weight of {source.path}, and ensure_weight_tying is not the same for "
             f"{adapter} and {', '.join(strange)}: set it for both, or use two models."
         )
-    if isinstance(module, (LoraLayer, ModulesToSaveWrapper)):
+    if isinstance(module, AdapterModule):
         raise AdapterError(
             f"{path} has the weight of {source.path} and adapters of its own, so it cannot follow "
             f"those there: leave it out of target_modules and modules_to_save."

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from torch import nn
-
-from quantlora.adapters.adapter_modules import embedding_ends, own_modules, plain_module
+from quantlora.adapters.adapted_model import AdaptedModel
+from quantlora.adapters.adapter_modules import embedding_ends, plain_module
 from quantlora.config.lora_config import LoraConfig
 from quantlora.errors import ConfigError
 
@@ -27,20 +26,21 @@ class Ties:
         return list(dict.fromkeys(self.source if p in self.others else p for p in given))
 
 
-def ties_of(model: nn.Module) -> Ties:
+def ties_of(adapted: AdaptedModel) -> Ties:
     """Found by the identity of the parameter: what is one matrix is trained as one."""
-    end = embedding_ends(model)[0]
+    end = embedding_ends(adapted.model)[0]
     if end is None:
         return Ties(None)
     weight = plain_module(end)[0]._parameters.get("weight")
-    paths = {path: module for path, module in own_modules(model) if path}
-    source = next((path for path, module in paths.items() if module is end), None)
+    paths = adapted.modules
+    source = next((path for path, module in paths.items() if path and module is end), None)
     return Ties(
         source,
         tuple(
             path
             for path, module in paths.items()
-            if module is not end
+            if path
+            and module is not end
             and weight is not None
             and plain_module(module)[0]._parameters.get("weight") is weight
         ),

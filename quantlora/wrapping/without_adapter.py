@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from quantlora.adapters.adapter_modules import OURS, own_modules
+from quantlora.adapters.adapted_model import AdaptedModel
+from quantlora.adapters.adapter_modules import OURS
 from quantlora.config.lora_config import LoraConfig
 from quantlora.config.picked_paths import ALL_LINEAR, TargetNames
 from quantlora.names import plain_path
@@ -53,20 +54,20 @@ class WithoutAdapter:
 
 
 def without_adapter(
-    model: nn.Module, config: LoraConfig, targets: Iterable[Target]
+    adapted: AdaptedModel, config: LoraConfig, targets: Iterable[Target]
 ) -> list[WithoutAdapter]:
     """The modules whose stacked matrices are not all among ``targets``, in the model's order.
 
     What ``exclude_modules`` or ``modules_to_save`` names is left out on purpose.
     """
-    total = sum(one.numel() for one in model.parameters()) or 1
+    total = sum(one.numel() for one in adapted.model.parameters()) or 1
     everywhere: dict[str, Any] = dict.fromkeys(("layers_to_transform", "layers_pattern"))
     names = TargetNames(replace(config, target_modules=ALL_LINEAR, **everywhere))
-    adapted = {target.path: target.parameters for target in targets}
+    taken = {target.path: target.parameters for target in targets}
     found = []
-    for path, module in own_modules(model):
+    for path, module in adapted.modules.items():
         stacked = {} if isinstance(module, OURS) else stacked_matrices(module)
-        left = {k: one for k, one in stacked.items() if k not in adapted.get(path, ())}
+        left = {k: one for k, one in stacked.items() if k not in taken.get(path, ())}
         share = sum(one.numel() for one in left.values()) / total
         if left and names.pick(plain_path(path)) and (_of_experts(module) or share >= _LEAST):
             dtype = next(iter(left.values())).dtype

@@ -1,0 +1,63 @@
+"""`AdaptedModel`: a model as one operation sees it, gone over once at its door and handed on."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from quantlora.adapters.adapter_modules import OURS, frozen_modules
+from quantlora.adapters.modules_to_save import ModulesToSaveWrapper
+from quantlora.adapters.state import AdapterState, adapter_state
+from quantlora.layers.adapter_module import AdapterModule
+from quantlora.layers.layer import LoraLayer
+
+
+class AdaptedModel:
+    """The modules of ``model`` by path, those with adapters among them, and its adapters' state.
+
+    It does not follow later changes: an operation that puts modules in place makes another one.
+
+    Args:
+        modules: all modules, also under a second path; what is inside one of ours is left out.
+        adapter_modules: all that holds adapters, each once, also inside another one.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.modules: dict[str, nn.Module] = {}
+        self.adapter_modules: dict[str, AdapterModule] = {}
+        seen: set[int] = set()
+        inside = None
+        for path, module in frozen_modules(model, repeat=True):
+            if inside is None or not path.startswith(inside):
+                self.modules[path] = module
+                inside = f"{path}." if isinstance(module, OURS) else None
+            if isinstance(module, AdapterModule) and id(module) not in seen:
+                seen.add(id(module))
+                self.adapter_modules[path] = module
+
+    @classmethod
+    def of(cls, model: nn.Module) -> AdaptedModel:
+        """The same for a model with adapters; an `AdapterError` where it was never wrapped."""
+        adapter_state(model)
+        return cls(model)
+
+    @property
+    def state(self) -> AdapterState:
+        """As it is now; an `AdapterError` where the model was never wrapped."""
+        return adapter_state(self.model)
+
+    @property
+    def lora_layers(self) -> dict[str, LoraLayer]:
+        """The LoRA layers by path."""
+        return {p: one for p, one in self.adapter_modules.items() if isinstance(one, LoraLayer)}
+
+    @property
+    def saved_modules(self) -> dict[str, ModulesToSaveWrapper]:
+        """The modules that adapters train in full, by path."""
+        every = self.adapter_modules.items()
+        return {path: one for path, one in every if isinstance(one, ModulesToSaveWrapper)}
+
+    @property
+    def merged(self) -> set[str]:
+        """Names of the adapters that are merged somewhere."""
+        return {n for one in self.adapter_modules.values() for n in one.merged_adapters}

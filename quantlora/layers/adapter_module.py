@@ -1,0 +1,178 @@
+"""`AdapterModule`: what holds adapters by name, in the place of one of the model's own modules.
+
+LoRA layers are such, and modules trained in full (`ModulesToSaveWrapper`). Whatever switches
+adapters knows this class alone. What holds for the calls of one thread is in ``calls.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from quantlora.errors import AdapterError
+from quantlora.layers.calls import calls, store
+from quantlora.layers.noted import Standing
+from quantlora.layers.plain_owners import refuse_plain_owner
+from quantlora.layers.recomputation import follow_checkpoints, next_number, note_traced, standing
+from quantlora.layers.sub_batch import sub_batches
+from quantlora.suggestions import unknown
+
+follow_checkpoints()  # here, for a model may also come out of a pickle
+
+
+class AdapterModule(nn.Module):
+    """Adapters by name: which are active, which are merged, and which samples go through which.
+
+    A subclass says what it keeps by adapter name (`tables`) and what of it is in a file
+    (`adapter_tensors`).
+    """
+
+    #: From so many dimensions on the input can be a sequence.
+    sequence_dims = 3
+    number = -1
+    #: Whether the adapters were removed, and this is no part of the model any more.
+    left_model = False
+    _enabled = True
+    _traced_off = False
+    _traced_samples: tuple[str, ...] | None = None
+    _traced_time_first = False
+
+    def __init__(self, path: str) -> None:
+        super().__init__()
+        self.path = path
+        self.number = next_number()
+        self.active: tuple[str, ...] = ()
+        self.merged_adapters: tuple[str, ...] = ()
+
+    # -- what a subclass keeps
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """Names of the adapters that this module has."""
+        raise NotImplementedError
+
+    def tables(self) -> dict[str, Any]:
+        """All that is kept by adapter name, by the name of the attribute it is kept in."""
+        raise NotImplementedError
+
+    def adapter_tensors(self, name: str) -> Mapping[str, Tensor]:
+        """The adapter's tensors by their name in an adapter file, e.g. ``lora_A.weight``."""
+        raise NotImplementedError
+
+    # -- which adapters there are
+
+    def activate(self, names: Iterable[str]) -> None:
+        """Make those of ``names`` that this module has the active ones."""
+        self.active = tuple(name for name in names if name in self.adapters)
+
+    def remove_adapter(self, name: str) -> None:
+        self._known(name)
+        for table in self.tables().values():
+            if name in table:
+                del table[name]
+        self.active = tuple(one for one in self.active if one != name)
+
+    def rename_adapter(self, old: str, new: str) -> None:
+        self._known(old)
+        for table in self.tables().values():
+            if old in table:
+                table[new] = table[old]
+                del table[old]
+        self.active = tuple(new if one == old else one for one in self.active)
+        self.merged_adapters = tuple(new if one == old else one for one in self.merged_adapters)
+
+    def _known(self, name: str) -> None:
+        if name not in self.adapters:
+            raise AdapterError(f"{self.path}: {unknown('adapter', name, self.adapters)}")
+
+    # -- which of them count
+
+    @property
+    def enabled(self) -> bool:
+        """Whether the adapters count; set for all threads, switched off for one by `switch_off`."""
+        if torch.compiler.is_compiling():
+            return note_traced(self) and self._enabled and not self._traced_off
+        return standing(self).enabled and id(self) not in calls().off
+
+    @enabled.setter
+    def enabled(self, value: bool) -> None:
+        self._enabled = value
+
+    @property
+    def enabled_for_all(self) -> bool:
+        """The same, for all threads."""
+        return self._enabled
+
+    @property
+    def standing(self) -> Standing:
+        """Which adapters are active: for all, but those of the first time in what is recomputed."""
+        traced = torch.compiler.is_compiling()
+        return Standing(self.active, self._enabled) if traced else standing(self)
+
+    def traced_standing(self) -> tuple[Any, ...]:
+        """All that a compiled graph depends on."""
+        told = self._traced_off, self._traced_samples, self._traced_time_first
+        return self.active, self._enabled, told, self.merged_adapters, self.left_model
+
+    @property
+    def active_unmerged(self) -> tuple[str, ...]:
+        """Adapters that add to the output: the active ones that are not folded in already."""
+        if not self.enabled:
+            return ()
+        return tuple(name for name in self.standing.active if name not in self.merged_adapters)
+
+    @property
+    def sample_adapters(self) -> tuple[str, ...] | None:
+        """The adapter of each sample in a mixed batch."""
+        if torch.compiler.is_compiling():
+            return self._traced_samples
+        return calls().samples.get(id(self))
+
+    def sample_dim(self, x: Tensor) -> int:
+        """The dimension of ``x`` that counts the samples."""
+        compiled = torch.compiler.is_compiling()
+        later = self._traced_time_first if compiled else id(self) in calls().time_first
+        return int(later and x.dim() >= self.sequence_dims)
+
+    def adapters_by_sample(self, x: Tensor, dim: int = 0) -> list[tuple[str, Tensor | None]]:
+        """Which adapters add to which samples of ``x`` (None: all of them)."""
+        if self.sample_adapters is None or not self.enabled:
+            return [(name, None) for name in self.active_unmerged]
+        return list(sub_batches(self.sample_adapters, self.adapters, x, self.path, dim))
+
+    def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        refuse_plain_owner(self.path)
+        super()._save_to_state_dict(*args, **kwargs)
+
+
+def give_samples(
+    modules: Collection[AdapterModule],
+    names: tuple[str, ...] | None,
+    time_first: Collection[AdapterModule] = (),
+) -> None:
+    """From now on, in this thread, sample i goes through ``names[i]``; None: no mixed batch.
+
+    Args:
+        time_first: those of ``modules`` that compute with (time, batch, features).
+    """
+    keys, later = ({id(one) for one in some} for some in (modules, time_first))
+    others = {key: one for key, one in calls().samples.items() if key not in keys}
+    given = {} if names is None else dict.fromkeys(keys, names)
+    turned = calls().time_first - keys | later
+    store(replace(calls(), samples={**others, **given}, time_first=turned))
+    for module in modules:
+        module._traced_samples = names
+        module._traced_time_first = id(module) in later
+
+
+def switch_off(things: Collection[Any], off: bool) -> None:
+    """From now on, in this thread, the adapters of ``things`` are off, or as they are for all."""
+    keys = {id(thing) for thing in things}
+    store(replace(calls(), off=calls().off | keys if off else calls().off - keys))
+    for thing in things:
+        if isinstance(thing, AdapterModule):
+            thing._traced_off = off

@@ -1,0 +1,148 @@
+"""A plan is carried out: frozen layers quantized or as they are, adapters put on, state noted."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from quantlora.adapters.adapted_model import AdaptedModel
+from quantlora.adapters.disabling import enable
+from quantlora.adapters.modules_to_save import ModulesToSaveWrapper
+from quantlora.adapters.state import AdapterState, adapter_state, has_adapters, set_state
+from quantlora.adapters.switch import activate
+from quantlora.config.lora_config import LoraConfig
+from quantlora.formats.autocast import without_autocast
+from quantlora.formats.layouts import layout_of, with_weights
+from quantlora.formats.offloaded import onloaded
+from quantlora.formats.quantizer import Quantizer
+from quantlora.layers.hooks import move_hooks
+from quantlora.layers.layer import LoraLayer
+from quantlora.layers.trained_bias import TrainedBias
+from quantlora.layers.trained_tokens import TrainedTokens
+from quantlora.wrapping.attention_targets import place
+from quantlora.wrapping.bases import frozen_bases
+from quantlora.wrapping.biases import find_biases
+from quantlora.wrapping.modules_to_save import add_saved
+from quantlora.wrapping.plan import PlannedLayer, once_each
+from quantlora.wrapping.tied_layers import tie_layers
+from quantlora.wrapping.transaction import Transaction
+
+
+@dataclass(frozen=True)
+class NewAdapter(ABC):
+    """An adapter that is to be put on a model, and where its first values come from."""
+
+    name: str
+    config: LoraConfig
+
+    @abstractmethod
+    def start(self, planned: PlannedLayer, layer: LoraLayer) -> None:
+        """Give the adapter its values on ``layer``, where A and B are zero."""
+
+    def start_saved(self, path: str, module: ModulesToSaveWrapper) -> None:
+        """The same for its copy of a module trained in full, which begins as the original."""
+
+    def start_bias(self, bias: TrainedBias) -> None:
+        """The same for a trained bias of the model, which begins as its own."""
+
+
+@without_autocast
+def apply_plan(
+    adapted: AdaptedModel,
+    plan: list[PlannedLayer],
+    saved: Mapping[str, nn.Module],
+    adapter: NewAdapter,
+    quantize_options: Mapping[str, Any] | None = None,
+) -> None:
+    """Carry out ``plan`` as one transaction.
+
+    Args:
+        adapted: the model as the plan was made for.
+        saved: the modules that the adapter trains in full, by path.
+    """
+    model = adapted.model
+    with Transaction(model):
+        bases = frozen_bases(adapted, once_each(plan), quantize_options or {})
+        _put_layers(model, plan, bases, adapter)
+        for path, module in saved.items():
+            adapter.start_saved(path, add_saved(model, path, module, adapter.name))
+        now = AdaptedModel(model)
+        tie_layers(now, adapter.config, adapter.name)
+        biases = find_biases(now, adapter.config, {planned.path for planned in plan})
+        for bias in biases:
+            adapter.start_bias(bias)
+        _note(now, adapter, biases)
+        _leave_fast_paths(adapted.modules.values())
+
+
+def _put_layers(
+    model: nn.Module,
+    plan: list[PlannedLayer],
+    bases: Mapping[str, nn.Module],
+    adapter: NewAdapter,
+) -> None:
+    """Put LoRA layers around ``bases``; a layer that is at several paths is one at all of them."""
+    layers: dict[int, LoraLayer] = {}
+    for planned in once_each(plan):
+        layers[id(planned.layer)] = _with_adapter(planned, bases[planned.path], adapter)
+    for planned in plan:
+        place(model, planned.path, layers[id(planned.layer)])
+
+
+def _with_adapter(planned: PlannedLayer, base: nn.Module, adapter: NewAdapter) -> LoraLayer:
+    with onloaded(base.base_layer if isinstance(base, LoraLayer) else base):
+        layer = _lora_layer(planned, base)
+        target, dtype = planned.target, _adapter_dtype(layer.base_layer, planned.quantizer)
+        if isinstance(layer, TrainedTokens):
+            layer.add_tokens(adapter.name, target.tokens, dtype)
+        else:
+            layer.add_adapter(adapter.name, adapter.config, target.r, target.lora_alpha, dtype)
+        adapter.start(planned, layer)
+    if not isinstance(planned.layer, LoraLayer):
+        move_hooks(planned.layer, layer)
+    return layer
+
+
+def _lora_layer(planned: PlannedLayer, base: nn.Module) -> LoraLayer:
+    if isinstance(base, LoraLayer):
+        return planned.wrapper.adopt(base)
+    layer = planned.wrapper(base, planned.quantizer, planned.path)
+    layer.packed_here = planned.quantize
+    if planned.quantize and layout_of(planned.layer) is not None:
+        layer.packed_from = (with_weights(planned.layer, torch.empty(0), None),)
+    return layer
+
+
+def _adapter_dtype(base: nn.Module, quantizer: Quantizer) -> torch.dtype:
+    """float64 over a float64 base, else float32, as PEFT's ``autocast_adapter_dtype`` has it."""
+    stored = {tensor.dtype for tensor in (*base.parameters(), *base.buffers())}
+    double = torch.float64 in (*stored, quantizer.compute_dtype(base))
+    return torch.float64 if double else torch.float32
+
+
+def _note(adapted: AdaptedModel, adapter: NewAdapter, biases: list[TrainedBias]) -> None:
+    """Freeze the base, note the adapter, make it the active one."""
+    model = adapted.model
+    old = adapter_state(model) if has_adapters(model) else AdapterState()
+    if not old.configs:
+        model.requires_grad_(False)
+    configs = {**old.configs, adapter.name: adapter.config}
+    trained = {**old.biases, adapter.name: biases} if biases else old.biases
+    set_state(model, replace(old, configs=configs, biases=dict(trained)))
+    activate(adapted, [adapter.name])
+    enable(adapted)  # also after disable_adapters: the new one is to count
+
+
+def _leave_fast_paths(modules: Iterable[nn.Module]) -> None:
+    """Make torch's own encoder call its layers: its fused kernel reads one weight for all samples.
+
+    A mixed batch needs one by sample.
+    """
+    for module in modules:
+        if isinstance(module, nn.TransformerEncoderLayer):
+            module.activation_relu_or_gelu = 0
