@@ -18,12 +18,11 @@ from quantlora.bridge.adapter_method import detach
 from quantlora.bridge.transformers_bridge import attach
 from quantlora.checkpoint.load import add_loaded_adapter
 from quantlora.config.lora_config import LoraConfig
-from quantlora.errors import ConfigError
+from quantlora.errors import AdapterError, ConfigError
 from quantlora.files.reference import Reference
 from quantlora.merging.merge import merge_and_remove
 from quantlora.training.unused_adapters import watch_first_step
 from quantlora.wrapping.add_adapter import add_adapter
-from quantlora.wrapping.innermost import innermost
 from quantlora.wrapping.plan import AUTO
 from quantlora.wrapping.transaction import Transaction
 
@@ -63,7 +62,7 @@ def wrap(
             names the setting or the layer's path, and what to do.
     """
     _check_loaded(model, "wrap")
-    inner = innermost(model)
+    inner = _innermost(model)
     with Transaction(inner):
         add_adapter(
             inner,
@@ -121,7 +120,7 @@ def load_adapter(
         LayerError, BackendError, MissingLibraryError: as in `wrap`.
     """
     _check_loaded(model, "load_adapter")
-    inner = innermost(model, trained=is_trainable)
+    inner = _innermost(model, trained=is_trainable)
     with Transaction(inner):
         add_loaded_adapter(
             inner,
@@ -168,3 +167,24 @@ def _check_loaded(model: object, what: str) -> None:
             f"{what} takes a model that is loaded, not {type(model).__name__}: load {given} first, "
             f"for example with transformers.AutoModelForCausalLM.from_pretrained."
         )
+
+
+def _innermost(model: nn.Module, trained: bool = True) -> nn.Module:
+    """``model`` without what ``torch.compile`` and data parallelism put around the whole of it.
+
+    Args:
+        trained: whether new parameters would be trained. DistributedDataParallel has noted which
+            parameters it sums up over the processes, and would leave these out without a word.
+    """
+    while True:
+        if trained and isinstance(model, nn.parallel.DistributedDataParallel):
+            raise AdapterError(
+                "DistributedDataParallel would not sum up the gradients of an adapter that comes "
+                "after it: put the adapter on the model first, then DistributedDataParallel."
+            )
+        if isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
+            model = model.module
+        elif isinstance(inner := model._modules.get("_orig_mod"), nn.Module):
+            model = inner
+        else:
+            return model

@@ -15,10 +15,10 @@ from quantlora.adapters.modules_to_save import ModulesToSaveWrapper
 from quantlora.checkpoint.base_note import fitted, remember
 from quantlora.checkpoint.base_tensors import base_values, in_place
 from quantlora.checkpoint.current_names import current_names
-from quantlora.checkpoint.inner_paths import by_outer_path
 from quantlora.checkpoint.keys import split_key
 from quantlora.checkpoint.match_tensors import (
     ByPath,
+    by_outer_path,
     by_path,
     check_paths,
     check_ranks,

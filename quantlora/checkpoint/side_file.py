@@ -9,21 +9,24 @@ It is a note to the reader: an adapter loads without it.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 import quantlora
-from quantlora.adapters.adapter_modules import lora_layers
+from quantlora.adapters.adapter_modules import lora_layers, own_modules
+from quantlora.adapters.modules_to_save import ModulesToSaveWrapper
 from quantlora.checkpoint.base_note import check_note
 from quantlora.checkpoint.config_file import LIMIT
 from quantlora.checkpoint.conversion import changed_layers
-from quantlora.checkpoint.fingerprint import fingerprint
 from quantlora.checkpoint.place import SIDE, own_file
 from quantlora.errors import warn
+from quantlora.layers.layer import LoraLayer
 from quantlora.names import plain_path
 
 #: Facts about a layer by name; ``quantizer`` is one of them.
@@ -146,3 +149,26 @@ def _difference(was: Facts, now: Facts) -> str:
 def _words(facts: Facts) -> str:
     bits = f" with {facts['bits']} bits" if "bits" in facts else ""
     return f"{facts.get('quantizer')}{bits}"
+
+
+def fingerprint(model: nn.Module) -> str | None:
+    """A hash over the one-dimensional weights: the norms, which every format leaves as they are.
+
+    They are compared in bfloat16, so that the dtype a model is loaded in makes no difference.
+    None where there are none, or where they are trained, sharded or not in memory.
+    """
+    digest, count = hashlib.sha256(), 0
+    for path, module in own_modules(model):
+        if isinstance(module, LoraLayer):  # its weight is made when it is read, of two dimensions
+            continue
+        plain = module.original_module if isinstance(module, ModulesToSaveWrapper) else module
+        weight = getattr(plain, "weight", None)
+        if not isinstance(weight, Tensor) or weight.ndim != 1 or not weight.is_floating_point():
+            continue
+        if weight.requires_grad or weight.is_meta or type(weight) not in (Tensor, nn.Parameter):
+            return None
+        values = weight.detach().to("cpu", torch.bfloat16).contiguous().view(torch.int16)
+        digest.update(f"{plain_path(path)}:{tuple(weight.shape)}:".encode())
+        digest.update(values.numpy().tobytes())
+        count += 1
+    return f"sha256:{digest.hexdigest()}" if count else None
