@@ -6,7 +6,7 @@ from torch import nn
 
 from quantlora.adapters.adapter_modules import OURS, frozen_modules
 from quantlora.adapters.modules_to_save import ModulesToSaveWrapper
-from quantlora.adapters.state import AdapterState, adapter_state
+from quantlora.adapters.state import AdapterState, adapter_state, has_adapters
 from quantlora.layers.adapter_module import AdapterModule
 from quantlora.layers.layer import LoraLayer
 
@@ -19,10 +19,12 @@ class AdaptedModel:
     Args:
         modules: all modules, also under a second path; what is inside one of ours is left out.
         adapter_modules: all that holds adapters, each once, also inside another one.
+        state: its adapters; an empty one where it was never wrapped.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
+        self.state = adapter_state(model) if has_adapters(model) else AdapterState()
         self.modules: dict[str, nn.Module] = {}
         self.adapter_modules: dict[str, AdapterModule] = {}
         seen: set[int] = set()
@@ -40,11 +42,6 @@ class AdaptedModel:
         """The same for a model with adapters; an `AdapterError` where it was never wrapped."""
         adapter_state(model)
         return cls(model)
-
-    @property
-    def state(self) -> AdapterState:
-        """As it is now; an `AdapterError` where the model was never wrapped."""
-        return adapter_state(self.model)
 
     @property
     def lora_layers(self) -> dict[str, LoraLayer]:

@@ -47,6 +47,11 @@ class AdapterState:
             raise AdapterError(unknown("adapter", name, self.configs))
         return self.configs[name]
 
+    def check_free(self, name: str) -> None:
+        """Raise `AdapterError` where there is an adapter called ``name``."""
+        if name in self.configs:
+            raise AdapterError(taken(name))
+
     @property
     def counts(self) -> bool:
         """Whether the active adapters count in this thread."""
@@ -85,9 +90,3 @@ def taken(name: str) -> str:
         f"adapter {name!r} exists already. Give the new one another name, or remove the old one "
         f"with quantlora.delete_adapter(model, {name!r})."
     )
-
-
-def check_free(model: nn.Module, name: str) -> None:
-    """Raise `AdapterError` where ``model`` has an adapter called ``name``."""
-    if has_adapters(model) and name in adapter_state(model).configs:
-        raise AdapterError(taken(name))

@@ -17,7 +17,7 @@ from quantlora.adapters.biases import (
 from quantlora.adapters.disabling import train_only
 from quantlora.adapters.modules_to_save import ModulesToSaveWrapper
 from quantlora.adapters.read_by_model import readable_bases
-from quantlora.adapters.state import adapter_state, check_free, set_state
+from quantlora.adapters.state import adapter_state, set_state
 from quantlora.errors import AdapterError, warn
 from quantlora.layers.hooks import move_hooks
 from quantlora.layers.layer import LoraLayer
@@ -133,7 +133,7 @@ def rename_adapter(model: nn.Module, old: str, new: str) -> None:
     state = adapted.state
     state.known(old)
     check_name(new)
-    check_free(model, new)
+    state.check_free(new)
     for layer in adapted.adapter_modules.values():
         if old in layer.adapters:
             layer.rename_adapter(old, new)

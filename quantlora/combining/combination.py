@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from quantlora.adapters.adapter_modules import lora_layers, own_modules
-from quantlora.adapters.state import check_free, known_adapter
+from quantlora.adapters.state import adapter_state, known_adapter
 from quantlora.checkpoint.keys import file_key
 from quantlora.checkpoint.load import put_on
 from quantlora.checkpoint.target_names import minimal_names
@@ -118,8 +118,9 @@ def _check_numbers(
 
 def _check_adapters(model: nn.Module, parts: Sequence[str], adapter: str, kind: str) -> None:
     check_name(adapter)
-    configs = {name: known_adapter(model, name) for name in parts}
-    check_free(model, adapter)
+    state = adapter_state(model)
+    configs = {name: state.known(name) for name in parts}
+    state.check_free(adapter)
     for name, config in configs.items():
         others = config.modules_to_save or config.trainable_token_indices
         if others or config.bias != "none" or _has_parameters(model, name):

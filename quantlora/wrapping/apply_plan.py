@@ -13,7 +13,7 @@ from torch import nn
 from quantlora.adapters.adapted_model import AdaptedModel
 from quantlora.adapters.disabling import enable
 from quantlora.adapters.modules_to_save import ModulesToSaveWrapper
-from quantlora.adapters.state import AdapterState, adapter_state, has_adapters, set_state
+from quantlora.adapters.state import set_state
 from quantlora.adapters.switch import activate
 from quantlora.config.lora_config import LoraConfig
 from quantlora.formats.autocast import without_autocast
@@ -127,13 +127,13 @@ def _adapter_dtype(base: nn.Module, quantizer: Quantizer) -> torch.dtype:
 
 def _note(adapted: AdaptedModel, adapter: NewAdapter, biases: list[TrainedBias]) -> None:
     """Freeze the base, note the adapter, make it the active one."""
-    model = adapted.model
-    old = adapter_state(model) if has_adapters(model) else AdapterState()
+    old = adapted.state
     if not old.configs:
-        model.requires_grad_(False)
+        adapted.model.requires_grad_(False)
     configs = {**old.configs, adapter.name: adapter.config}
     trained = {**old.biases, adapter.name: biases} if biases else old.biases
-    set_state(model, replace(old, configs=configs, biases=dict(trained)))
+    adapted.state = replace(old, configs=configs, biases=dict(trained))
+    set_state(adapted.model, adapted.state)
     activate(adapted, [adapter.name])
     enable(adapted)  # also after disable_adapters: the new one is to count
 

@@ -8,7 +8,6 @@ from torch import Tensor, nn
 
 from quantlora.adapters.adapted_model import AdaptedModel
 from quantlora.adapters.adapter_modules import plain_module
-from quantlora.adapters.state import adapter_state, has_adapters
 from quantlora.config.lora_config import LoraConfig
 from quantlora.layers.layer import LoraLayer
 from quantlora.layers.tied import TiedLayer
@@ -31,9 +30,8 @@ def find_biases(
         if not mine and config.bias == "lora_only":
             continue
         owner = plain_module(module)[0] if isinstance(module, (LoraLayer, TiedLayer)) else module
-        plain = _plain(
-            adapted.model, owner, buffers=mine
-        )  # upstream's own forward may not train them
+        # A buffer only under a LoRA layer: upstream's own forward may not train it.
+        plain = _plain(adapted, owner, buffers=mine)
         if plain is None:
             continue
         name = f"{plain_path(path)}.{'base_layer.' if mine else ''}bias".removeprefix(".")
@@ -44,8 +42,8 @@ def find_biases(
     return list(found.values())
 
 
-def _plain(model: nn.Module, owner: nn.Module, buffers: bool) -> Tensor | None:
+def _plain(adapted: AdaptedModel, owner: nn.Module, buffers: bool) -> Tensor | None:
     """The model's own bias, also where an adapter's is in its place."""
-    all_biases = adapter_state(model).biases.values() if has_adapters(model) else ()
-    placed = (one for biases in all_biases for one in biases if one.owner is owner)
+    every = adapted.state.biases.values()
+    placed = (one for biases in every for one in biases if one.owner is owner)
     return next((one.plain for one in placed), own_bias(owner, buffers))

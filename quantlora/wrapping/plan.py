@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from quantlora.adapters.adapted_model import AdaptedModel
-from quantlora.adapters.state import check_free, taken
+from quantlora.adapters.state import taken
 from quantlora.config.lora_config import LoraConfig
 from quantlora.config.picked_paths import TargetNames, is_all_linear
 from quantlora.discovery.registration import registry
@@ -75,7 +75,7 @@ def make_plan(
         asked: the format of `asked_format`.
         strict: as in `find_targets`; False for an adapter that is loaded.
     """
-    check_free(adapted.model, adapter)
+    adapted.state.check_free(adapter)
     targets = find_targets(adapted, config, strict)
     plan = [plan_layer(target, config, asked, adapter) for target in targets]
     for notice in notices(adapted, config, plan) if strict else ():

@@ -7,7 +7,7 @@ from torch import nn
 from quantlora.adapters.adapted_model import AdaptedModel
 from quantlora.adapters.adapter_modules import plain_module
 from quantlora.adapters.modules_to_save import ModulesToSaveWrapper
-from quantlora.adapters.state import adapter_state, has_adapters
+from quantlora.adapters.state import AdapterState
 from quantlora.config.lora_config import LoraConfig
 from quantlora.config.patterns import by_pattern
 from quantlora.errors import AdapterError, ConfigError, warn
@@ -38,7 +38,7 @@ def tie_layers(adapted: AdaptedModel, config: LoraConfig, adapter: str) -> None:
         if isinstance(module, TrainedTokens) and not config.ensure_weight_tying:
             continue  # it has been given tokens of its own
         if follow or isinstance(module, TiedLayer):
-            _check(model, source, adapter, follow, path, module)
+            _check(adapted.state, source, adapter, follow, path, module)
             _check_patterns(source.path, path, config)
         if follow and not isinstance(module, TiedLayer):
             tied = TiedLayer(module, source)
@@ -54,16 +54,15 @@ def _follows(source: nn.Module, config: LoraConfig) -> bool:
 
 
 def _check(
-    model: nn.Module,
+    state: AdapterState,
     source: AdapterModule,
     adapter: str,
     follow: bool,
     path: str,
     module: nn.Module,
 ) -> None:
-    configs = adapter_state(model).configs if has_adapters(model) else {}
     others = [name for name in source.adapters if name != adapter]
-    if strange := [name for name in others if _follows(source, configs[name]) != follow]:
+    if strange := [name for name in others if _follows(source, state.configs[name]) != follow]:
         raise AdapterError(
             f"{path} has the weight of {source.path}, and ensure_weight_tying is not the same for "
             f"{adapter} and {', '.join(strange)}: set it for both, or use two models."
