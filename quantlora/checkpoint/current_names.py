@@ -8,18 +8,16 @@ they are asked for here too. A name that the model has is left alone.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
 
 from quantlora.adapters.adapter_modules import own_modules
-from quantlora.checkpoint.keys import PREFIX, split_key
+from quantlora.checkpoint.key_mapping import KeyMapping
+from quantlora.checkpoint.keys import PREFIX, base_name, split_key
+from quantlora.checkpoint.renamed_config import renamed_config
 from quantlora.config.lora_config import LoraConfig
-from quantlora.config.patterns import as_pattern, by_pattern
-from quantlora.config.picked_paths import TargetNames, is_all_linear
 from quantlora.errors import AdapterFileError
 from quantlora.names import plain_path
 from quantlora.transformers_models import is_transformers_model
@@ -43,25 +41,28 @@ def current_names(
 
     Args:
         source: the file, for messages.
-        key_mapping: expressions and what to put in their place, as in ``from_pretrained``; tried
-            on each key without its prefix, the first that matches counts.
+        key_mapping: expressions and what to put in their place, as in ``from_pretrained``; all
+            of them are applied to each key without its prefix, one after the other.
 
     Raises:
         AdapterFileError: two tensors would have one name, or an expression is none.
     """
     known = {plain_path(path) for path, _ in own_modules(model)}
-    renames = [*_by_hand(source, key_mapping or {}), *_by_transformers(model)]
-    new = {key: _current(key.removeprefix(PREFIX), known, renames) for key in tensors}
+    by_hand, renames = KeyMapping(source, key_mapping or {}), _by_transformers(model)
+    given = {key: by_hand.rename(_forms(key.removeprefix(PREFIX))) for key in tensors}
+    by_hand.warn_of_unused()
+    new = {key: _current(name, known, renames) for key, name in given.items()}
     if len(set(new.values())) < len(new):
         twice = next(key for key in new if list(new.values()).count(new[key]) > 1)
         raise AdapterFileError(
             f"{source}: {twice} and another tensor both belong to {new[twice]}: the file holds "
             f"several adapters, or key_mapping gives two tensors one name."
         )
-    moved = {_layer(key.removeprefix(PREFIX)): _layer(name) for key, name in new.items()}
-    moved.pop("", None)
+    pairs = [(key.removeprefix(PREFIX), name) for key, name in new.items()]
+    layers = {_layer(key): _layer(name) for key, name in pairs if _is_lora(key)}
+    modules = {_module(key): _module(name) for key, name in pairs if not _is_lora(key)}
     renamed = {PREFIX + new[key]: tensor for key, tensor in tensors.items()}
-    return _config(config, moved, known), renamed
+    return renamed_config(config, layers, modules, known), renamed
 
 
 def _current(key: str, known: set[str], renames: list[Rename]) -> str:
@@ -70,10 +71,15 @@ def _current(key: str, known: set[str], renames: list[Rename]) -> str:
 
 
 def _possible(key: str, renames: list[Rename]) -> Iterator[str]:
-    for one in (key, *_without_wrappers(key)):
-        yield one
-    for one in (key, *_without_wrappers(key)):
-        yield from (name for rename in renames if (name := rename(one)) != one)
+    yield from _forms(key)
+    for form in _forms(key):
+        yield from (name for rename in renames if (name := rename(form)) != form)
+
+
+def _forms(key: str) -> Iterator[str]:
+    """``key``, and without what wrappers have put before and into it."""
+    yield key
+    yield from _without_wrappers(key)
 
 
 def _without_wrappers(key: str) -> Iterator[str]:
@@ -88,7 +94,7 @@ def _without_wrappers(key: str) -> Iterator[str]:
 def _module(key: str) -> str:
     """The path of the module whose tensor ``key`` is."""
     inner = _layer(key)  # of an attention's out_proj: attn.base_layer.out_proj
-    return inner.replace(".base_layer.", ".") or key.rpartition(".")[0]
+    return inner.replace(".base_layer.", ".") or base_name(key).rpartition(".")[0]
 
 
 def _layer(key: str) -> str:
@@ -96,21 +102,9 @@ def _layer(key: str) -> str:
     return split_key(PREFIX + key)[0]
 
 
-def _by_hand(source: str, mapping: Mapping[str, str]) -> list[Rename]:
-    try:
-        expressions = [(re.compile(old), new) for old, new in mapping.items()]
-    except re.error as error:
-        raise AdapterFileError(f"{source}: key_mapping has no valid expression: {error}") from error
-
-    def rename(key: str) -> str:
-        for old, new in expressions:
-            # from_pretrained takes "^model" and groups in what is put in, and leaves them out
-            name, count = old.subn(re.sub(r"\(.*\)", "", new.lstrip("^")), key)
-            if count:
-                return name
-        return key
-
-    return [rename] if expressions else []
+def _is_lora(key: str) -> bool:
+    """Whether ``key`` is a tensor of a LoRA layer, and not of one with trained tokens."""
+    return bool(_layer(key)) and ".token_adapter." not in key
 
 
 def _by_transformers(model: nn.Module) -> list[Rename]:
@@ -121,7 +115,8 @@ def _by_transformers(model: nn.Module) -> list[Rename]:
         from transformers.conversion_mapping import get_model_conversion_mapping
         from transformers.core_model_loading import WeightRenaming
     except ImportError:  # before Transformers 5
-        return _by_hand("", getattr(model, "_checkpoint_conversion_mapping", {}))
+        mapping = KeyMapping("", getattr(model, "_checkpoint_conversion_mapping", {}))
+        return [lambda key: mapping.rename([key])]
     transformers_model: Any = model
     all_of_it = get_model_conversion_mapping(transformers_model)
     renamings = [one for one in all_of_it if isinstance(one, WeightRenaming)]
@@ -135,27 +130,3 @@ def _by_transformers(model: nn.Module) -> list[Rename]:
         return f"{new.removesuffix('.weight')}.{name}" if path else new
 
     return [rename, lambda key: f"{prefix}.{rename(key)}"] if prefix else [rename]
-
-
-def _config(config: LoraConfig, moved: Mapping[str, str], known: set[str]) -> LoraConfig:
-    """``config`` with paths in place of patterns, where it means layers of other names."""
-    if config.target_parameters or all(old == new for old, new in moved.items()):
-        return config
-    ranks = {new: by_pattern(old, config.rank_pattern, config.r) for old, new in moved.items()}
-    alphas = {
-        new: by_pattern(old, config.alpha_pattern, config.lora_alpha) for old, new in moved.items()
-    }
-    (r, rank_pattern), (alpha, alpha_pattern) = as_pattern(ranks), as_pattern(alphas)
-    config = replace(
-        config, r=r, lora_alpha=alpha, rank_pattern=rank_pattern, alpha_pattern=alpha_pattern
-    )
-    paths = set(moved.values())
-    if is_all_linear(config) or set(filter(TargetNames(config).pick, known)) == paths:
-        return config
-    return replace(
-        config,
-        target_modules=sorted(paths),
-        exclude_modules=None,
-        layers_to_transform=None,
-        layers_pattern=None,
-    )

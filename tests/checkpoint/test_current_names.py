@@ -14,7 +14,7 @@ from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
 import quantlora
-from quantlora.errors import AdapterError, AdapterFileError
+from quantlora.errors import AdapterError, AdapterFileError, AdapterWarning
 from quantlora.testing.models import tiny_llama
 
 IDS = torch.tensor([[1, 5, 11, 7, 13, 2]])
@@ -135,13 +135,12 @@ def gemma3() -> nn.Module:
 
 
 def _qwen(key: str) -> str:
-    return key.replace("model.language_model.layers", "model.layers").replace(
-        "model.visual", "visual"
-    )
+    return key.replace("model.language_model.", "model.").replace("model.visual", "visual")
 
 
 def _llava(key: str) -> str:
-    return key.replace("model.language_model.layers", "language_model.model.layers")
+    key = key.replace("model.language_model.", "language_model.model.")
+    return key.replace(PREFIX + "lm_head", PREFIX + "language_model.lm_head")
 
 
 OLD = {"qwen2_vl": (qwen2_vl, _qwen), "llava": (llava, _llava), "gemma3": (gemma3, _llava)}
@@ -203,6 +202,64 @@ def test_a_key_mapping_renames(tmp_path):
         if "b" in quantlora.active_adapters(model):
             quantlora.set_adapter(model, "b")
         assert torch.equal(model.eval()(input_ids=IDS).logits, want)
+
+
+def trained(model: nn.Module) -> torch.Tensor:
+    """Move everything that is trained; the logits then."""
+    torch.manual_seed(2)
+    with torch.no_grad():
+        for parameter in filter(lambda p: p.requires_grad, model.parameters()):
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return model.eval()(input_ids=IDS).logits
+
+
+def old_value(new: Any, value: Any) -> Any:
+    """The setting with the old names of the modules in it."""
+    if isinstance(value, dict):
+        return {new(PREFIX + path).removeprefix(PREFIX): ids for path, ids in value.items()}
+    return [
+        new(PREFIX + path).removeprefix(PREFIX) if isinstance(path, str) else path for path in value
+    ]
+
+
+def test_all_expressions_of_a_key_mapping_are_applied(tmp_path):
+    want = saved(tiny_llama(), tmp_path)
+    rename(tmp_path, lambda key: key.replace("self_attn", "attention").replace("layers", "blocks"))
+    mapping = {r"\.attention\.": ".self_attn.", r"blocks\.": "layers."}
+    model = quantlora.load_adapter(tiny_llama(), tmp_path, key_mapping=mapping)
+    assert torch.equal(model(input_ids=IDS).logits, want)
+
+
+def test_a_key_mapping_counts_for_names_that_the_model_has(tmp_path):
+    saved(tiny_llama(), tmp_path, target_modules=["layers.0.self_attn.q_proj"])
+    mapping = {r"layers\.0": "layers.1"}
+    model = quantlora.load_adapter(tiny_llama(), tmp_path, key_mapping=mapping)
+    assert [path for path, _ in quantlora.lora_layers(model)] == ["model.layers.1.self_attn.q_proj"]
+
+
+def test_an_expression_that_matches_no_key_is_named(tmp_path):
+    saved(tiny_llama(), tmp_path)
+    with pytest.warns(AdapterWarning, match="'blocks'.*matched no key"):
+        quantlora.load_adapter(tiny_llama(), tmp_path, key_mapping={"blocks": "layers"})
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("modules_to_save", ["lm_head"]),
+        ("trainable_token_indices", {"model.language_model.embed_tokens": [3, 5]}),
+        ("trainable_token_indices", [3, 5]),
+    ],
+)
+@pytest.mark.parametrize("kind", OLD)
+def test_what_is_trained_besides_lora_loads_by_its_old_name(kind, field, value, tmp_path):
+    new = OLD[kind][1]
+    model = quantlora.wrap(made(kind), r=2, target_modules=LAYERS, **{field: value})
+    want = trained(model)
+    quantlora.save_adapter(model, tmp_path)
+    rename(tmp_path, new, target_modules=["q_proj", "v_proj"], **{field: old_value(new, value)})
+    model = quantlora.load_adapter(made(kind), tmp_path)
+    assert torch.equal(model(input_ids=IDS).logits, want)
 
 
 def test_two_tensors_of_one_name_are_refused(tmp_path):
