@@ -27,7 +27,8 @@ _LONGEST_HEADER = 100_000_000
 
 def write_weights(file: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write ``tensors`` with the metadata that Transformers and PEFT look for."""
-    empty = [key for key, tensor in tensors.items() if tensor.numel() == 0]
+    # What sharding leaves behind has no shape; a layer of no outputs has factors of one.
+    empty = [key for key, tensor in tensors.items() if tensor.numel() == 0 and tensor.dim() < 2]
     if empty:
         raise AdapterFileError(
             f"{file.parent}: {_some(empty)} is empty: the model is sharded. Gather its parameters "

@@ -59,7 +59,7 @@ def check_export(folder: Path, source: MergedTensors, inputs: Mapping[str, Tenso
     if asked is None:
         _say_no_inputs(model)
         weights |= _tensors(loaded, source)
-    logits = None if asked is None else furthest(outputs(loaded, asked[0]), asked[1])
+    logits = None if asked is None else furthest(_computed(loaded, asked[0], source), asked[1])
     _decide(Check(logits, weights), source)
     return Check(logits, weights)
 
@@ -72,6 +72,22 @@ def _load(folder: Path, source: MergedTensors) -> nn.Module:
     wanted = dtype_argument(source.dtype)
     loaded: nn.Module = type(model).from_pretrained(folder, **wanted, **experts, device_map=None)
     return loaded.eval()
+
+
+def _computed(loaded: nn.Module, inputs: Mapping[str, Tensor], source: MergedTensors) -> Any:
+    """The outputs of ``loaded``, which some classes cannot have as Transformers loads them."""
+    try:
+        return outputs(loaded, inputs)
+    except RuntimeError:
+        other = [name for name, one in loaded.named_parameters() if one.dtype != source.dtype]
+        if not other or source.mode != "dequantize":
+            raise
+        warn(
+            f"export_merged: Transformers loads {other[0]} (one of {len(other)}) in another dtype "
+            f"than {source.dtype}, and {type(loaded).__name__} cannot compute so: call "
+            f"model.to({source.dtype}) after from_pretrained.",
+        )
+        return outputs(loaded.to(source.dtype), inputs)
 
 
 def _decide(found: Check, source: MergedTensors) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path, PureWindowsPath
 
 from torch import Tensor
@@ -84,6 +84,7 @@ class WeightFiles:
         return file
 
     def _index(self) -> dict[str, str]:
+        _check_links(self.folder, self.folder, (_INDEX, _SINGLE))
         if (self.folder / _INDEX).is_file():
             return read_index(self.folder / _INDEX)
         if not (self.folder / _SINGLE).is_file():
@@ -117,18 +118,23 @@ def read_index(file: Path) -> dict[str, str]:
             f"{file} names {outside[0]!r}, which is not in its folder, and is not opened. Ask "
             f"whoever made it for a model whose files are side by side."
         )
-    if links := [name for name in dict.fromkeys(places.values()) if _leads_out(file.parent, name)]:
-        raise ConfigError(
-            f"{file} names {links[0]!r}, a link to {(file.parent / links[0]).resolve()}, which is "
-            f"not in its folder, and is not opened. If you trust that file, copy it to where the "
-            f"link is."
-        )
+    _check_links(file, file.parent, dict.fromkeys(places.values()))
     return places
 
 
 def _is_within(name: str) -> bool:
     path = PureWindowsPath(name)  # which takes both kinds of slashes, and drives
     return bool(path.parts) and not path.anchor and ".." not in path.parts and "\0" not in name
+
+
+def _check_links(source: Path, folder: Path, names: Iterable[str]) -> None:
+    """Raise `ConfigError` where one of ``names`` in ``folder`` is a link out of it."""
+    if links := [name for name in names if _leads_out(folder, name)]:
+        raise ConfigError(
+            f"{source} has {links[0]!r}, a link to {(folder / links[0]).resolve()}, which is "
+            f"not in its folder, and is not opened. If you trust that file, copy it to where the "
+            f"link is."
+        )
 
 
 def _leads_out(folder: Path, name: str) -> bool:

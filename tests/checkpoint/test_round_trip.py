@@ -150,3 +150,29 @@ def test_float_model_is_quantized_on_the_way_where_a_backend_is_asked_for(
         make_base(), tmp_path, backend="normalfloat", quantize_options=options
     )
     assert torch.equal(logits(again), logits(model))
+
+
+@pytest.mark.filterwarnings("ignore")  # of ranks above the layer's, and PEFT's of empty tensors
+def test_a_layer_of_no_outputs_is_not_taken_for_a_shard(tmp_path, peft):
+    """MobileBERT's head has such a layer where embeddings are as wide as the rest."""
+    from transformers import MobileBertConfig, MobileBertForMaskedLM
+
+    names = ("hidden_size", "embedding_size", "intra_bottleneck_size", "intermediate_size")
+    sizes = dict.fromkeys(names, 16) | {"vocab_size": 32, "num_hidden_layers": 1}
+    config = MobileBertConfig(**sizes, num_attention_heads=2)
+
+    def make():
+        torch.manual_seed(0)
+        return MobileBertForMaskedLM(config).eval()
+
+    fields = {"target_modules": ["query", "cls.predictions.dense"], "r": 2}
+    model = quantlora.wrap(make(), **fields, init_lora_weights=False)
+    assert model.cls.predictions.dense.out_features == 0
+    quantlora.save_adapter(model, tmp_path)
+    ids = torch.arange(6)[None]
+    wanted = model(ids).logits
+    for again in (
+        quantlora.load_adapter(make(), tmp_path),
+        peft.PeftModel.from_pretrained(make(), tmp_path),
+    ):
+        assert relative_difference(again(ids).logits, wanted) < 1e-5

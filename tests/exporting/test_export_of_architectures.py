@@ -115,3 +115,18 @@ def test_an_inactive_adapter_is_compared_as_it_is_exported(tmp_path: Path) -> No
     check = quantlora.export_merged(model, tmp_path / "merged", adapters="default").check
     assert check.logits <= 1e-9
     assert quantlora.active_adapters(model) == ["second"]
+
+
+def test_a_class_that_transformers_loads_in_two_dtypes_is_exported(tmp_path: Path) -> None:
+    """Parameters that XLNet makes as ``torch.FloatTensor`` stay float32 in ``from_pretrained``."""
+    from transformers import XLNetConfig, XLNetLMHeadModel
+
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 32, "d_model": 16, "n_layer": 1, "n_head": 2, "d_inner": 16}
+    model = XLNetLMHeadModel(XLNetConfig(**sizes)).double()
+    quantlora.wrap(model, r=2, target_modules=["layer_1"], init_lora_weights=False)
+    with pytest.warns(AdapterWarning, match=r"call model.to\(torch.float64\) after from_pre"):
+        report = quantlora.export_merged(model, tmp_path / "merged")
+    assert report.check is not None
+    assert report.check.logits is not None
+    assert report.check.logits < 1e-6

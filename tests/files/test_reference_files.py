@@ -120,6 +120,16 @@ def test_a_link_that_leads_out_of_its_folder_is_not_opened(place: str, tmp_path:
         WeightFiles(folder)
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", INDEX])
+def test_a_link_in_place_of_the_only_file_is_not_opened(name: str, tmp_path: Path) -> None:
+    linked(tmp_path / "model", tmp_path / "model" / "y")
+    save_file({"a.weight": torch.ones(2, 2)}, tmp_path / "model.safetensors")
+    (tmp_path / "model" / INDEX).rename(tmp_path / INDEX)
+    (tmp_path / "model" / name).symlink_to(tmp_path / name)
+    with pytest.raises(ConfigError, match=r"a link to .*, which is not in its folder"):
+        WeightFiles(tmp_path / "model")
+
+
 def test_a_folder_that_is_a_link_leads_out_no_more_than_others(tmp_path: Path) -> None:
     folder = tmp_path / "model"
     folder.mkdir()
