@@ -61,6 +61,8 @@ from .files.safetensors_file import (
     TensorFile as TensorFile,
     write_tensors as write_tensors,
 )
+from .files.shards import shard_files as shard_files
+from .files.stream_tensors import TensorSource as TensorSource
 from .formats.affine import AffineWeight as AffineWeight, pool as pool, spread as spread
 from .formats.finite import check_packable as check_packable
 from .formats.layouts import linear_from as linear_from

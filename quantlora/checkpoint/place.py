@@ -8,6 +8,7 @@ import stat
 from pathlib import Path
 
 from quantlora.errors import AdapterFileError
+from quantlora.files.hub import HubError, download, with_blobs
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -42,17 +43,13 @@ def own_file(folder: Path, name: str) -> Path:
     real = Path(os.path.realpath(file))
     if not stat.S_ISREG(real.stat().st_mode):
         raise AdapterFileError(f"{file} is no regular file, and is not opened.")
-    if not any(real.is_relative_to(place) for place in _stores(Path(os.path.realpath(folder)))):
+    allowed = with_blobs(Path(os.path.realpath(folder)))
+    if not any(real.is_relative_to(home) for home in allowed):
         raise AdapterFileError(
             f"{file} is a link to {real}, outside the folder, and is not followed: copy the file "
             f"itself."
         )
     return file
-
-
-def _stores(folder: Path) -> list[Path]:
-    """Where the files of ``folder`` may be: in it, or in the blobs of the hub's cache."""
-    return [folder, *(one.parent / "blobs" for one in folder.parents if one.name == "snapshots")]
 
 
 def find_folder(
@@ -86,15 +83,11 @@ def _from_hub(
         raise AdapterFileError(f"{name} is a file: give the folder that holds the adapter.")
     if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name):
         raise AdapterFileError(f"{name}: there is no such folder.")
-    from huggingface_hub import snapshot_download
-
     wanted = [CONFIG, WEIGHTS, SIDE]
-    patterns = [*wanted, *(f"{adapter}/{file}" for file in wanted)]
     try:
-        found = snapshot_download(name, revision=revision, token=token, allow_patterns=patterns)
-    except Exception as error:
+        return download(name, [*wanted, *(f"{adapter}/{file}" for file in wanted)], revision, token)
+    except HubError as error:
         raise AdapterFileError(
             f"{name}: there is no such folder, and it cannot be fetched from the Hugging Face hub: "
-            f"{type(error).__name__}: {str(error).splitlines()[0]}"
+            f"{error}"
         ) from error
-    return Path(found)

@@ -14,7 +14,9 @@ from pathlib import Path, PureWindowsPath
 from torch import Tensor
 
 from quantlora.errors import ConfigError
+from quantlora.files.hub import HubError, download, with_blobs
 from quantlora.files.safetensors_file import TensorFile
+from quantlora.files.shards import INDEX, SINGLE
 from quantlora.suggestions import unknown
 
 #: Gives the float weight ``(out_features, in_features)`` of the layer at a path.
@@ -22,8 +24,6 @@ Reference = Callable[[str], Tensor]
 
 #: Of a hub model: its weights, its config and its tokenizer.
 _WANTED = ("*.safetensors*", "*.json", "*.model", "*.txt", "*.jinja")
-_SINGLE = "model.safetensors"
-_INDEX = "model.safetensors.index.json"
 
 
 def open_reference(source: Reference | str | os.PathLike[str]) -> Reference:
@@ -37,14 +37,12 @@ def folder_or_download(source: str | os.PathLike[str]) -> Path:
     """The folder itself, or the hub's snapshot of that name with its config and safetensors."""
     if Path(source).is_dir():
         return Path(source)
-    from huggingface_hub import snapshot_download
-
     try:
-        return Path(snapshot_download(str(source), allow_patterns=list(_WANTED)))
-    except Exception as error:
+        return download(str(source), _WANTED)
+    except HubError as error:
         raise ConfigError(
             f"reference {str(source)!r} is neither a folder here nor a model that the hub gives: "
-            f"{type(error).__name__}: {error}"
+            f"{error}"
         ) from error
 
 
@@ -78,21 +76,21 @@ class WeightFiles:
         file = self._open(self.file_of[key])
         if key not in file:
             raise ConfigError(
-                f"{file.file} lacks {key}, which {_INDEX} says is in it. Copy or save the model "
+                f"{file.file} lacks {key}, which {INDEX} says is in it. Copy or save the model "
                 f"again."
             )
         return file
 
     def _index(self) -> dict[str, str]:
-        _check_links(self.folder, self.folder, (_INDEX, _SINGLE))
-        if (self.folder / _INDEX).is_file():
-            return read_index(self.folder / _INDEX)
-        if not (self.folder / _SINGLE).is_file():
+        _check_links(self.folder, self.folder, (INDEX, SINGLE))
+        if (self.folder / INDEX).is_file():
+            return read_index(self.folder / INDEX)
+        if not (self.folder / SINGLE).is_file():
             raise ConfigError(
-                f"{self.folder}: there is neither {_SINGLE} nor {_INDEX}. Save the float model "
+                f"{self.folder}: there is neither {SINGLE} nor {INDEX}. Save the float model "
                 f"there with model.save_pretrained(folder)."
             )
-        return dict.fromkeys(self._open(_SINGLE).keys, _SINGLE)
+        return dict.fromkeys(self._open(SINGLE).keys, SINGLE)
 
     def _open(self, name: str) -> TensorFile:
         if name not in self._opened:
@@ -144,15 +142,4 @@ def _leads_out(folder: Path, name: str) -> bool:
     except (OSError, RuntimeError):  # missing, or a circle of links: said when it is opened
         return False
     home = folder.resolve()
-    return not any(file.is_relative_to(one) for one in (home, *_hub_blobs(home)))
-
-
-def _hub_blobs(folder: Path) -> list[Path]:
-    """Where the files of a snapshot in the hub's cache are: ``models--x--y/snapshots/revision``
-    has links to ``models--x--y/blobs``.
-    """
-    return [
-        one.parent / "blobs"
-        for one in folder.parents
-        if one.name == "snapshots" and "--" in one.parent.name
-    ]
+    return not any(file.is_relative_to(allowed) for allowed in with_blobs(home))

@@ -1,21 +1,44 @@
-"""Safetensors in shards, one in memory at a time, with the index Transformers reads."""
+"""A model's safetensors: one file, or shards with the index that Transformers reads."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 
 from torch import Tensor
 
-from quantlora.files.safetensors_file import write_tensors
+from quantlora.files.atomic_file import Writer
+from quantlora.files.stream_tensors import TensorSource, stream_tensors
 
-_SINGLE = "model.safetensors"
-_INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+
+Shard = Mapping[str, TensorSource]
+
+
+def shard_files(tensors: Iterable[tuple[str, TensorSource]], limit: int) -> dict[str, Writer]:
+    """The writer of each file by its name, for `write_set`; the index last.
+
+    Args:
+        limit: bytes a shard may have; a larger tensor gets one of its own.
+    """
+    shards = list(_grouped(tensors, limit))
+    names = _names(len(shards))
+    files: dict[str, Writer] = {
+        name: partial(stream_tensors, tensors=shard)
+        for name, shard in zip(names, shards, strict=True)
+    }
+    if len(shards) > 1:
+        size = sum(source.nbytes for shard in shards for source in shard.values())
+        text = _index(dict(zip(names, shards, strict=True)), size)
+        files[INDEX] = partial(Path.write_text, data=text, encoding="utf-8")
+    return files
 
 
 class ShardWriter:
-    """Writes tensors into ``folder`` as they come.
+    """Writes tensors into ``folder`` as they come, one shard of them in memory at a time.
 
     Args:
         limit: bytes a shard may have; a larger tensor gets one of its own.
@@ -25,50 +48,49 @@ class ShardWriter:
         self.folder, self.limit = folder, limit
         self.total = 0
         self.names: list[list[str]] = []
-        self._held: dict[str, Tensor] = {}
 
     def write(self, tensors: Iterable[tuple[str, Tensor]]) -> None:
-        size = 0
-        for name, tensor in tensors:
-            if self._held and size + tensor.nbytes > self.limit:
-                self._close()
-                size = 0
-            self._held[name] = tensor
-            size += tensor.nbytes
-            self.total += tensor.nbytes
-        self._close()
+        sources = ((name, TensorSource.of(tensor)) for name, tensor in tensors)
+        for shard in _grouped(sources, self.limit):
+            stream_tensors(self._unnamed(len(self.names)), shard)
+            self.names.append(list(shard))
+            self.total += sum(source.nbytes for source in shard.values())
+            del shard  # before the next one is made
         self._name()
 
-    def _close(self) -> None:
-        plain = {name: tensor.cpu().contiguous() for name, tensor in self._held.items()}
-        write_tensors(self._place(len(self.names)), _apart(plain))
-        self.names.append(list(plain))
-        self._held = {}
-
-    def _place(self, index: int) -> Path:
+    def _unnamed(self, index: int) -> Path:
         return self.folder / f"shard-{index}"
 
     def _name(self) -> None:
         """Give the shards their names, which tell how many they are; write the index."""
-        count = len(self.names)
-        if count == 1:
-            self._place(0).rename(self.folder / _SINGLE)
-            return
-        files = [f"model-{i + 1:05}-of-{count:05}.safetensors" for i in range(count)]
+        files = _names(len(self.names))
         for index, file in enumerate(files):
-            self._place(index).rename(self.folder / file)
-        pairs = zip(files, self.names, strict=True)
-        places = {name: file for file, names in pairs for name in names}
-        index_file = {"metadata": {"total_size": self.total}, "weight_map": places}
-        (self.folder / _INDEX).write_text(json.dumps(index_file, indent=2, sort_keys=True), "utf-8")
+            self._unnamed(index).rename(self.folder / file)
+        if len(files) > 1:
+            text = _index(dict(zip(files, self.names, strict=True)), self.total)
+            (self.folder / INDEX).write_text(text, "utf-8")
 
 
-def _apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Copies of those that share memory with another one, which the format refuses."""
-    owners: dict[int, str] = {}
-    for name, tensor in tensors.items():
-        storage = tensor.untyped_storage()
-        shared = owners.setdefault(storage.data_ptr(), name) != name
-        if shared or storage.nbytes() != tensor.nbytes:
-            tensors[name] = tensor.clone()
-    return tensors
+def _grouped(tensors: Iterable[tuple[str, TensorSource]], limit: int) -> Iterator[Shard]:
+    """``tensors`` in their order, as many together as ``limit`` bytes allow; one group at least."""
+    shard: dict[str, TensorSource] = {}
+    size = 0
+    for name, source in tensors:
+        if shard and size + source.nbytes > limit:
+            yield shard
+            shard, size = {}, 0
+        shard[name] = source
+        size += source.nbytes
+    yield shard
+
+
+def _names(count: int) -> list[str]:
+    if count == 1:
+        return [SINGLE]
+    return [f"model-{i + 1:05}-of-{count:05}.safetensors" for i in range(count)]
+
+
+def _index(names_by_file: Mapping[str, Iterable[str]], size: int) -> str:
+    file_of = {name: file for file, names in names_by_file.items() for name in names}
+    index = {"metadata": {"total_size": size}, "weight_map": file_of}
+    return json.dumps(index, indent=2, sort_keys=True)

@@ -262,7 +262,8 @@ def test_link_out_of_the_folder_is_not_followed(refused, saved, name, tmp_path):
 
 
 def test_links_of_the_hubs_cache_are_followed(saved, tmp_path, make_base):
-    snapshot, blobs = tmp_path / "cache" / "snapshots" / "abc", tmp_path / "cache" / "blobs"
+    repo = tmp_path / "models--owner--name"
+    snapshot, blobs = repo / "snapshots" / "abc", repo / "blobs"
     snapshot.parent.mkdir(parents=True)
     saved.rename(blobs)
     snapshot.mkdir()

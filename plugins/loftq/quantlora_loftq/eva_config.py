@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from quantlora import ConfigError, LoraConfig
+from quantlora_loftq.given_config import from_given
 
 
 @dataclass
@@ -38,12 +37,4 @@ class EvaConfig:
     def of(cls, config: LoraConfig) -> EvaConfig:
         """What a user gave as ``eva_config``: ours, a dict, PEFT's object, or nothing."""
         given = config.eva_config
-        if given is None or isinstance(given, cls):
-            return given or cls()
-        fields = dict(given) if isinstance(given, Mapping) else dict(vars(given))
-        known = [field.name for field in dataclasses.fields(cls)]
-        if unknown := sorted(set(fields) - set(known)):
-            raise ConfigError(
-                f"eva_config has unknown fields {', '.join(unknown)}; known: {', '.join(known)}."
-            )
-        return cls(**fields)
+        return cls() if given is None else from_given(cls, given, "eva_config")

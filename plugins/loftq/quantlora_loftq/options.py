@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from quantlora import ConfigError
+from quantlora_loftq.given_config import from_given
 from quantlora_loftq.low_rank import METHODS
 from quantlora_loftq.requires import NO_CONFIG, WRONG_BITS
 
@@ -53,15 +53,7 @@ def loftq_options(given: Any, initializer: str) -> LoftQConfig:
     """What a user gave as ``loftq_config``: ours, a dict, or PEFT's object."""
     if not given:
         raise ConfigError(str(NO_CONFIG).replace("'loftq'", repr(initializer), 1))
-    if isinstance(given, LoftQConfig):
-        return given
-    fields = dict(given) if isinstance(given, Mapping) else dict(vars(given))
-    known = [field.name for field in dataclasses.fields(LoftQConfig)]
-    if unknown := sorted(set(fields) - set(known)):
-        raise ConfigError(
-            f"loftq_config has unknown fields {', '.join(unknown)}; known: {', '.join(known)}."
-        )
-    return LoftQConfig(**fields)
+    return from_given(LoftQConfig, given, "loftq_config")
 
 
 def check_bits(bits: int, offered: tuple[int, ...], backend: str) -> None:

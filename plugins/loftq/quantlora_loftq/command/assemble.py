@@ -4,53 +4,64 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from quantlora import ConfigError, Quantizer, TensorFile, save_adapter
+from quantlora import (
+    ConfigError,
+    Quantizer,
+    TensorFile,
+    TensorSource,
+    save_adapter,
+    shard_files,
+    write_set,
+)
 from quantlora_loftq.command.layer_work import BASE, FACTS, LayerFacts, quantize
 from quantlora_loftq.command.parts import Parts
-from quantlora_loftq.command.report import write_report
-from quantlora_loftq.command.shards import Entry, write_shards
+from quantlora_loftq.command.report import report_files
 from quantlora_loftq.command.source import LayerPlan, Source
+
+Writer = Callable[[Path], object]
 
 ADAPTER = "loftq_init"
 _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
 
 
 def assemble(source: Source, config: dict[str, Any], parts: Parts, out: Path, limit: str) -> None:
-    """Write the result into ``out``; the configs last, so that a half result does not load."""
-    write_shards(out, _backbone(source, parts), shard_bytes(limit))
+    """Write the result into ``out``; its config last, so that a half result does not load."""
     _save_adapter(source, parts, out)
-    write_report(out, source.recipe, [_facts(parts, plan) for plan in source.layers])
-    _copy_others(source.folder, out)
-    config = {**source.config, **config}
-    (out / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    text = json.dumps({**source.config, **config}, indent=2, sort_keys=True) + "\n"
+    files = shard_files(_backbone(source, parts), shard_bytes(limit))
+    files |= report_files(source.recipe, [_facts(parts, plan) for plan in source.layers])
+    files |= _others(source.folder)
+    write_set(out, files | {"config.json": lambda file: file.write_text(text)})
 
 
-def _backbone(source: Source, parts: Parts) -> Iterator[Entry]:
+def _backbone(source: Source, parts: Parts) -> Iterator[tuple[str, TensorSource]]:
     """The source's tensors in order of their keys, the packed layers in place of their weights."""
     packed = {plan.key: plan for plan in source.layers}
     for key in sorted(source.files.file_of):
         if key in packed:
             yield from _packed(parts, packed[key])
         else:
-            yield _entry(key, source.files.opened(key), key)
+            yield key, _tensor(source.files.opened(key), key)
 
 
-def _packed(parts: Parts, plan: LayerPlan) -> Iterator[Entry]:
+def _packed(parts: Parts, plan: LayerPlan) -> Iterator[tuple[str, TensorSource]]:
     opened = parts.open(plan.path)
     for name in sorted(opened.keys):
         if name.startswith(BASE):
-            yield _entry(plan.key.removesuffix("weight") + name.removeprefix(BASE), opened, name)
+            key = plan.key.removesuffix("weight") + name.removeprefix(BASE)
+            yield key, _tensor(opened, name)
 
 
-def _entry(key: str, opened: TensorFile, name: str) -> Entry:
-    return Entry(key, opened.shape(name), opened.dtype(name), lambda: opened.tensor(name))
+def _tensor(opened: TensorFile, name: str) -> TensorSource:
+    return TensorSource(opened.shape(name), opened.dtype(name), lambda: opened.tensor(name))
 
 
 def _save_adapter(source: Source, parts: Parts, out: Path) -> None:
@@ -87,12 +98,14 @@ def checkpoint_config(source: Source, quantizer: Quantizer) -> dict[str, Any]:
     return {"quantization_config": config}
 
 
-def _copy_others(folder: Path, out: Path) -> None:
+def _others(folder: Path) -> dict[str, Writer]:
     """The tokenizer and whatever else is small and beside the weights."""
-    for file in folder.iterdir():
-        wanted = file.suffix in (".json", ".model", ".txt", ".jinja")
-        if wanted and file.name != "config.json" and "safetensors" not in file.name:
-            shutil.copyfile(file, out / file.name)
+    return {
+        file.name: partial(shutil.copyfile, file)
+        for file in folder.iterdir()
+        if file.suffix in (".json", ".model", ".txt", ".jinja")
+        if file.name != "config.json" and "safetensors" not in file.name
+    }
 
 
 def shard_bytes(text: str) -> int:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
-from quantlora import ConfigError, TensorFile, write_tensors
+from quantlora import ConfigError, TensorFile, write_file, write_tensors
 
 _RECIPE = "recipe.json"
 
@@ -26,7 +24,7 @@ class Parts:
     def _check(self, text: str) -> None:
         file = self.folder / _RECIPE
         if not file.exists():
-            self._replace(file, lambda new: new.write_text(text, "utf-8"))
+            write_file(file, lambda new: new.write_text(text, "utf-8"))
         elif file.read_text("utf-8") != text:
             raise ConfigError(
                 f"{self.folder} holds layers of an unfinished run with other options (see "
@@ -40,17 +38,12 @@ class Parts:
         return self.file(path).exists()
 
     def save(self, path: str, tensors: Mapping[str, Tensor], facts: Mapping[str, str]) -> None:
-        """Whole or not at all: under a name of its own first."""
+        """Whole or not at all."""
         plain = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
-        self._replace(self.file(path), lambda new: write_tensors(new, plain, facts))
+        write_file(self.file(path), lambda new: write_tensors(new, plain, facts))
 
     def open(self, path: str) -> TensorFile:
         return TensorFile(self.file(path))
 
     def remove(self) -> None:
         shutil.rmtree(self.folder)
-
-    def _replace(self, file: Path, write: Any) -> None:
-        new = file.with_name(f"{file.name}.{os.getpid()}.tmp")
-        write(new)
-        os.replace(new, file)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,37 +19,36 @@ REPORT, PLOT = "loftq_report.json", "loftq_report.png"
 SCHEMA = "quantlora.loftq/1"
 
 
-def write_report(out: Path, recipe: Recipe, layers: list[LayerFacts]) -> None:
-    """``loftq_report.json`` and ``loftq_report.png``, the layers in the order of their paths."""
-    layers = sorted(layers, key=lambda one: [_number(part) for part in one.path.split(".")])
+def report_files(recipe: Recipe, layers: list[LayerFacts]) -> dict[str, Callable[[Path], object]]:
+    """Writers of ``loftq_report.json`` and ``.png``, the layers in the order of their paths."""
+    layers = sorted(layers, key=lambda layer: [_number(part) for part in layer.path.split(".")])
     report = {
         "schema": SCHEMA,
         "recipe": asdict(recipe),
-        "layers": [asdict(one) for one in layers],
-        "mean_quantized_error": _mean(one.quantized_error for one in layers),
-        "mean_loftq_error": _mean(one.loftq_error for one in layers),
+        "layers": [asdict(layer) for layer in layers],
+        "mean_quantized_error": _mean([layer.quantized_error for layer in layers]),
+        "mean_loftq_error": _mean([layer.loftq_error for layer in layers]),
     }
-    (out / REPORT).write_text(json.dumps(report, indent=2) + "\n")
-    if find_spec("matplotlib"):
-        _plot(out / PLOT, layers)
+    text = json.dumps(report, indent=2) + "\n"
+    files: dict[str, Callable[[Path], object]] = {REPORT: lambda file: file.write_text(text)}
+    return files | ({PLOT: partial(_plot, layers)} if find_spec("matplotlib") else {})
 
 
 def _number(part: str) -> tuple[int, str]:
     return (int(part), "") if part.isdigit() else (-1, part)
 
 
-def _mean(values: object) -> float:
-    numbers = list(values)  # type: ignore[call-overload]
-    return float(sum(numbers) / max(1, len(numbers)))
+def _mean(values: list[float]) -> float:
+    return float(sum(values) / max(1, len(values)))
 
 
-def _plot(file: Path, layers: list[LayerFacts]) -> None:
+def _plot(layers: list[LayerFacts], file: Path) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(max(6.0, 0.08 * len(layers)), 4.5), layout="constrained")
     axes = figure.add_subplot()
-    axes.plot([one.quantized_error for one in layers], ".-", label="quantized")
-    axes.plot([one.loftq_error for one in layers], ".-", label="quantized, with LoftQ")
+    axes.plot([layer.quantized_error for layer in layers], ".-", label="quantized")
+    axes.plot([layer.loftq_error for layer in layers], ".-", label="quantized, with LoftQ")
     axes.set(xlabel="layer", ylabel="‖error‖ / ‖W‖", ylim=(0, None))
     axes.legend()
     axes.grid(alpha=0.3)
