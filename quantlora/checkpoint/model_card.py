@@ -1,20 +1,28 @@
 """``README.md`` beside an adapter: the card that the hub shows.
 
-One that is there is somebody's text: what the hub needs and it lacks is added to its metadata. Two
-lines of it are ours, those on the adapter and the version: they follow the adapter that is saved,
-and so does the base in its metadata where it is the one that our line names.
+One that is as it was written here, by its digest in ``quantlora.json``, is written anew. Any other
+is somebody's text: what the hub needs and it lacks is added to its metadata. Two lines of it may be
+ours, those on the adapter and the version: they follow the adapter that is saved, and so does the
+base in its metadata where it is the one that our line names.
 """
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
+import os
 import re
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from quantlora.checkpoint.side_file import card_digest
 from quantlora.config.lora_config import LoraConfig
 
-CARD = "README.md"
+if TYPE_CHECKING:
+    from huggingface_hub import ModelCard
+
+CARD, NEW_CARD = "README.md", "README.new.md"
 
 _MADE_WITH = "made with [quantlora](https://pypi.org/project/quantlora)"
 _ADAPTER = "A LoRA adapter{of}: rank {r}, alpha {alpha:g}, " + _MADE_WITH
@@ -48,25 +56,62 @@ _ADAPTER_LINE = re.compile(rf"^A LoRA adapter{_OF}.*: {_RANK}{re.escape(_MADE_WI
 _VERSION_LINE = re.compile(r"^- quantlora \d\S*$", re.M)
 
 
-def card_text(folder: Path, config: LoraConfig, base: str | None) -> str | None:
-    """The card for the adapter in ``folder``; None where one is there that cannot be read.
+@dataclass(frozen=True)
+class CardFiles:
+    """What is written for a card: texts by the name of their file.
+
+    Args:
+        digest: of the card, where all of it was written here; None where it is somebody's.
+    """
+
+    texts: dict[str, str]
+    digest: str | None = None
+
+
+def card_files(
+    folder: Path, config: LoraConfig, base: str | None, card: ModelCard | None = None
+) -> CardFiles:
+    """The card for the adapter in ``folder``.
 
     Args:
         base: what the base was loaded from; only an id of the hub is written, for a path says
             nothing to others, and the hub refuses it.
+        card: the text to write, if not the usual one; to `NEW_CARD` where somebody has edited the
+            card that is there.
     """
-    there = folder / CARD
     base = base if base and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", base) else None
     base = None if base and Path(base).exists() else base
     values = _values(config, base)
-    if not there.is_file():
-        return _written(_TEXT.format(title=folder.name, **values), base)
+    text = _TEXT.format(title=folder.name, **values) if card is None else str(card)
+    text = _written(text, base)
+    if _is_ours(folder):
+        return CardFiles({CARD: text}, digest(text))
+    return CardFiles(_somebodys(folder / CARD, base, values) | ({NEW_CARD: text} if card else {}))
+
+
+def _is_ours(folder: Path) -> bool:
+    """Whether there is no card, or one that is as it was written here."""
+    file = folder / CARD
+    if not os.path.lexists(file):
+        return True
     try:
-        old = there.read_text(encoding="utf-8")
+        return digest(file.read_text("utf-8")) == card_digest(folder)
+    except (OSError, ValueError):
+        return False
+
+
+def digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _somebodys(file: Path, base: str | None, values: dict[str, Any]) -> dict[str, str]:
+    """The card that is there, with what it lacks; nothing where it cannot be read."""
+    try:
+        old = file.read_text(encoding="utf-8")
         line = _ADAPTER_LINE.search(old)
-        return _written(_renewed(old, values), base, line and line["base"])
+        return {CARD: _written(_renewed(old, values), base, line and line["base"])}
     except (OSError, ValueError, _yaml_error()):
-        return None
+        return {}
 
 
 def _values(config: LoraConfig, base: str | None) -> dict[str, Any]:

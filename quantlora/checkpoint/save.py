@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
@@ -24,7 +25,7 @@ from quantlora.checkpoint.conversion import (
 )
 from quantlora.checkpoint.expert_names import warn_of_expert_names
 from quantlora.checkpoint.keys import PREFIX, file_key
-from quantlora.checkpoint.model_card import CARD, card_text
+from quantlora.checkpoint.model_card import card_files
 from quantlora.checkpoint.place import CONFIG, PICKLE, SIDE, WEIGHTS, folders_of
 from quantlora.checkpoint.side_file import side_text
 from quantlora.checkpoint.target_names import written_targets
@@ -38,6 +39,9 @@ from quantlora.formats.finite import not_finite
 from quantlora.layers.trained_tokens import TrainedTokens
 from quantlora.names import plain_path
 
+if TYPE_CHECKING:
+    from huggingface_hub import ModelCard
+
 
 def save_adapter(
     model: nn.Module,
@@ -47,12 +51,13 @@ def save_adapter(
     state_dict: Mapping[str, Tensor] | None = None,
     save_embedding_layers: bool | str = "auto",
     convert: bool | None = None,
+    card: ModelCard | None = None,
 ) -> Path:
     """Write the adapter ``adapter_name`` of ``model``, for quantlora, PEFT and vLLM to read.
 
     Killed at any moment, the folder holds the adapter that was there before or the new one,
     whole. What else is in the folder stays. A model card, ``README.md``, is written where there is
-    none; to one that is there, metadata that it lacks are added.
+    none, or one as it was written here; to any other, metadata that it lacks are added.
 
     A model that is sharded (FSDP2, DeepSpeed ZeRO-3) is gathered: every process must call this,
     the first one writes.
@@ -68,6 +73,8 @@ def save_adapter(
         convert: where an initializer has changed the base (PiSSA, OLoRA, ...): True writes plain
             LoRA of a higher rank for the original base, False the adapter for the changed base,
             which must be saved too. None converts where that loses nothing, else warns.
+        card: the model card, with what you have to say of the adapter; default: a short one. Where
+            somebody has edited the card that is there, this one goes to ``README.new.md``.
 
     Returns:
         The folder the files are in.
@@ -80,7 +87,7 @@ def save_adapter(
     known_adapter(model, adapter_name)
     root, place = folders_of(folder, adapter_name)
     embeddings = save_embedding_layers
-    return write_adapter(model, place, adapter_name, state_dict, root, embeddings, convert)
+    return write_adapter(model, place, adapter_name, state_dict, root, embeddings, convert, card)
 
 
 def write_adapter(
@@ -91,13 +98,14 @@ def write_adapter(
     root: Path | None = None,
     save_embedding_layers: bool | str = "auto",
     convert: bool | None = None,
+    card: ModelCard | None = None,
 ) -> Path:
     """Write ``adapter`` to the folder ``place`` itself, whatever its name."""
     config = file_config(model, known_adapter(model, adapter), adapter)
     warn_of_expert_names(model, adapter)
     targets = written_targets(model, config, adapter)
     converted = is_converted(model, adapter, convert)
-    note = side_text(model, adapter, base_note(model, config, adapter, converted))
+    base_change = base_note(model, config, adapter, converted)
     tensors = adapter_tensors(model, adapter, state_dict, save_embedding_layers)
     if bad := not_finite(tensors):
         warn(
@@ -110,15 +118,13 @@ def write_adapter(
         add_first_values(model, adapter, tensors)
     base = model.__dict__.get("name_or_path") or None
     text = config_text(config, targets, base, init)
-    card = card_text(place, config, config.base_model_name_or_path or base)
-    files: dict[str, Writer] = (
-        {} if card is None else {CARD: partial(Path.write_text, data=card, encoding="utf-8")}
-    )
-    files |= {
-        CONFIG: partial(Path.write_text, data=text, encoding="utf-8"),
-        SIDE: partial(Path.write_text, data=note, encoding="utf-8"),
-        WEIGHTS: partial(write_weights, tensors=tensors),
+    written = card_files(place, config, config.base_model_name_or_path or base, card)
+    note = side_text(model, adapter, base_change, written.digest)
+    texts = written.texts | {CONFIG: text, SIDE: note}
+    files: dict[str, Writer] = {
+        name: partial(Path.write_text, data=data, encoding="utf-8") for name, data in texts.items()
     }
+    files[WEIGHTS] = partial(write_weights, tensors=tensors)
     with one_writes(model, state_dict) as here, _explained(place):
         if here:
             write_set(place, files, obsolete=(PICKLE,), within=root)

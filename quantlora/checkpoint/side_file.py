@@ -2,6 +2,7 @@
 
     {"base": {"class": ..., "fingerprint": ...},
      "formats": [{"quantizer": ..., "bits": ..., "layers": [...]}, ...],
+     "card": "<digest of README.md>",
      "quantlora": "<version>"}
 
 It is a note to the reader: an adapter loads without it.
@@ -33,8 +34,15 @@ from quantlora.names import plain_path
 Facts = dict[str, Any]
 
 
-def side_text(model: nn.Module, adapter: str, base_change: Any = None) -> str:
-    """The file's text for ``adapter``; ``base_change`` as `base_note` gives it."""
+def side_text(
+    model: nn.Module, adapter: str, base_change: Any = None, card: str | None = None
+) -> str:
+    """The file's text for ``adapter``.
+
+    Args:
+        base_change: as `base_note` gives it.
+        card: the digest of the model card beside it, where all of that was written here.
+    """
     groups: dict[str, list[str]] = defaultdict(list)
     for path, facts in _facts(model, adapter).items():
         groups[json.dumps(facts, sort_keys=True, default=str)].append(path)
@@ -45,6 +53,8 @@ def side_text(model: nn.Module, adapter: str, base_change: Any = None) -> str:
     }
     if base_change:
         note["base_change"] = base_change
+    if card:
+        note["card"] = card
     return json.dumps(note, indent=2, sort_keys=True)
 
 
@@ -61,6 +71,15 @@ def read_note(folder: Path) -> dict[str, Any]:
         message = f"{file} cannot be read and is ignored: {error}"
         warn(message)
         return {}
+
+
+def card_digest(folder: Path) -> str | None:
+    """The digest of the card that was written beside the file in ``folder``, if it has one."""
+    try:
+        note = json.loads(own_file(folder, SIDE).read_text("utf-8"))
+        return str(note["card"])
+    except (OSError, ValueError, RecursionError, LookupError, TypeError):
+        return None
 
 
 def _checked(note: Any) -> dict[str, Any]:

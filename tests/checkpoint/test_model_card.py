@@ -79,6 +79,38 @@ def test_what_somebody_added_to_a_card_of_ours_stays(tmp_path):
     assert saved(tmp_path, r=4) == old.replace(": rank 2,", ": rank 4,")
 
 
+GIVEN = "---\npipeline_tag: text-generation\n---\n\n# Poems\n\nPerplexity {}.\n"
+
+
+def saved_with_card(folder, perplexity):
+    card = ModelCard(GIVEN.format(perplexity))
+    quantlora.save_adapter(quantlora.wrap(tiny_llama(), r=2), folder, card=card)
+    return (folder / "README.md").read_text()
+
+
+def test_a_card_that_is_given_is_written_with_what_the_hub_needs(tmp_path):
+    card = ModelCard(saved_with_card(tmp_path, 3))
+    assert card.text == ModelCard(GIVEN.format(3)).text
+    assert (card.data.pipeline_tag, card.data.library_name) == ("text-generation", "peft")
+    assert card.data.tags == ["lora", "quantlora"]
+
+
+def test_a_card_as_it_was_written_gives_way_to_another_kind(tmp_path):
+    usual = saved(tmp_path)
+    assert "Perplexity 4." in saved_with_card(tmp_path, 4)
+    assert "Perplexity 5." in saved_with_card(tmp_path, 5)
+    assert saved(tmp_path) == usual
+    assert not (tmp_path / "README.new.md").exists()
+
+
+def test_a_card_that_was_edited_stays_beside_the_one_given(tmp_path):
+    edited = saved_with_card(tmp_path, 3) + "What I found: it works.\n"
+    (tmp_path / "README.md").write_text(edited)
+    for perplexity in (4, 5):
+        assert saved_with_card(tmp_path, perplexity) == edited
+        assert f"Perplexity {perplexity}." in (tmp_path / "README.new.md").read_text()
+
+
 @pytest.mark.parametrize("text", ["Only text.\n", "", "# Title\n---\nA line above.\n"])
 def test_a_card_without_metadata_gets_some(text, tmp_path):
     (tmp_path / "README.md").write_text(text)

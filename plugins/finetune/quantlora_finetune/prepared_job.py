@@ -16,7 +16,7 @@ from quantlora_finetune.model.adaptation import Adaptation, choose_adaptation
 from quantlora_finetune.model.base_model import BaseModel, find_base, load_model
 from quantlora_finetune.model.weights_fingerprint import weights_fingerprint
 from quantlora_finetune.options.finetune_options import FinetuneOptions
-from quantlora_finetune.reporting.card import write_card
+from quantlora_finetune.reporting.card import model_card
 from quantlora_finetune.reporting.evaluation import (
     Measurement,
     check_prompt,
@@ -92,15 +92,11 @@ class Job:
         )
 
     def leave(self, report: Report) -> None:
-        """Write everything into the folder; the report last, for it says that all is there.
-
-        The card first: saving the adapter would add to one that somebody has edited.
-        """
+        """Write everything into the folder; the report last, for it says that all is there."""
         if not processes.is_first():
             return
         folder = self.run.path
-        write_card(folder, report)
-        save_adapter(self.model, folder)
+        save_adapter(self.model, folder, card=model_card(report))
         plot_losses(folder / "loss.png", report)
         write_page(folder / PAGE, report)
         write_json(folder / REPORT, report.as_json())

@@ -13,10 +13,11 @@ from rich.text import Text
 from quantlora import MemoryUse, format_size
 from quantlora_finetune.model import demo_model
 from quantlora_finetune.options.finetune_options import FinetuneOptions
-from quantlora_finetune.reporting.card import NEW_CARD
 from quantlora_finetune.reporting.evaluation import Measurement
 from quantlora_finetune.reporting.report import ModelFacts, Report
 
+#: Where `save_adapter` puts the card of a run whose README.md somebody has edited.
+_NEW_CARD = "README.new.md"
 _INDENT = "    "
 
 
@@ -90,8 +91,8 @@ class Show:
             "bold green" if report.fall_percent > 0 else "bold yellow",
         )
         self._say(f"In {folder}: the adapter, report.html, report.json, loss.png and README.md.")
-        if (folder / NEW_CARD).exists():
-            self._say(f"README.md was edited and stays; {NEW_CARD} is the card of this run.")
+        if (folder / _NEW_CARD).exists():
+            self._say(f"README.md was edited and stays; {_NEW_CARD} is the card of this run.")
 
     def finished_already(self, folder: Path, steps: int) -> None:
         self._say(f"{folder}: this run has its {steps} steps. Train on with --resume --steps N.")
