@@ -35,7 +35,7 @@ ROOMS = (
     "transformers_models", "files", "formats", "config", "experts", "layers", "initializers",
     "hookspecs", "builtin", "discovery", "adapters", "wrapping", "distributed", "merging",
     "training", "checkpoint", "combining", "exporting", "bridge", "wrapped_model", "inspection",
-    "env", "testing", "cli",
+    "operations", "env", "testing", "cli",
 )  # fmt: skip
 
 #: Modules of quantlora that a plugin may import from besides `quantlora` itself: they do not

@@ -101,6 +101,7 @@ def _notes(report: Report) -> Iterable[tuple[str, ...]]:
 
 def _verdict(backend: Backend) -> tuple[str, ...]:
     verdict = backend.verdict
-    tried = ", ".join(f"{s.name} {s.seconds:.2f} s" for s in backend.deep if s.ok)
-    why = "\n".join(part for part in (verdict.reason, tried and f"tried: {tried}") if part)
+    done = [step.seconds for step in backend.deep if step.ok]
+    tried = f"tried: {len(done)} steps in {sum(done):.1f} s" if done else ""
+    why = "\n".join(part for part in (verdict.reason, tried) if part)
     return verdict.backend, verdict.status.value, verdict.version or "", why

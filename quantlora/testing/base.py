@@ -12,31 +12,14 @@ from torch import Tensor, nn
 from quantlora.discovery.registration import registry
 from quantlora.errors import MissingLibraryError
 from quantlora.formats.quantizer import Quantizer
-from quantlora.layers.linear import LoraLinear
-from quantlora.testing import reference
-from quantlora.wrapped_model import wrap
+from quantlora.operations import reference
+from quantlora.operations.subject import OneLayerModel
+from quantlora.operations.trial import Trial
 
 Shape = tuple[int, int]
 
 #: Arguments of the tests, and the setting that each takes its values from.
 _ARGUMENTS = {"shape": "held_shapes", "bias": "biases", "dtype": "dtypes"}
-
-
-class OneLayerModel(nn.Module):
-    """The smallest model: one layer, at the path ``proj``."""
-
-    def __init__(self, proj: nn.Module) -> None:
-        super().__init__()
-        self.proj = proj
-
-    def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.proj(x)
-        return y
-
-    @property
-    def lora(self) -> LoraLinear:
-        assert isinstance(self.proj, LoraLinear), f"wrap() left a {type(self.proj).__name__}"
-        return self.proj
 
 
 class SuiteBase:
@@ -106,45 +89,34 @@ class SuiteBase:
         bias = self.biases[0] if bias is None else bias
         return self.make_layer(out_features, in_features, bias, dtype or self.dtypes[0])
 
+    def fields(self, adapter: str) -> Mapping[str, Any]:
+        """Fields of `LoraConfig` for that adapter."""
+        return self.adapter
+
+    def trial(self, dtype: torch.dtype | None = None) -> Trial:
+        """What operations are run on, in ``dtype`` or the first of the setting."""
+        return Trial(self, dtype or self.dtypes[0])
+
     def wrapped(self, layer: nn.Module | None = None, **fields: Any) -> OneLayerModel:
         """A model with ``layer`` at ``proj`` and one adapter whose A and B are random."""
-        layer = self.layer() if layer is None else layer
-        fields = {
-            "r": min(4, *self.format.shape(layer)),
-            "lora_alpha": 3,
-            "target_modules": ["proj"],
-            "init_lora_weights": False,
-            **self.adapter,
-            **fields,
-        }
-        return wrap(OneLayerModel(layer), **fields)
+        return self.trial().wrapped(layer, **fields)
 
     def input(
         self, layer: nn.Module, *batch: int, dtype: torch.dtype | None = None, grad: bool = False
     ) -> Tensor:
         """Normal values ``(*batch, in_features)`` on the layer's device."""
-        quantizer = registry().match("proj", layer)
-        size = (*batch, quantizer.shape(layer)[1])
-        x = torch.randn(size, device=quantizer.device(layer)).to(dtype or self.dtypes[0])
-        return x.requires_grad_(grad)
+        return self.trial(dtype).input(layer, *batch).requires_grad_(grad)
 
     def tolerance(self, layer: nn.Module, *dtypes: torch.dtype) -> float:
         """That of the coarsest dtype a product of ``layer`` goes through."""
-        own = self.format.compute_dtype(layer)
-        passed = dtypes if own is None else (*dtypes, own)
-        return max(self.tolerances[dtype] for dtype in passed)
+        return self.trial().tolerance(layer, *dtypes)
 
     def check_output(self, model: OneLayerModel, x: Tensor, *dtypes: torch.dtype) -> None:
         """``model(x)`` against the reference over the layer's own weight."""
         lora = model.lora
-        wanted = reference.output(lora, lora.dequantize(), x)
+        wanted = reference.output(lora, x, lora.active)
         error = reference.relative(model(x), wanted)
         assert error <= self.tolerance(lora.base_layer, x.dtype, *dtypes)
-
-
-def merge_mode(quantizer: Quantizer) -> str:
-    """The mode to merge with: in the format itself where it can pack."""
-    return "requantize" if quantizer.can_quantize else "dequantize"
 
 
 def _id(value: Any) -> str:

@@ -8,7 +8,8 @@ import pickle
 import pytest
 import torch
 
-from quantlora.testing.base import OneLayerModel, SuiteBase
+from quantlora.operations.subject import OneLayerModel
+from quantlora.testing.base import SuiteBase
 from quantlora.testing.gradients import STEPS
 
 

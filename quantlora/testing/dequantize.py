@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from quantlora.testing import reference
+from quantlora.operations import reference
 from quantlora.testing.base import Shape, SuiteBase
 
 

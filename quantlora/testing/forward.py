@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from quantlora.testing import reference
+from quantlora.operations import reference
 from quantlora.testing.base import Shape, SuiteBase
 
 #: Inputs that models do send, made from a plain ``(6, in_features)``.

@@ -11,8 +11,10 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from quantlora.merging.merge import merge, unmerge
-from quantlora.testing import reference
-from quantlora.testing.base import OneLayerModel, Shape, SuiteBase, merge_mode
+from quantlora.operations import reference
+from quantlora.operations.merge_operations import merge_mode
+from quantlora.operations.subject import OneLayerModel
+from quantlora.testing.base import Shape, SuiteBase
 from quantlora.testing.forward import INPUTS
 
 
@@ -105,24 +107,26 @@ class GradientTests(SuiteBase):
         model, x = self.wrapped(layer), self.input(layer, 6, grad=True)
         grad = torch.randn_like(model(x))
         checkpoint(model, x, use_reentrant=reentrant).backward(grad)
-        A, B = (factor.weight.grad for factor in model.lora.factors("default"))
-        wanted = reference.expected(model.lora, self.format.dequantize(layer), x, grad)
-        for actual, one in ((x.grad, wanted.x), (A, wanted.A), (B, wanted.B)):
-            assert actual is not None
-            assert reference.relative(actual, one) <= self.tolerance(layer, x.dtype)
+        tensors = {"x": x, **reference.trained_tensors(model.lora)}
+        wanted = reference.training_step(model.lora, self.format.dequantize(layer), x, grad)
+        for name, tensor in tensors.items():
+            assert tensor.grad is not None
+            assert reference.relative(tensor.grad, wanted[name]) <= self.tolerance(layer, x.dtype)
 
     def test_the_adapter_learns_where_the_input_needs_no_gradient(self) -> None:
         """The first layer of a model: nothing before it is trained."""
         layer = self.layer()
         model = self.wrapped(layer)
         model(self.input(layer, 6)).sum().backward()
-        assert all(factor.weight.grad is not None for factor in model.lora.factors("default"))
+        trained = reference.trained_tensors(model.lora)
+        assert trained
+        assert all(tensor.grad is not None for tensor in trained.values())
 
     def check_grads(
         self, model: OneLayerModel, weight: Tensor, x: Tensor, *dtypes: torch.dtype
     ) -> None:
         grad = torch.randn_like(model(x))
-        wanted = reference.expected(model.lora, weight, x, grad)
-        found = reference.errors(reference.measured(model, model.lora, x, grad), wanted)
+        wanted = reference.training_step(model.lora, weight, x, grad)
+        found = reference.errors(reference.measured_step(model, model.lora, x, grad), wanted)
         limit = self.tolerance(model.lora.base_layer, x.dtype, *dtypes)
         assert max(found.values()) <= limit, found

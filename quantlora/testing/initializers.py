@@ -19,7 +19,7 @@ from quantlora.adapters.adapter_modules import lora_layers
 from quantlora.checkpoint.save import save_adapter
 from quantlora.discovery.registration import registry
 from quantlora.initializers.initializer import InitContext, Initializer
-from quantlora.testing.reference import relative
+from quantlora.operations.reference import relative
 from quantlora.wrapped_model import load_adapter, wrap
 
 

@@ -1,57 +1,23 @@
-"""Folding adapters into the base, and out again."""
+"""What a merge does to the layer, besides the operations: how often it packs, what is left."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import pytest
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from quantlora.errors import MergeError
 from quantlora.layers.linear import LoraLinear
-from quantlora.merging.merge import merge, unmerge
-from quantlora.testing import reference
-from quantlora.testing.base import SuiteBase, merge_mode
+from quantlora.merging.merge import merge
+from quantlora.operations.merge_operations import merge_mode
+from quantlora.testing.base import SuiteBase
 from quantlora.wrapped_model import merge_and_unload, wrap
 
 
 @pytest.mark.filterwarnings("ignore:merging lost most of the update")
 class MergeTests(SuiteBase):
     """When one fails, look at ``quantize(linear, like=layer)``: merging packs with it."""
-
-    def test_unmerge_is_bit_exact(self, dtype: torch.dtype) -> None:
-        layer = self.layer(dtype=dtype)
-        model, x = self.wrapped(layer), self.input(layer, 6, dtype=dtype)
-        weight, before = self.format.dequantize(layer).clone(), model(x)
-        merge(model, mode=merge_mode(self.format))
-        unmerge(model)
-        assert model.lora.base_layer is layer
-        assert torch.equal(model.lora.dequantize(), weight)
-        assert torch.equal(model(x), before)
-
-    def test_a_merge_to_float_keeps_the_output(self) -> None:
-        """``mode="dequantize"``: the same output, within the rounding of the products."""
-        layer = self.layer()
-        model, x = self.wrapped(layer), self.input(layer, 6)
-        wanted = reference.output(model.lora, self.format.dequantize(layer), x)
-        merge(model, mode="dequantize")
-        assert reference.relative(model(x), wanted) <= self.tolerance(layer, x.dtype)
-
-    def test_a_merge_in_the_format_loses_no_more_than_packing(self) -> None:
-        model = self.wrapped(self._quantizable())
-        wanted = reference.merged_weight(model.lora)
-        merge(model)
-        assert model.lora.quantizer.name == self.quantizer
-        error = (model.lora.dequantize().double() - wanted).norm() / wanted.norm()
-        assert error <= max(self.closeness, 1e-6)
-
-    def test_a_merged_layer_computes_with_its_new_weight(self) -> None:
-        layer = self._quantizable()
-        model, x = self.wrapped(layer), self.input(layer, 6)
-        merge(model)
-        wanted = _product(model.lora, x)
-        assert reference.relative(model(x), wanted) <= self.tolerance(layer, x.dtype)
 
     def test_several_adapters_are_packed_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
         model = self.wrapped(self._quantizable())
@@ -87,8 +53,3 @@ class MergeTests(SuiteBase):
         if not self.format.can_quantize:
             pytest.skip(f"{self.quantizer!r} only reads layers")
         return self.layer()
-
-
-def _product(lora: LoraLinear, x: Tensor) -> Tensor:
-    y = reference.float64(x) @ reference.float64(lora.dequantize()).t()
-    return y if lora.base_bias is None else y + reference.float64(lora.base_bias)

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from quantlora.formats.layouts import linear_from
-from quantlora.testing.base import OneLayerModel, Shape, SuiteBase
+from quantlora.operations.subject import OneLayerModel
+from quantlora.testing.base import Shape, SuiteBase
 from quantlora.wrapped_model import wrap
 
 

@@ -11,7 +11,9 @@ from torch import Tensor
 
 from quantlora.checkpoint.save import save_adapter
 from quantlora.merging.merge import merge
-from quantlora.testing.base import OneLayerModel, SuiteBase, merge_mode
+from quantlora.operations.merge_operations import merge_mode
+from quantlora.operations.subject import OneLayerModel
+from quantlora.testing.base import SuiteBase
 from quantlora.wrapped_model import load_adapter
 
 

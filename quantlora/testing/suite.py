@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from quantlora.testing.adapters import AdapterTests
 from quantlora.testing.copies import CopyTests
 from quantlora.testing.dequantize import DequantizeTests
 from quantlora.testing.forward import ForwardTests
@@ -23,7 +22,6 @@ class QuantizerSuite(
     GradientTests,
     MemoryTests,
     CopyTests,
-    AdapterTests,
     MergeTests,
     OperationTests,
     RoundTripTests,

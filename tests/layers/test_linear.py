@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import quantlora
-from quantlora.testing.reference import float64, relative
+from quantlora.operations.reference import float64, relative
 
 
 def test_the_output_is_the_formula_of_the_docstring(wrapped: Callable[..., nn.Module]) -> None:

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import quantlora
+from quantlora.operations.reference import float64, relative
 from quantlora.testing.models import tiny_llama
-from quantlora.testing.reference import float64, relative
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:fan_in_fan_out is set"),  # PEFT's

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import quantlora
 from quantlora.combining.combine_layer import COMBINATION_TYPES
 from quantlora.merging.merge_layer import MODES
-from quantlora.testing.operation_suite import OPERATIONS
+from quantlora.operations.catalogue import OPERATIONS
 from tests.tools.expert_models import Experts
 
 PAGE = (Path(__file__).parents[2] / "docs" / "operations.md").read_text()

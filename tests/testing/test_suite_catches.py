@@ -144,7 +144,7 @@ class Caches(Sound):
         return layer.cache
 
 
-@found_by("test_unmerge_is_bit_exact", dtype=torch.float32)
+@found_by("test_operation", name="unmerge", dtype=torch.float32)
 class PacksInPlace(Sound):
     def quantize(self, linear: nn.Linear, like: Any = None, **options: Any) -> nn.Module:
         packed = super().quantize(linear)

@@ -39,6 +39,10 @@ class NegatedLora(LoraLinear):
     def delta_weight(self, name: str, weight: Tensor) -> Tensor:
         return -super().delta_weight(name, weight)
 
+    def delta_bias(self, name: str, weight: Tensor) -> Tensor | None:
+        bias = super().delta_bias(name, weight)
+        return None if bias is None else -bias
+
 
 class Ones(Initializer):
     name = "ones"
