@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from quantlora import InitContext, Initializer, LoraLayer, LoraLinear, Quantizer
+from quantlora import InitContext, Initializer, LoraConfig, LoraLayer, LoraLinear, Quantizer
 
 
 class HalvedLinear(nn.Module):
@@ -31,17 +31,29 @@ class HalvedQuantizer(Quantizer):
 
 
 class NegatedLora(LoraLinear):
+    """Subtracts the update of its own adapters; others on the same layer are plain LoRA."""
+
     variant = "negated"
 
+    def __init__(self, *arguments) -> None:
+        super().__init__(*arguments)
+        self.sign: dict[str, int] = {}
+
+    def tables(self) -> tuple:
+        return (*super().tables(), self.sign)
+
+    def finish_adapter(self, name: str, config: LoraConfig) -> None:
+        self.sign[name] = -1 if config.variant == self.variant else 1
+
     def delta(self, name: str, x: Tensor, *args) -> Tensor:
-        return -super().delta(name, x, *args)
+        return self.sign.get(name, 1) * super().delta(name, x, *args)
 
     def delta_weight(self, name: str, weight: Tensor) -> Tensor:
-        return -super().delta_weight(name, weight)
+        return self.sign.get(name, 1) * super().delta_weight(name, weight)
 
     def delta_bias(self, name: str, weight: Tensor) -> Tensor | None:
         bias = super().delta_bias(name, weight)
-        return None if bias is None else -bias
+        return None if bias is None else self.sign.get(name, 1) * bias
 
 
 class Ones(Initializer):
