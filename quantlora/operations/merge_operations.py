@@ -57,7 +57,7 @@ def merge_keep(trial: Trial) -> None:
     model, x = trial.one_adapter()
     merge(model, mode="keep")
     merged = bool(model.lora.merged_adapters)
-    hold(merged == (trial.format.name == FLOAT), "float layers are merged, packed ones are kept")
+    hold(merged == (trial.format.is_float), "float layers are merged, packed ones are kept")
     trial.check(model, x, "default")
 
 
