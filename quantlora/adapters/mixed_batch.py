@@ -16,7 +16,8 @@ from quantlora.adapters.adapter_modules import adapter_modules, frozen_modules
 from quantlora.adapters.biases import check_biases_shared
 from quantlora.adapters.modules_to_save import ModulesToSaveWrapper
 from quantlora.errors import AdapterError
-from quantlora.layers.adapter_module import AdapterModule, give_samples
+from quantlora.layers.adapter_module import AdapterModule, give_samples, give_samples_back
+from quantlora.layers.calls import Calls
 from quantlora.layers.sub_batch import PromptAdapters
 from quantlora.transformers_models import time_first
 
@@ -45,17 +46,20 @@ def mixed_batch(
     It holds for the calls of this thread, and for what gradient checkpointing computes of them
     again.
     """
-    assign_samples(model, adapter_names, copies, batch_dim)
+    before = assign_samples(model, adapter_names, copies, batch_dim)
     try:
         yield
     finally:
-        clear_samples(model)
+        restore_samples(model, before)
 
 
 def assign_samples(
     model: nn.Module, adapter_names: Sequence[str], copies: int = 1, batch_dim: int | None = None
-) -> None:
-    """From now on, sample i of every batch goes through ``adapter_names[i]``."""
+) -> Calls:
+    """From now on, sample i of every batch goes through ``adapter_names[i]``.
+
+    Returns what held before, for `restore_samples`.
+    """
     adapted = AdaptedModel.of(model)
     for name in set(adapter_names) - {BASE}:
         adapted.state.known(name)
@@ -77,7 +81,7 @@ def assign_samples(
     if copies > 1:
         names = PromptAdapters(names)
         names.copies = copies
-    give_samples(layers, names, turned)
+    return give_samples(layers, names, turned)
 
 
 def _time_first(adapted: AdaptedModel, batch_dim: int | None) -> list[AdapterModule]:
@@ -105,6 +109,6 @@ def _nearest(found: Mapping[str, bool], path: str) -> bool:
     return False
 
 
-def clear_samples(model: nn.Module) -> None:
-    """From now on, every sample goes through the active adapters."""
-    give_samples([layer for _, layer in adapter_modules(model)], None)
+def restore_samples(model: nn.Module, before: Calls) -> None:
+    """From now on, samples go as they did ``before``, in a mixed batch around this one too."""
+    give_samples_back([layer for _, layer in adapter_modules(model)], before)

@@ -6,14 +6,21 @@ the one that counts; copies cannot be summed.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
+from quantlora.errors import AdapterError
 from quantlora.layers.adapter_module import AdapterModule
 from quantlora.layers.sub_batch import pick_samples, put_samples, sub_batches
+
+#: Arguments that a call does not change.
+_CONTAINERS = (tuple, list, dict)
+_VALUES = (*_CONTAINERS, Tensor, int, float, complex, str, type(None), torch.dtype, torch.device)
 
 
 class ModulesToSaveWrapper(AdapterModule):
@@ -52,17 +59,39 @@ class ModulesToSaveWrapper(AdapterModule):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         if self.sample_adapters is None or not self.enabled:
             return self.chosen(*args, **kwargs)
+        samples = self.sample_adapters
+        if len(names := {*samples}) == 1 and names <= {*self.adapters}:
+            return self.modules_to_save[names.pop()](*args, **kwargs)
+        if not names & {*self.adapters}:
+            return self.original_module(*args, **kwargs)
+        return self._by_sample(samples, args, kwargs)
+
+    def _by_sample(
+        self, samples: Sequence[str], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """The original's output, with the samples of each adapter from its copy."""
+        self._check_arguments(args, kwargs)
         y = self.original_module(*args, **kwargs)
         given = [one for one in (*args, *kwargs.values()) if isinstance(one, Tensor)]
-        if not given or not {*self.sample_adapters} & {*self.adapters}:
+        if not given:
             return y
-        for name, rows in sub_batches(self.sample_adapters, self.adapters, given[0], self.path):
+        for name, rows in sub_batches(samples, self.adapters, given[0], self.path):
             copy = self.modules_to_save[name]
             if len(args) == 1 and not kwargs and isinstance(y, Tensor):
                 y = y.index_copy(0, rows, copy(pick_samples(args[0], rows)).to(y.dtype))
             else:  # what else there is may belong to the samples or not: give all of it
                 y = put_samples(y, rows, copy(*args, **kwargs), len(given[0]), self.path)
         return y
+
+    def _check_arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Refuse what a call may write to: the copies would all write to the same."""
+        found = tree_leaves((args, kwargs), is_leaf=lambda one: not isinstance(one, _CONTAINERS))
+        if shared := next((one for one in found if not isinstance(one, _VALUES)), None):
+            raise AdapterError(
+                f"{self.path}: this module is trained in full (modules_to_save) and is given a "
+                f"{type(shared).__name__}, to which the copies of all adapters in the batch would "
+                f"write: use_cache=False, or call the model for each adapter by itself."
+            )
 
     def tied_output(self, head: nn.Module, x: Tensor) -> Tensor:
         """What ``head``, which has this embedding's weight, computes with the trained copies."""

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from quantlora.adapters.mixed_batch import assign_samples, clear_samples
+from quantlora.adapters.mixed_batch import assign_samples, restore_samples
 from quantlora.layers.calls import mark, may_be_marked, unmark
 
 _KEYWORD = "adapter_names"
@@ -55,11 +55,10 @@ def _after(model: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
 @torch.compiler.disable  # type: ignore[untyped-decorator]
 def _begin(model: nn.Module, names: Any) -> None:
     """What a thread keeps for itself is no part of a graph."""
-    assign_samples(model, names)
-    mark(model)
+    mark(model, assign_samples(model, names))
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
 def _end(model: nn.Module) -> None:
-    if unmark(model):
-        clear_samples(model)
+    if (before := unmark(model)) is not None:
+        restore_samples(model, before)

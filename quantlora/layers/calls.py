@@ -32,7 +32,7 @@ class Calls:
     samples: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
     time_first: frozenset[int] = frozenset()
     off: frozenset[int] = frozenset()
-    marked: frozenset[int] = frozenset()
+    marked: Mapping[int, Calls] = field(default_factory=dict)
     noting: tuple[Notes, ...] = ()
     again: Notes | None = None
 
@@ -48,9 +48,9 @@ def calls() -> Calls:
     return found
 
 
-def mark(model: object) -> None:
-    """Note that this thread is in a forward of ``model`` which a hook has to close."""
-    store(replace(calls(), marked=calls().marked | {id(model)}))
+def mark(model: object, before: Calls) -> None:
+    """Note that this thread is in a forward of ``model``, after which ``before`` holds again."""
+    store(replace(calls(), marked={**calls().marked, id(model): before}))
     _count(model, 1)
 
 
@@ -59,13 +59,14 @@ def may_be_marked(model: object) -> bool:
     return not torch.compiler.is_compiling() or _MARKED in vars(model)
 
 
-def unmark(model: object) -> bool:
-    """Take the note away; whether there was one."""
-    was = id(model) in calls().marked
-    if was:
+def unmark(model: object) -> Calls | None:
+    """Take the note away, and return what it says is to hold again."""
+    others = dict(calls().marked)
+    before = others.pop(id(model), None)
+    if before is not None:
         _count(model, -1)
-        store(replace(calls(), marked=calls().marked - {id(model)}))
-    return was
+        store(replace(calls(), marked=others))
+    return before
 
 
 def _count(model: object, change: int) -> None:

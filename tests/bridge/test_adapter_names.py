@@ -41,6 +41,33 @@ def test_it_holds_for_one_forward_only() -> None:
     assert torch.equal(model(IDS).logits, before)
 
 
+@torch.no_grad()
+def test_a_mixed_batch_around_another_goes_on_after_it() -> None:
+    model = two_adapters()
+    others = ["second"] * len(NAMES)
+    wanted = mixed(model)
+    with quantlora.mixed_batch(model, NAMES):
+        with quantlora.mixed_batch(model, others):
+            model(IDS)
+        assert torch.equal(model(IDS).logits, wanted)
+        model(IDS, adapter_names=others)
+        assert torch.equal(model(IDS).logits, wanted)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["self_attn", "layers.1"])
+def test_copies_of_a_module_do_not_write_to_one_cache(name: str) -> None:
+    model = tiny_llama()
+    for adapter in ("default", "second"):
+        quantlora.wrap(
+            model, adapter_name=adapter, target_modules=["up_proj"], modules_to_save=[name]
+        )
+    with pytest.raises(AdapterError, match=r"DynamicCache.*use_cache=False"):
+        model(IDS, adapter_names=NAMES, use_cache=True)
+    model(IDS, adapter_names=NAMES, use_cache=False)
+    model(IDS, adapter_names=["second"] * len(NAMES), use_cache=True)
+
+
 def test_it_is_forgotten_when_forward_fails() -> None:
     model = two_adapters()
     before = model(IDS).logits
