@@ -64,6 +64,7 @@ from .files.safetensors_file import (
 from .files.shards import shard_files as shard_files
 from .files.stream_tensors import TensorSource as TensorSource
 from .formats.affine import AffineWeight as AffineWeight, pool as pool, spread as spread
+from .formats.expert_stack import ExpertStack as ExpertStack
 from .formats.finite import check_packable as check_packable
 from .formats.layouts import linear_from as linear_from
 from .formats.quantizer import Quantizer as Quantizer

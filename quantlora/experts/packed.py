@@ -32,9 +32,10 @@ class PackedExperts(nn.Module):
         """Args: like: the float module, left as it is. stacks: for one or both of its matrices."""
         super().__init__()
         take_over(like, self)
-        self.kind, self.layout = type(like), layout
+        self.kind = like.kind if isinstance(like, PackedExperts) else type(like)
+        self.layout = layout
         for name, stack in stacks.items():
-            del self._parameters[name]
+            self._parameters.pop(name, None)
             setattr(self, name, stack)
         self.train(like.training)
 

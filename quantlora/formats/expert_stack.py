@@ -22,7 +22,9 @@ class ExpertStack(nn.Module):
     dict, safetensors and sharding then need no code of the format's.
     """
 
-    #: Dtype of the float parameter this was packed from.
+    #: Name of the quantizer that packs it.
+    format: ClassVar[str]
+    #: That of the float weight, which it becomes again when it is unpacked for good.
     dtype: torch.dtype
 
     @property
@@ -36,6 +38,10 @@ class ExpertStack(nn.Module):
         Called for each expert that is hit in every forward and backward; must not change anything.
         """
         raise NotImplementedError
+
+    def describe(self) -> dict[str, Any]:
+        """Facts as in `Quantizer.describe`: bits, block size and so on."""
+        return {}
 
 
 class ExpertHooks:

@@ -68,6 +68,10 @@ class PackedParameters(Quantizer):
     def bias(self, layer: nn.Module) -> Tensor | None:
         return None
 
+    def unpacked(self, linear: nn.Linear, like: nn.Module) -> nn.Module:
+        """``like`` with float parameters cut from the only row of ``linear``."""
+        return FloatParameters().quantize(linear, like=like)
+
     def describe(self, layer: nn.Module) -> dict[str, Any]:
         return {name: str(one.dtype).removeprefix("torch.") for name, one in weights(layer).items()}
 

@@ -11,7 +11,7 @@ model has, this one computes while an adapter counts.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -21,8 +21,12 @@ from quantlora.experts.branch import Branch
 from quantlora.experts.layout import ExpertsLayout
 from quantlora.experts.packed import PackedExperts
 from quantlora.experts.products import routed_experts
+from quantlora.experts.stacks_format import parameter_shapes, whole_stack
 from quantlora.formats.autocast import working_dtype
 from quantlora.layers.parameters import LoraParameters
+
+if TYPE_CHECKING:
+    from quantlora.formats.quantizer import Quantizer
 
 #: The sub-batches of a mixed batch, as adapters of each; and the sub-batch of each token.
 _Groups = tuple[list[tuple[str, ...]], Tensor | None]
@@ -32,6 +36,10 @@ class LoraExperts(LoraParameters):
     """LoRA on one or both of the stacked matrices of fused experts."""
 
     variant: ClassVar[str] = "experts"
+
+    def __init__(self, base_layer: nn.Module, quantizer: Quantizer, path: str) -> None:
+        super().__init__(base_layer, quantizer, path)
+        self.shapes = parameter_shapes(base_layer)
 
     @property
     def layout(self) -> ExpertsLayout:
@@ -55,6 +63,12 @@ class LoraExperts(LoraParameters):
         return cast(
             Tensor, routed_experts(self.base_layer, self.layout, hidden, *routing, **settings)
         )
+
+    def _read(self, key: str) -> Tensor:
+        base = self.base_layer
+        if isinstance(base, PackedExperts) and key in base.stacks:
+            return whole_stack(base, key)
+        return super()._read(key)
 
     def file_fields(self, name: str) -> dict[str, Any]:
         """PEFT refuses a file that has dropout on parameters, also one that is only used."""

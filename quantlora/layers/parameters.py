@@ -101,7 +101,7 @@ class LoraParameters(LoraLayer):
         """``W + Σ ΔW`` by name."""
         updated = {}
         for key, (own, deltas) in parts.items():
-            weight = getattr(self.base_layer, key) if own is None else own
+            weight = self._read(key) if own is None else own
             for A, B, scaling in deltas:
                 weight = weight + self._delta(key, A, B, scaling).to(weight.dtype)
             updated[key] = weight
@@ -163,13 +163,17 @@ class LoraParameters(LoraLayer):
         return self.base_layer._parameters.get(key)
 
     def meta_weight(self, key: str) -> tuple[Tensor, torch.device]:
-        own = getattr(self.base_layer, key)
+        own = self._read(key)
         return torch.empty_like(own, device="meta"), own.device
 
     def updated(self, key: str, names: Sequence[str]) -> Tensor:
         parts = self._parts([name for name in names if key in self._factors(name)])
+        return self._updated(parts)[key] if parts else self._read(key)
+
+    def _read(self, key: str) -> Tensor:
+        """A parameter of the base as it stands, unpacked where it is packed."""
         own: Tensor = getattr(self.base_layer, key)
-        return self._updated(parts)[key] if parts else own
+        return own
 
     # -- bookkeeping
 

@@ -125,7 +125,7 @@ def _dequantize(job: _Job) -> tuple[nn.Module, Quantizer]:
     if job.quantizer.is_float:  # stays as it is stored: transposed, convolution, dtype
         return _requantize(job)
     if isinstance(job.quantizer, PackedParameters):
-        return FloatParameters().quantize(job.linear(), like=job.base), FloatParameters()
+        return job.quantizer.unpacked(job.linear(), job.base), FloatParameters()
     quantizer = registry().quantizers[FLOAT]
     linear = cast(nn.Linear, quantizer.quantize(job.linear().to(job.floating)))
     return job.layer.stored_as_before(linear), quantizer

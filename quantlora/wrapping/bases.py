@@ -10,11 +10,14 @@ from torch import Tensor, nn
 from quantlora.adapters.adapted_model import AdaptedModel
 from quantlora.discovery.diagnosis import diagnosed
 from quantlora.discovery.registration import registry
+from quantlora.experts.packed import PackedExperts
+from quantlora.experts.stacks_format import PackedStacks, pack_experts
 from quantlora.files.reference import Reference
 from quantlora.formats.finite import check_packable, check_packed
 from quantlora.formats.layouts import linear_from
 from quantlora.formats.offloaded import onloaded, read
 from quantlora.formats.quantizer import Quantizer
+from quantlora.layers.experts import experts_layout
 from quantlora.layers.hooks import add_state_hooks
 from quantlora.layers.layer import LoraLayer
 from quantlora.wrapping.plan import PlannedLayer, check_model
@@ -28,8 +31,11 @@ def frozen_bases(
     check_model(adapted.model, plan)
     todo = [planned for planned in plan if planned.quantize]
     if todo:
-        linears = {planned.path: as_linear(planned.layer) for planned in todo}
-        packed = _packed(adapted.model, todo[0].quantizer, linears, options)
+        experts = [planned for planned in todo if planned.target.parameters]
+        others = [planned for planned in todo if not planned.target.parameters]
+        linears = {planned.path: as_linear(planned.layer) for planned in others}
+        packed = _packed(adapted.model, others[0].quantizer, linears, options) if others else {}
+        packed |= {planned.path: _packed_experts(planned, options) for planned in experts}
         for planned in todo:
             add_state_hooks(planned.layer, packed[planned.path])
         bases |= packed
@@ -54,6 +60,16 @@ def _packed(
     for path, layer in layers.items():
         check_packed(quantizer, layer, linears[path].weight.detach(), path)
     return layers
+
+
+def _packed_experts(planned: PlannedLayer, options: Mapping[str, Any]) -> nn.Module:
+    layout, own = experts_layout(planned.layer), planned.quantizer
+    assert layout is not None
+    assert isinstance(own, PackedStacks)
+    done = planned.layer.stacks if isinstance(planned.layer, PackedExperts) else {}
+    names = [name for name in planned.target.parameters if name not in done]
+    with diagnosed(own.packer):
+        return pack_experts(planned.layer, layout, names, own.packer, planned.path, options)
 
 
 def _prepare_others(modules: Mapping[str, nn.Module], targeted: set[int]) -> None:

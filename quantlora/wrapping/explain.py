@@ -12,7 +12,6 @@ from quantlora.config.lora_config import LoraConfig
 from quantlora.config.picked_paths import is_all_linear, targeted
 from quantlora.discovery.registration import registry
 from quantlora.errors import QuantloraError, TargetError
-from quantlora.formats.parameters import format_of
 from quantlora.formats.quantizer import Quantizer
 from quantlora.layers.layer import LoraLayer
 from quantlora.names import check_name
@@ -22,6 +21,7 @@ from quantlora.wrapping.all_linear import (
     looks_linear,
     output_heads,
 )
+from quantlora.wrapping.expert_formats import parameters_format
 from quantlora.wrapping.explanation import Explanation, LayerRow
 from quantlora.wrapping.plan import (
     AUTO,
@@ -92,7 +92,8 @@ def _explain(
         elif path and (looks_linear(layer) or computes_otherwise(layer)):
             rows.append(_row(path, layer, reason=_why_not(path, layer, adapted.model, config)))
         elif path in left:
-            rows.append(_row(path, layer, format_of(layer), reason=left[path].reason))
+            own = parameters_format(layer)
+            rows.append(_row(path, layer, own, reason=left[path].reason))
     warnings = tuple(notices(adapted, config, plan))
     return Explanation(tuple(rows), (*problems, *_problems_of_model(adapted.model, plan)), warnings)
 
@@ -118,6 +119,8 @@ def _targeted_row(target: Target, found: PlannedLayer | QuantloraError) -> Layer
     if isinstance(found, QuantloraError):
         return _row(target.path, target.layer, reason=str(found), fails=True)
     own = found.quantizer if target.parameters else None
+    if target.parameters and found.quantize:
+        own = parameters_format(target.layer)
     row = _row(target.path, target.layer, own)
     return replace(
         row,

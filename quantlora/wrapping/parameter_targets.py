@@ -10,7 +10,9 @@ from torch import nn
 from quantlora.adapters.adapter_modules import frozen_modules
 from quantlora.config.lora_config import LoraConfig
 from quantlora.errors import TargetError
-from quantlora.formats.parameters import parameter_names, weights
+from quantlora.experts.packed import PackedExperts
+from quantlora.experts.stacks_format import parameter_shapes
+from quantlora.formats.parameters import parameter_names
 from quantlora.layers.layer import LoraLayer
 from quantlora.layers.parameters import LoraParameters, picked_parameters
 from quantlora.suggestions import near
@@ -45,7 +47,9 @@ def parameter_targets(
 
 def _names(module: nn.Module) -> tuple[str, ...]:
     if isinstance(module, LoraParameters):
-        return parameter_names(module.base_layer)
+        return tuple(dict.fromkeys((*parameter_names(module.base_layer), *module.shapes)))
+    if isinstance(module, PackedExperts):
+        return (*parameter_names(module), *module.stacks)
     return () if isinstance(module, LoraLayer) else parameter_names(module)
 
 
@@ -66,7 +70,8 @@ def _check_owner(path: str, module: nn.Module, names: list[str], layers: Collect
             f"{path}: target_modules gives this layer an adapter, and target_parameters another "
             f"one to its {names[0]!r}: leave it out of one of them."
         )
-    fitting = weights(module.base_layer if isinstance(module, LoraParameters) else module)
+    base = module.base_layer if isinstance(module, LoraParameters) else module
+    fitting = parameter_shapes(base)
     for name in names:
         if name not in fitting:
             raise TargetError(

@@ -12,9 +12,9 @@ from quantlora.config.lora_config import LoraConfig
 from quantlora.config.picked_paths import TargetNames, is_all_linear
 from quantlora.discovery.registration import registry
 from quantlora.errors import AdapterError, BackendError, ConfigError, warn
+from quantlora.experts.stacks_format import PackedStacks
 from quantlora.formats.layouts import is_linear_kind
 from quantlora.formats.offloaded import is_offloaded
-from quantlora.formats.parameters import format_of
 from quantlora.formats.quantizer import Quantizer
 from quantlora.layers.adapter_module import AdapterModule
 from quantlora.layers.experts import LoraExperts, parameters_wrapper
@@ -23,6 +23,7 @@ from quantlora.layers.tied import TiedLayer
 from quantlora.layers.trained_tokens import TrainedTokens
 from quantlora.names import plain_path
 from quantlora.wrapping.all_linear import left_out, some
+from quantlora.wrapping.expert_formats import floating_names, parameters_format, why_not_packed
 from quantlora.wrapping.surroundings import check_surroundings
 from quantlora.wrapping.target import Target
 from quantlora.wrapping.targets import find_targets
@@ -165,11 +166,13 @@ def _plan_parameters(target: Target, config: LoraConfig, asked: Quantizer | None
             f"{target.path}: adapters on parameters (target_parameters) cannot have "
             f"{', '.join(faults)}; set it for an adapter without target_parameters."
         )
-    layer = target.layer
-    own = layer.quantizer if isinstance(layer, LoraLayer) else format_of(layer)
-    if asked is not None and asked.name != own.name:
-        raise _backend_error(target.path, asked, "parameters cannot be packed, only layers")
-    return PlannedLayer(target, own, False, wrapper)
+    own = target.layer.quantizer if isinstance(target.layer, LoraLayer) else None
+    own = parameters_format(target.layer) if own is None else own
+    if asked is None or not floating_names(target, own, asked):
+        return PlannedLayer(target, own, False, wrapper)
+    if why := why_not_packed(target, own, asked, wrapper):
+        raise _backend_error(target.path, asked, why)
+    return PlannedLayer(target, PackedStacks(asked), True, wrapper)
 
 
 def _plan_tokens(target: Target, config: LoraConfig) -> PlannedLayer:

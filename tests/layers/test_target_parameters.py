@@ -281,7 +281,7 @@ WRONG: list[tuple[type[Exception], str, dict[str, Any]]] = [
     (TargetError, "two or three dim", {"target_parameters": ["input_layernorm.weight"]}),
     (ConfigError, "variant 'dora'", {"use_dora": True}),
     (ConfigError, "lora_bias", {"lora_bias": True}),
-    (BackendError, "parameters cannot be packed", {"backend": "normalfloat"}),
+    (BackendError, "packs layers only", {"backend": "bitsandbytes_8bit"}),
 ]
 
 
@@ -314,6 +314,11 @@ def test_a_mixed_batch_says_why_it_cannot_be() -> None:
         pytest.raises(AdapterError, match="in a mixed batch"),
     ):
         model(torch.randn(2, 6))
+
+
+def test_a_parameter_of_a_module_that_nobody_knows_stays_float() -> None:
+    with pytest.raises(BackendError, match="parameters cannot be packed, only layers and the exp"):
+        wrapped(nn.Sequential(Experts()), target_parameters=["w"], backend="normalfloat")
 
 
 def test_dropout_is_for_experts_and_not_for_other_parameters() -> None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 import quantlora
 from quantlora.experts.layout import ExpertsLayout
+from quantlora.layers.experts import experts_layout
 from tests.compatibility.families import classes
 from tests.compatibility.tiny_config import tiny_config
 
@@ -54,7 +55,7 @@ def rows_for(module: nn.Module) -> tuple[Tensor, ...]:
 
 def adapted(module: nn.Module, **fields: Any) -> Any:
     """The `LoraExperts` around it, with random adapters on both matrices."""
-    layout = ExpertsLayout.of(module)
+    layout = experts_layout(module)
     assert layout is not None
     model = nn.ModuleDict({"experts": module})
     names = [f"experts.{name}" for name in layout.names]

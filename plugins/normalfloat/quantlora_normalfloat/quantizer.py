@@ -11,13 +11,16 @@ from torch import Tensor, nn
 from quantlora import (
     AffineWeight,
     BackendError,
+    ExpertStack,
     Quantizer,
     by_pattern,
     check_packable,
+    linear_from,
     unmatched_patterns,
 )
 from quantlora_normalfloat.affine import from_affine, to_affine
 from quantlora_normalfloat.blocks import encode
+from quantlora_normalfloat.experts import NormalFloatExperts
 from quantlora_normalfloat.layer import NormalFloatLinear, settings
 from quantlora_normalfloat.packing import pack
 from quantlora_normalfloat.requires import SCIPY
@@ -86,6 +89,27 @@ class NormalFloatQuantizer(Quantizer):
             path: _pack(linear, path, bits=by_pattern(path, patterns, bits), **options)
             for path, linear in layers.items()
         }
+
+    @torch.no_grad()
+    def quantize_experts(
+        self,
+        weight: Tensor,
+        path: str,
+        like: ExpertStack | None = None,
+        *,
+        bits: int = 4,
+        bits_pattern: Mapping[str, int] | None = None,
+        **options: Any,
+    ) -> ExpertStack:
+        """As `quantize` for each expert; ``bits_pattern`` is matched with ``path``."""
+        if like is not None:
+            assert isinstance(like, NormalFloatExperts)
+            bits, options = like.settings["bits"], {**like.settings, "dtype": like.dtype}
+            del options["bits"]
+        bits = by_pattern(path, bits_pattern or {}, bits)
+        return NormalFloatExperts(
+            [_pack(linear_from(one, None), path, bits=bits, **options) for one in weight]
+        )
 
     def group_size(self, layer: nn.Module) -> int | None:
         return _own(layer).block_size

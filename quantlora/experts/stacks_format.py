@@ -1,0 +1,145 @@
+"""`PackedStacks`: the matrices of fused experts as one format, for all that goes by `Quantizer`.
+
+Taken together they are one row, as other parameters are (`PackedParameters`): so merging, its loss
+and its undoing are those of any layer. Only a merge unpacks all experts of a module at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from quantlora.errors import BackendError
+from quantlora.experts.layout import ExpertsLayout
+from quantlora.experts.packed import PackedExperts
+from quantlora.formats.expert_stack import ExpertStack
+from quantlora.formats.finite import is_finite
+from quantlora.formats.parameters import PackedParameters, weights
+from quantlora.formats.quantizer import Quantizer
+
+
+class PackedStacks(PackedParameters):
+    """The format of a `PackedExperts`; ``packer`` is the quantizer that packs its stacks."""
+
+    def __init__(self, packer: Quantizer) -> None:
+        self.packer = packer
+        vars(self)["name"] = packer.name
+
+    def dequantize(self, layer: nn.Module) -> Tensor:
+        return torch.cat([one.reshape(-1) for one in whole_weights(layer).values()])[None]
+
+    def shape(self, layer: nn.Module) -> tuple[int, int]:
+        return 1, sum(shape.numel() for shape in parameter_shapes(layer).values())
+
+    def quantize(
+        self, linear: nn.Linear, like: nn.Module | None = None, **options: Any
+    ) -> nn.Module:
+        """``like``, a `PackedExperts`, with all its tensors cut from the only row of ``linear``."""
+        assert isinstance(like, PackedExperts)
+        parts = _cut(linear.weight.detach()[0], like)
+        stacks = {
+            name: self.packer.quantize_experts(_turned(parts[name], like.layout), name, like=stack)
+            for name, stack in like.stacks.items()
+        }
+        new = PackedExperts(like, like.layout, stacks)
+        for name, part in parts.items():
+            if name not in stacks:
+                own = like._parameters[name]
+                assert own is not None
+                new._parameters[name] = nn.Parameter(part.to(own.dtype, copy=True), False)
+        return new
+
+    def unpacked(self, linear: nn.Linear, like: nn.Module) -> nn.Module:
+        assert isinstance(like, PackedExperts)
+        parts, own = _cut(linear.weight.detach()[0], like), whole_dtypes(like)
+        return like.unpacked({name: one.to(own[name], copy=True) for name, one in parts.items()})
+
+    def describe(self, layer: nn.Module) -> dict[str, Any]:
+        if not isinstance(layer, PackedExperts):
+            return {}
+        facts = [stack.describe() for stack in layer.stacks.values()]
+        floats = [name for name in layer.layout.names if name not in layer.stacks]
+        return {**facts[0], **({"float": ", ".join(floats)} if floats else {})}
+
+
+def pack_experts(
+    module: nn.Module,
+    layout: ExpertsLayout,
+    names: Collection[str],
+    packer: Quantizer,
+    path: str,
+    options: Mapping[str, Any],
+) -> PackedExperts:
+    """``module`` with its matrices ``names`` packed; it is left as it is.
+
+    Raises `BackendError` where a weight is NaN or infinite, or becomes so.
+    """
+    stacks = {}
+    for name in names:
+        weight = _turned(getattr(module, name).detach(), layout)
+        place = f"{path}.{name}"
+        if not is_finite(weight):
+            raise BackendError(
+                f"{place}: the weight holds NaN or infinite values and cannot be quantized; repair "
+                f"it, or leave the experts out with exclude_modules."
+            )
+        stack = packer.quantize_experts(weight, place, **options)
+        _check_packed(stack, place)
+        stacks[name] = stack
+    return PackedExperts(module, layout, stacks)
+
+
+def _check_packed(stack: ExpertStack, place: str) -> None:
+    for expert in range(stack.shape[0]):
+        if not is_finite(stack.dequantize([expert], torch.float32)):
+            raise BackendError(
+                f"{place}: packed by {stack.format!r} expert {expert} holds NaN or infinite "
+                f"values: leave the experts out with exclude_modules, or take another backend."
+            )
+
+
+def parameter_shapes(module: nn.Module) -> dict[str, torch.Size]:
+    """Shapes of what can be adapted in ``module``, in the order of its format's row."""
+    shapes = {name: one.shape for name, one in weights(module).items()}
+    if isinstance(module, PackedExperts):
+        for name, stack in module.stacks.items():
+            experts, out, into = stack.shape
+            turned = (experts, into, out) if module.layout.transposed else (experts, out, into)
+            shapes[name] = torch.Size(turned)
+    return shapes
+
+
+def whole_weights(module: nn.Module) -> dict[str, Tensor]:
+    """The tensors of those shapes, packed ones unpacked."""
+    found = {name: one.detach() for name, one in weights(module).items()}
+    if isinstance(module, PackedExperts):
+        for name in module.stacks:
+            found[name] = whole_stack(module, name)
+    return found
+
+
+def whole_stack(module: PackedExperts, name: str) -> Tensor:
+    """All experts of one stack in float, as the float module has them."""
+    stack = module.stacks[name]
+    dtype = torch.promote_types(stack.dtype, torch.float32)
+    return _turned(stack.dequantize(range(stack.shape[0]), dtype), module.layout)
+
+
+def whole_dtypes(module: PackedExperts) -> dict[str, torch.dtype]:
+    """Dtypes of those tensors in the float module."""
+    floats = {name: one.dtype for name, one in weights(module).items()}
+    return floats | {name: stack.dtype for name, stack in module.stacks.items()}
+
+
+def _turned(weight: Tensor, layout: ExpertsLayout) -> Tensor:
+    """``(experts, out, in)`` from the layout's own order, and back."""
+    return weight.transpose(1, 2).contiguous() if layout.transposed else weight
+
+
+def _cut(row: Tensor, like: PackedExperts) -> dict[str, Tensor]:
+    shapes = parameter_shapes(like)
+    parts = torch.split(row, [shape.numel() for shape in shapes.values()])
+    return {n: one.reshape(shape) for (n, shape), one in zip(shapes.items(), parts, strict=True)}
