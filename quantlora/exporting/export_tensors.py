@@ -12,7 +12,10 @@ from torch import Tensor, nn
 from quantlora.adapters.modules_to_save import ModulesToSaveWrapper
 from quantlora.discovery.registration import registry
 from quantlora.errors import MergeError
+from quantlora.experts.packed import PackedExperts
+from quantlora.experts.stacks_format import whole_stack
 from quantlora.formats.layouts import is_linear_kind
+from quantlora.formats.parameters import FloatParameters
 from quantlora.formats.quantizer import Quantizer
 from quantlora.layers.layer import LoraLayer
 from quantlora.layers.tied import TiedLayer
@@ -48,6 +51,8 @@ class MergedTensors:
         """What ``layer`` becomes."""
         future = merge_layer(path, layer, self.names, self.mode, self.dtype)
         base, quantizer = (future.base, future.quantizer) if future else layer.plain_base
+        if isinstance(base, PackedExperts):
+            base, quantizer = self._float_experts(path, base), FloatParameters()
         self._check_class(path, layer, base)
         had = layer.plain_base[1].bias(layer.plain_base[0])
         if self.fixed and had is None and quantizer.bias(base) is not None:
@@ -60,13 +65,25 @@ class MergedTensors:
     def _check_class(self, path: str, layer: LoraLayer, base: nn.Module) -> None:
         """A fixed architecture makes its own class again, and the files must be for that one."""
         own = layer.plain_base[0]
-        other = not is_linear_kind(own) and type(base) is not type(own)
+        kind = own.kind if isinstance(own, PackedExperts) else type(own)
+        other = not is_linear_kind(own) and type(base) is not kind
         if self.fixed and other:
             raise MergeError(
                 f"{path}: {type(own).__name__} computes its weight, and the merged one is a plain "
                 f"{type(base).__name__}, which this architecture's files cannot hold. Keep the "
                 f"adapter apart, or use quantlora.merge_and_unload on the model in memory."
             )
+
+    def _float_experts(self, path: str, module: PackedExperts) -> nn.Module:
+        """Packed experts as the float module that files have; no loader knows packed ones."""
+        if self.mode != "dequantize":
+            raise MergeError(
+                f"{path}: its experts are packed, and Transformers loads no checkpoint of such "
+                f'experts. Use mode="dequantize" for float ones, or keep the adapter apart.'
+            )
+        return module.unpacked(
+            {n: whole_stack(module, n).to(one.dtype) for n, one in module.stacks.items()}
+        )
 
     def _walk(self, module: nn.Module, path: str) -> Iterator[tuple[str, Tensor]]:
         packed = None if isinstance(module, LoraLayer) else registry().packed_format(module)
@@ -80,6 +97,8 @@ class MergedTensors:
         elif packed is not None:
             if self._first(module):
                 yield from self._layer(module, packed, path)
+        elif isinstance(module, PackedExperts):
+            yield from self._own(self._float_experts(path, module), path, new=True)
         elif isinstance(module, TiedLayer):
             yield from self._tied(module, path)
         elif isinstance(module, ModulesToSaveWrapper):

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from quantlora.adapters.adapter_modules import adapter_modules
 from quantlora.discovery.registration import registry
+from quantlora.formats.expert_stack import ExpertStack
 from quantlora.units import format_size
 
 
@@ -87,7 +88,11 @@ def optimizer_bytes(optimizer: Any) -> int:
 
 
 def _packed_layers(model: nn.Module) -> Iterator[nn.Module]:
-    return (module for module in model.modules() if registry().packed_format(module))
+    return (
+        module
+        for module in model.modules()
+        if isinstance(module, ExpertStack) or registry().packed_format(module)
+    )
 
 
 def _own_tensors(module: nn.Module) -> list[Tensor]:

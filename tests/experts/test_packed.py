@@ -13,6 +13,7 @@ import quantlora
 from quantlora.errors import BackendError
 from quantlora.experts.packed import PackedExperts
 from quantlora.experts.stacks_format import whole_weights
+from tests.tools.expert_models import BOTH, mixtral
 from tests.tools.expert_modules import adapted, by_whole_weights, expert_module, rows_for
 
 CLOSE: dict[str, float] = {"rtol": 1e-5, "atol": 1e-5}
@@ -168,3 +169,31 @@ def test_what_cannot_be_packed_is_said() -> None:
     module.down_proj.data[1, 0, 0] = torch.nan
     with pytest.raises(BackendError, match=r"experts.down_proj: the weight holds NaN"):
         adapted(module, backend="normalfloat")
+
+
+@pytest.mark.parametrize("adapted_too", [True, False])
+def test_an_export_writes_float_experts(adapted_too: bool, tmp_path: Any) -> None:
+    """Also of experts that are packed and have no adapter."""
+    model = mixtral()
+    names = BOTH if adapted_too else None
+    quantlora.quantize(model, backend="normalfloat", target_modules=[], target_parameters=BOTH)
+    fields = {"target_modules": ["q_proj"], "target_parameters": names}
+    model = quantlora.wrap(model, r=2, init_lora_weights=False, **fields).eval()
+    ids = torch.arange(12)[None]
+    with torch.no_grad():
+        wanted = model(ids).logits
+        quantlora.export_merged(model, tmp_path / "merged", progress=False)
+        again = type(model).from_pretrained(tmp_path / "merged").eval()
+        assert float((again(ids).logits - wanted).abs().max() / wanted.abs().max()) < 1e-5
+    with pytest.raises(
+        quantlora.MergeError, match=r"experts are packed|is in format 'normalfloat'"
+    ):
+        quantlora.export_merged(model, tmp_path / "packed", mode="requantize", progress=False)
+
+
+def test_packed_experts_are_counted_as_packed() -> None:
+    model = mixtral()
+    numbers = sum(p.numel() for n, p in model.named_parameters() if ".experts." in n)
+    fields = {"target_modules": [], "target_parameters": BOTH, "r": 2}
+    quantlora.wrap(model, backend="normalfloat", **fields)
+    assert 0.5 * numbers < quantlora.memory_of(model).base_packed < 0.9 * numbers
