@@ -11,6 +11,7 @@ from quantlora.config.lora_config import LoraConfig
 from quantlora.config.picked_paths import is_all_linear
 from quantlora.layers.layer import LoraLayer
 from quantlora.layers.parameters import LoraParameters
+from quantlora.layers.trained_tokens import TrainedTokens
 from quantlora.names import plain_path
 
 
@@ -41,6 +42,7 @@ def _endings(path: str) -> Sequence[str]:
 
 
 def _has(module: nn.Module, adapter: str) -> bool:
-    if not isinstance(module, LoraLayer) or isinstance(module, LoraParameters):
+    """Whether ``module`` is a layer of ``adapter`` that no other setting names."""
+    if not isinstance(module, LoraLayer) or isinstance(module, (LoraParameters, TrainedTokens)):
         return False
     return adapter in module.adapters

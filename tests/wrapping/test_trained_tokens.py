@@ -23,8 +23,9 @@ TIE_LORA = {"target_modules": ["q_proj", "embed_tokens"], "ensure_weight_tying":
 TIE_HEAD = {"target_modules": ["q_proj", "lm_head"], "ensure_weight_tying": True}
 TIE_REGEX = {"target_modules": r"(.*q_proj|lm_head)", "ensure_weight_tying": True}
 TIE_COPY = {"modules_to_save": ["lm_head"], "ensure_weight_tying": True}
-ALL = [LIST, BOTH, EACH, HEAD, TIE_LORA, TIE_HEAD, TIE_REGEX, TIE_COPY]
-IDS = ["list", "both", "each", "head", "tie_lora", "tie_head", "tie_regex", "tie_copy"]
+EVERY = {"target_modules": "all-linear", **LIST}
+ALL = [LIST, EVERY, BOTH, EACH, HEAD, TIE_LORA, TIE_HEAD, TIE_REGEX, TIE_COPY]
+IDS = ["list", "every", "both", "each", "head", "tie_lora", "tie_head", "tie_regex", "tie_copy"]
 FOLLOWS = [LIST, BOTH, TIE_LORA, TIE_HEAD, TIE_COPY]
 
 
