@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from quantlora.errors import ConfigError
 
+#: Where a module that holds adapters has the one whose place it took, as in PEFT.
+BASE_LAYER = "base_layer"
 #: Segments that torch.compile, FSDP and activation checkpointing put into module paths.
 _WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 
@@ -17,6 +21,22 @@ _LONGEST_NAME = 255
 def plain_path(path: str) -> str:
     """``path`` in the model as it was before anything was wrapped around its modules."""
     return ".".join(part for part in path.split(".") if part not in _WRAPPERS)
+
+
+def outer_path(path: str, adapted: Collection[str] | None = None) -> str:
+    """``path`` without the ``base_layer`` of modules that hold adapters, as the plain model has it.
+
+    Such as ``attn.base_layer.out_proj``, which is ``attn.out_proj``; PEFT has one for each adapted
+    parameter of ``attn``.
+
+    Args:
+        adapted: paths of those modules in the plain model; None: all that are called so.
+    """
+    kept: list[str] = []
+    for part in path.split("."):
+        if not (part == BASE_LAYER and kept and (adapted is None or ".".join(kept) in adapted)):
+            kept.append(part)
+    return ".".join(kept)
 
 
 def check_name(adapter: str) -> None:

@@ -64,9 +64,11 @@ def config_text(
     return json.dumps(fields, indent=2, sort_keys=True)
 
 
-def read_config(folder: Path, base_is_noted: bool = False) -> LoraConfig:
-    """The config in ``folder``."""
-    return config_from(_fields(folder), str(folder / CONFIG), base_is_noted)
+def read_config(folder: Path, base_is_noted: bool = False) -> tuple[LoraConfig, str]:
+    """The config in ``folder``, and the version of the PEFT that has written it, if one has."""
+    fields = _fields(folder)
+    config = config_from(fields, str(folder / CONFIG), base_is_noted)
+    return config, str(fields.get("peft_version") or "")
 
 
 def config_from(fields: Mapping[str, Any], source: str, base_is_noted: bool = False) -> LoraConfig:

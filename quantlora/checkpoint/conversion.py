@@ -16,13 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from quantlora.adapters.adapter_modules import lora_layers
-from quantlora.checkpoint.keys import file_key
+from quantlora.checkpoint.keys import file_key, file_path
 from quantlora.config.lora_config import LoraConfig
 from quantlora.config.patterns import as_pattern
 from quantlora.errors import AdapterFileError, AdapterWarning
 from quantlora.layers.base_change import BaseChange
 from quantlora.layers.layer import LoraLayer
-from quantlora.names import plain_path
 
 #: Relative error of the weight up to which a converted adapter is as good: rounding of bfloat16.
 _SMALL = 0.01
@@ -89,7 +88,7 @@ def add_first_values(model: nn.Module, adapter: str, tensors: dict[str, Tensor])
     """Put A₀ and B₀ into ``tensors``, an adapter's by their keys in the file."""
     for path, (layer, change) in changed_layers(model, adapter).items():
         assert change.factors is not None
-        A, B = (file_key(plain_path(path), f"lora_{side}.weight") for side in "AB")
+        A, B = (file_key(file_path(model, path, adapter), f"lora_{side}.weight") for side in "AB")
         first_A, first_B = (factor.to(tensors[A]) for factor in change.factors)
         tensors[A] = torch.cat([tensors[A], first_A])
         tensors[B] = torch.cat([tensors[B], -first_B / layer.scaling[adapter]], 1)

@@ -19,7 +19,7 @@ from quantlora.checkpoint.keys import PREFIX, base_name, split_key
 from quantlora.checkpoint.renamed_config import renamed_config
 from quantlora.config.lora_config import LoraConfig
 from quantlora.errors import AdapterFileError
-from quantlora.names import plain_path
+from quantlora.names import outer_path, plain_path
 from quantlora.transformers_models import is_transformers_model
 
 #: What stands before a name where a model was wrapped once more before it was saved.
@@ -94,7 +94,7 @@ def _without_wrappers(key: str) -> Iterator[str]:
 def _module(key: str) -> str:
     """The path of the module whose tensor ``key`` is."""
     inner = _layer(key)  # of an attention's out_proj: attn.base_layer.out_proj
-    return inner.replace(".base_layer.", ".") or base_name(key).rpartition(".")[0]
+    return outer_path(inner) or base_name(key).rpartition(".")[0]
 
 
 def _layer(key: str) -> str:

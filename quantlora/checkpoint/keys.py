@@ -8,8 +8,12 @@ The adapter's own name is left out, so that it may be loaded under another one.
 from __future__ import annotations
 
 import re
+from typing import cast
 
-from quantlora.names import plain_path
+from torch import nn
+
+from quantlora.layers.parameters import LoraParameters
+from quantlora.names import BASE_LAYER, plain_path
 
 PREFIX = "base_model.model."
 
@@ -33,6 +37,27 @@ def base_name(key: str) -> str:
 def file_key(path: str, name: str) -> str:
     """The key of tensor ``name`` (``lora_A.weight``) of the layer at ``path``."""
     return f"{PREFIX}{path}.{name}"
+
+
+def file_path(model: nn.Module, path: str, adapter: str) -> str:
+    """``path`` of ``model`` as PEFT's file of ``adapter`` has it.
+
+    Around a layer inside a module whose parameters are adapted there is one wrapper for each of
+    these: ``attn.base_layer.base_layer.linear``.
+    """
+    found: list[str] = []
+    module = model
+    for part in path.split("."):
+        repeat = 1
+        if part == BASE_LAYER and isinstance(module, LoraParameters):
+            repeat = (
+                len(cast(nn.ModuleDict, module.lora_A[adapter]))
+                if adapter in module.adapters
+                else 0
+            )
+        found += [part] * repeat
+        module = module.get_submodule(part)
+    return plain_path(".".join(found))
 
 
 def split_key(key: str) -> tuple[str, str]:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from quantlora.adapters.adapted_model import AdaptedModel
 from quantlora.adapters.modules_to_save import ModulesToSaveWrapper
+from quantlora.checkpoint.attention_files import warn_of_later_peft, warn_of_lone_out_proj
 from quantlora.checkpoint.base_note import fitted, remember
 from quantlora.checkpoint.base_tensors import base_values, in_place
 from quantlora.checkpoint.current_names import current_names
@@ -95,6 +96,9 @@ def add_loaded_adapter(
     config, tensors = current_names(source, model, config, saved.tensors, key_mapping)
     put_on(model, config, tensors, adapter_name, source, backend, quantize_options)
     remember(file, model, adapter_name)
+    if file.peft_version:
+        warn_of_later_peft(source, model, adapter_name, file.peft_version)
+        warn_of_lone_out_proj(model, adapter_name)
     if not is_trainable:
         model.eval()
     report_differences(saved.note, model, adapter_name, source)

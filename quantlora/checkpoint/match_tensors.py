@@ -9,7 +9,7 @@ from torch import Tensor
 
 from quantlora.checkpoint.keys import PREFIX, split_key
 from quantlora.errors import AdapterFileError
-from quantlora.names import plain_path
+from quantlora.names import outer_path, plain_path
 from quantlora.suggestions import near
 from quantlora.wrapping.plan import PlannedLayer
 
@@ -136,30 +136,12 @@ def _shape(shapes: Mapping[str, tuple[int, ...]], name: str) -> str:
     return str(shapes[name]) if name in shapes else "nothing"
 
 
-#: In the names of layers inside a module whose own parameters are adapted, such as torch's
-#: attention: ``attn.base_layer.out_proj.lora_A.weight``, once for each adapted parameter (PEFT).
-_BETWEEN = "base_layer."
-
-
-def _outer_path(path: str, adapted: Collection[str]) -> str:
-    """``path`` in the plain model; ``adapted`` are the paths of such modules there."""
-    start = 0
-    while (at := path.find(f".{_BETWEEN}", start)) >= 0:
-        before, inner = path[:at], path[at + 1 :]
-        if before in adapted:
-            while inner.startswith(_BETWEEN):
-                inner = inner.removeprefix(_BETWEEN)
-            path = f"{before}.{inner}"
-        start = at + 1
-    return path
-
-
 def by_outer_path(found: ByPath, adapted: Collection[str]) -> ByPath:
-    """``found`` by paths in the plain model.
+    """``found`` by paths in the plain model; ``adapted``: of modules with adapted parameters.
 
     Where PEFT is given an attention and its ``out_proj`` by name, it writes a second adapter for
     the latter, ``attn.out_proj``, in a module that its forward never reaches: left out.
     """
-    outer = {path: _outer_path(path, adapted) for path in found}
+    outer = {path: outer_path(path, adapted) for path in found}
     inside = {new for path, new in outer.items() if path != new}
     return {new: found[path] for path, new in outer.items() if path != new or path not in inside}

@@ -24,8 +24,8 @@ def read_adapter(folder: Path) -> SavedAdapter:
         before = _identity(folder)
         try:
             note = read_note(folder)
-            config = read_config(folder, base_is_noted=bool(note.get("base_change")))
-            found = SavedAdapter(config, read_weights(folder), note)
+            config, peft = read_config(folder, base_is_noted=bool(note.get("base_change")))
+            found = SavedAdapter(config, read_weights(folder), note, peft)
         except AdapterFileError:
             if _identity(folder) == before:
                 raise

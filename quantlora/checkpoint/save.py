@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from quantlora.adapters.adapter_modules import adapter_modules, lora_layers, tied_layers
 from quantlora.adapters.state import adapter_state, known_adapter
 from quantlora.adapters.switch import active_adapters
+from quantlora.checkpoint.attention_files import warn_of_lone_out_proj
 from quantlora.checkpoint.base_note import base_note
 from quantlora.checkpoint.base_tensors import changed_base
 from quantlora.checkpoint.config_file import config_text
@@ -24,7 +25,7 @@ from quantlora.checkpoint.conversion import (
     written_init,
 )
 from quantlora.checkpoint.expert_names import warn_of_expert_names
-from quantlora.checkpoint.keys import PREFIX, file_key
+from quantlora.checkpoint.keys import PREFIX, file_key, file_path
 from quantlora.checkpoint.model_card import card_files
 from quantlora.checkpoint.place import CONFIG, PICKLE, SIDE, WEIGHTS, folders_of
 from quantlora.checkpoint.side_file import side_text
@@ -103,6 +104,7 @@ def write_adapter(
     """Write ``adapter`` to the folder ``place`` itself, whatever its name."""
     config = file_config(model, known_adapter(model, adapter), adapter)
     warn_of_expert_names(model, adapter)
+    warn_of_lone_out_proj(model, adapter)
     targets = written_targets(model, config, adapter)
     converted = is_converted(model, adapter, convert)
     base_change = base_note(model, config, adapter, converted)
@@ -147,7 +149,7 @@ def adapter_tensors(
     return (
         {PREFIX + name: value(one) for name, one in own.items()}
         | {
-            file_key(plain_path(path), name): value(parameter)
+            file_key(file_path(model, path, adapter), name): value(parameter)
             for path, module in adapter_modules(model)
             if adapter in module.adapters
             for name, parameter in module.adapter_tensors(adapter).items()

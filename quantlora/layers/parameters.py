@@ -159,6 +159,11 @@ class LoraParameters(LoraLayer):
         known = "weight" in self.shapes
         return read_weight(self) if known else getattr(self.base_layer, "weight", None)
 
+    @property
+    def bias(self) -> Any:
+        """The module's own, whatever it is."""
+        return getattr(self.base_layer, "bias", None)
+
     def own_weight(self, key: str) -> Tensor | None:
         return self.base_layer._parameters.get(key)
 

@@ -15,6 +15,7 @@ from quantlora.experts.stacks_format import parameter_shapes
 from quantlora.formats.parameters import parameter_names
 from quantlora.layers.layer import LoraLayer
 from quantlora.layers.parameters import LoraParameters, picked_parameters
+from quantlora.names import outer_path
 from quantlora.suggestions import near
 from quantlora.wrapping.target import Target
 
@@ -94,7 +95,7 @@ def check_reachable(
     """
     for outer, around in modules.items():
         for name, module in frozen_modules(around) if isinstance(around, LoraParameters) else ():
-            path = ".".join([outer, *(one for one in name.split(".") if one != "base_layer")])
+            path = outer_path(f"{outer}.{name}")
             if path not in (outer, *inner) and picks(path, module):
                 raise TargetError(
                     f"{path} is inside {outer}, whose parameters have adapters already: name it "

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import quantlora
+from quantlora.errors import AdapterWarning
 
 X = torch.randn(2, 5, 32, generator=torch.Generator().manual_seed(0))
 FIELDS: dict[str, Any] = {"r": 3, "lora_alpha": 5, "init_lora_weights": False}
@@ -90,3 +93,65 @@ def test_names_of_a_data_parallel_model_are_read(tmp_path: Path) -> None:
 def test_vllm_is_said_to_have_no_such_adapter(tmp_path: Path) -> None:
     quantlora.save_adapter(quantlora.wrap(base(), target_modules=["attn"], **FIELDS), tmp_path)
     assert any("MultiheadAttention" in one for one in quantlora.check_vllm(tmp_path))
+
+
+def test_out_proj_alone_is_said_to_have_no_effect_in_peft(tmp_path: Path) -> None:
+    parts = {"target_modules": ["attn.out_proj"], "target_parameters": ["attn.in_proj_weight"]}
+    with pytest.warns(AdapterWarning, match="PEFT gives attn.*out_proj an adapter"):
+        quantlora.save_adapter(quantlora.wrap(base(), **parts, **FIELDS), tmp_path / "ours")
+    theirs = peft.get_peft_model(base(), peft.LoraConfig(**parts, **FIELDS))
+    theirs.save_pretrained(tmp_path / "theirs")
+    with pytest.warns(AdapterWarning, match="PEFT gives attn.*out_proj an adapter"):
+        ours = quantlora.load_adapter(base(), tmp_path / "theirs")
+    nn.init.zeros_(ours["attn"].base_layer.out_proj.lora_B["default"].weight)
+    close(output(ours), output(theirs.base_model.model))
+
+
+@pytest.mark.parametrize(("version", "later"), [("0.21.9", 0), ("0.22.0.dev0@abc", 1), ("1.0", 1)])
+def test_a_later_peft_is_warned_of(version: str, later: int, tmp_path: Path) -> None:
+    config = peft.LoraConfig(target_modules=["attn"], **FIELDS)
+    peft.get_peft_model(base(), config).save_pretrained(tmp_path)
+    file = tmp_path / "adapter_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "peft_version": version}))
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        quantlora.load_adapter(base(), tmp_path)
+    assert len([one for one in said if "attn.out_proj counts twice" in str(one.message)]) == later
+
+
+class Two(nn.Module):
+    """Two parameters and a layer, all to be adapted."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.p, self.q = (nn.Parameter(torch.randn(8, 8)) for _ in range(2))
+        self.inner = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner((x @ self.p.t()).tanh() @ self.q.t())
+
+
+def test_a_layer_beside_several_adapted_parameters_is_found_both_ways(tmp_path: Path) -> None:
+    fields = {"target_modules": ["inner"], "target_parameters": ["two.p", "two.q"], **FIELDS}
+    x = torch.linspace(-1, 1, 24).reshape(3, 8)
+    theirs = peft.get_peft_model(nn.ModuleDict({"two": Two()}), peft.LoraConfig(**fields))
+    theirs.save_pretrained(tmp_path / "theirs")
+    ours = quantlora.load_adapter(nn.ModuleDict({"two": Two()}), tmp_path / "theirs")
+    wanted = theirs.base_model.model["two"](x)
+    close(ours["two"](x), wanted)
+    quantlora.save_adapter(ours, tmp_path / "ours")
+    back = peft.PeftModel.from_pretrained(nn.ModuleDict({"two": Two()}), tmp_path / "ours")
+    close(back.base_model.model["two"](x), wanted)
+
+
+def test_the_weight_of_out_proj_is_a_parameter_like_others(tmp_path: Path) -> None:
+    names = ["attn.in_proj_weight", "attn.out_proj.weight"]
+    ours = quantlora.wrap(base(), target_modules=[], target_parameters=names, **FIELDS)
+    as_layer = {"target_modules": ["attn.out_proj"], "target_parameters": names[:1]}
+    other = quantlora.wrap(base(), **as_layer, **FIELDS)
+    copied = zip(ours.parameters(), other.parameters(), strict=True)
+    assert all(one.shape == two.shape and two.data.copy_(one) is not None for one, two in copied)
+    close(output(ours), output(other))
+    quantlora.save_adapter(ours, tmp_path)
+    close(output(quantlora.load_adapter(base(), tmp_path)), output(ours))
