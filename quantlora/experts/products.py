@@ -13,6 +13,7 @@ from quantlora.experts.call import ExpertCall
 from quantlora.experts.layout import ExpertsLayout
 from quantlora.experts.routing import by_index, by_place
 from quantlora.formats.autocast import autocast_off, working_dtype
+from quantlora.formats.expert_stack import ExpertStack
 from quantlora.formats.offloaded import is_offloaded, onloaded
 from quantlora.formats.seen import transformed
 
@@ -38,7 +39,7 @@ def routed_experts(
     """
     rows = hidden.reshape(-1, hidden.shape[-1])
     with onloaded(module), autocast_off(hidden):
-        dtype = working_dtype(hidden, hidden.dtype)
+        dtype = working_dtype(hidden, _asked_dtype(module, layout) or hidden.dtype)
         call = ExpertCall(module, layout, path, branches, dtype)
         if index is None:
             routing = by_place(rows, call.experts, groups)
@@ -51,3 +52,10 @@ def routed_experts(
         if is_offloaded(module):
             call.seen = None
         return experts_product(call, rows, flat, routing).view(hidden.shape)
+
+
+def _asked_dtype(module: nn.Module, layout: ExpertsLayout) -> torch.dtype | None:
+    """What a packed format wants products taken in."""
+    stacks = (getattr(module, name) for name in layout.names)
+    asked = (one.compute_dtype for one in stacks if isinstance(one, ExpertStack))
+    return next((dtype for dtype in asked if dtype is not None), None)

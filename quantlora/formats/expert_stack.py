@@ -6,7 +6,7 @@ so that one can be unpacked without the others and no block holds weights of two
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -26,6 +26,8 @@ class ExpertStack(nn.Module):
     format: ClassVar[str]
     #: That of the float weight, which it becomes again when it is unpacked for good.
     dtype: torch.dtype
+    #: What products are to be taken in; None: the dtype of the input.
+    compute_dtype: torch.dtype | None = None
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -38,6 +40,17 @@ class ExpertStack(nn.Module):
         Called for each expert that is hit in every forward and backward; must not change anything.
         """
         raise NotImplementedError
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ExpertStack:
+        """Moves everything; a change of dtype concerns only what comes out."""
+
+        def exact(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
+
+        super()._apply(exact, recurse)  # type: ignore[no-untyped-call]
+        self.dtype = fn(torch.empty(0, dtype=self.dtype)).dtype
+        return self
 
     def describe(self) -> dict[str, Any]:
         """Facts as in `Quantizer.describe`: bits, block size and so on."""

@@ -22,6 +22,8 @@ FORMATS: list[tuple[str, dict[str, Any]]] = [
     *[("normalfloat", {"bits": bits, "block_size": 8}) for bits in (2, 3, 4, 8)],
     ("normalfloat", {"double_quant": True}),
     ("normalfloat", {"quant_type": "uniform"}),
+    ("bitsandbytes_4bit", {}),
+    ("bitsandbytes_4bit", {"compress_statistics": False, "quant_type": "fp4", "blocksize": 32}),
 ]
 
 
@@ -50,7 +52,7 @@ def check(layer: Any) -> None:
 
 
 @pytest.mark.parametrize("family", LAYOUTS)
-@pytest.mark.parametrize(("backend", "options"), FORMATS[2:3])
+@pytest.mark.parametrize(("backend", "options"), FORMATS[2::4])
 def test_every_layout_computes_as_its_float_values(family: str, backend: str, options: Any) -> None:
     model = packed(family, backend, **options)
     assert len(model.experts.base_layer.stacks) == 2

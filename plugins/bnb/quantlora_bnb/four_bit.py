@@ -9,9 +9,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from quantlora import BackendError, check_packable
+from quantlora import BackendError, ExpertStack, check_packable, linear_from
 from quantlora.errors import warn
 from quantlora_bnb.cpu_layout import absmax, is_repacked, ordinary_state
+from quantlora_bnb.experts import Bitsandbytes4bitExperts
 from quantlora_bnb.library import library
 from quantlora_bnb.quantizer import BitsandbytesQuantizer, frozen
 from quantlora_bnb.requires import REPACKED
@@ -77,6 +78,17 @@ class Bitsandbytes4bit(BitsandbytesQuantizer):
         if like is not None and layer.weight.quant_state is not None:
             layer.weight.quant_state.dtype = ordinary_state(like).dtype
         return layer.train(linear.training)  # type: ignore[no-any-return]
+
+    @torch.no_grad()
+    def quantize_experts(
+        self, weight: Tensor, path: str, like: ExpertStack | None = None, **options: Any
+    ) -> ExpertStack:
+        """A stack with the codes and scales of a `Linear4bit` for each expert."""
+        if isinstance(like, Bitsandbytes4bitExperts):
+            options = asdict(like.settings)
+        layers = [self.quantize(linear_from(one), **options) for one in weight]
+        dtype = weight.dtype if like is None else like.dtype
+        return Bitsandbytes4bitExperts(layers, dtype)
 
     def _empty(self, linear: nn.Linear, settings: Settings4bit) -> Any:
         """A layer whose weight is packed once it is moved to a device."""

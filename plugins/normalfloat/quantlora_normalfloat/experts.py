@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -57,17 +57,6 @@ class NormalFloatExperts(ExpertStack):
 
     def describe(self) -> dict[str, Any]:
         return dict(self.settings)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> NormalFloatExperts:
-        """Moves everything; a change of dtype concerns only what comes out."""
-
-        def exact(tensor: Tensor) -> Tensor:
-            moved = fn(tensor)
-            return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
-
-        super()._apply(exact, recurse)  # type: ignore[no-untyped-call]
-        self.dtype = fn(torch.empty(0, dtype=self.dtype)).dtype
-        return self
 
 
 def _stacked(scales: Sequence[nn.Module]) -> nn.Module:

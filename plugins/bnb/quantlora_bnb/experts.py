@@ -1,0 +1,94 @@
+"""`Bitsandbytes4bitExperts`: the matrices of a mixture's experts, each packed as a `Linear4bit` is.
+
+bitsandbytes itself packs none of them. Blocks run over the flattened matrix of one expert.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from quantlora import ExpertStack
+from quantlora_bnb.cpu_layout import NESTED_BLOCKSIZE, ordinary_state
+from quantlora_bnb.library import library
+from quantlora_bnb.settings import Settings4bit, dtype_name
+
+#: Dtypes that bitsandbytes unpacks into.
+_FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+
+
+class Bitsandbytes4bitExperts(ExpertStack):
+    """Codes and scales of one packed layer for each expert, stacked along a first dimension.
+
+    ``absmax`` are the scales; with double quantization they are codes too, and ``nested_absmax``,
+    ``nested_code`` and ``offset`` say of what.
+    """
+
+    format = "bitsandbytes_4bit"
+    packed: Tensor
+    absmax: Tensor
+    nested_absmax: Tensor | None
+    nested_code: Tensor | None
+    offset: Tensor | None
+
+    def __init__(self, layers: Sequence[Any], dtype: torch.dtype) -> None:
+        super().__init__()
+        states = [ordinary_state(layer) for layer in layers]
+        self.settings, self.dtype = Settings4bit.of(layers[0]), dtype
+        self.compute_dtype = self.settings.compute_dtype
+        self.out_features, self.in_features = states[0].shape
+        codes = [one.weight.data.view(-1, 1).view(torch.uint8).view(-1) for one in layers]
+        tensors: dict[str, Tensor | None] = {
+            "packed": torch.stack(codes),
+            "absmax": torch.stack([one.absmax for one in states]),
+            **dict.fromkeys(("nested_absmax", "nested_code", "offset")),
+        }
+        if states[0].nested:
+            tensors["nested_absmax"] = torch.stack([one.state2.absmax for one in states])
+            tensors["nested_code"] = states[0].state2.code
+            tensors["offset"] = torch.stack([torch.as_tensor(one.offset) for one in states])
+        for name, tensor in tensors.items():
+            self.register_buffer(name, tensor)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return len(self.packed), self.out_features, self.in_features
+
+    def dequantize(self, experts: Sequence[int], dtype: torch.dtype) -> Tensor:
+        out = self.packed.new_empty((len(experts), *self.shape[1:]), dtype=dtype)
+        target = dtype if dtype in _FLOATS else torch.float32
+        count = self.out_features * self.in_features
+        for place, expert in enumerate(experts):
+            weight = torch.ops.bitsandbytes.dequantize_4bit.default(
+                self.packed[expert].view(-1, 1),
+                self._scales(expert),
+                self.settings.blocksize,
+                self.settings.quant_type,
+                (1, count),  # the CPU kernel counts blocks by row
+                target,
+            )
+            out[place] = weight.view(self.out_features, self.in_features)
+        return out
+
+    def _scales(self, expert: int) -> Tensor:
+        """Of each block, in float32."""
+        scales = self.absmax[expert]
+        if self.nested_absmax is None or self.offset is None:
+            return scales
+        restored: Tensor = library().functional.dequantize_blockwise(
+            scales,
+            absmax=self.nested_absmax[expert],
+            code=self.nested_code,
+            blocksize=NESTED_BLOCKSIZE,
+        )
+        return restored + self.offset[expert]
+
+    def describe(self) -> dict[str, Any]:
+        facts: dict[str, Any] = {"bits": 4, **asdict(self.settings)}
+        for name in ("quant_storage", "compute_dtype"):
+            facts[name] = dtype_name(facts[name])
+        return facts
