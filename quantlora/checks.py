@@ -77,12 +77,12 @@ class Check:
 
     def _state(self) -> Verdict:
         found = [requirement.check() for requirement in self.requires]
-        version = ", ".join(one.version for one in found if one.version) or None
-        if missing := [one for one in found if not one]:
-            reason = " ".join(one.reason for one in missing)
-            fix = "\n".join(dict.fromkeys(one.fix for one in missing))
+        version = ", ".join(library.version for library in found if library.version) or None
+        if missing := [library for library in found if not library]:
+            reason = " ".join(library.reason for library in missing)
+            fix = "\n".join(dict.fromkeys(library.fix for library in missing))
             return Verdict(self.backend, Status.UNAVAILABLE, version, reason, fix)
         if loss := self.degraded():
             return Verdict(self.backend, Status.DEGRADED, version, *loss)
-        notes = " ".join(one.reason for one in found if one.reason)
+        notes = " ".join(library.reason for library in found if library.reason)
         return Verdict(self.backend, Status.READY, version, notes)

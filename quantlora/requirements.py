@@ -85,9 +85,9 @@ class AllOf:
 
     def check(self) -> Availability:
         found = [part.check() for part in self.parts]
-        for one in found:
-            if not one:
-                return one
+        for library in found:
+            if not library:
+                return library
         return Availability(_names(found, " and "), True, _versions(found))
 
 
@@ -107,18 +107,18 @@ class AnyOf:
 
     def check(self) -> Availability:
         found = [part.check() for part in self.parts]
-        available = [one for one in found if one]
+        available = [library for library in found if library]
         if available:
             choice = self._choice(available) if len(available) > 1 else available[0].reason
             pairs = zip(self.parts, found, strict=True)
-            unfit = [one.reason for part, one in pairs if not one and _installed(part)]
+            unfit = [library.reason for part, library in pairs if not library and _installed(part)]
             return replace(available[0], reason=" ".join(filter(None, [choice, *unfit])))
-        reason = " Or: ".join(one.reason for one in found)
-        fix = "\n   or: ".join(one.fix for one in found)
+        reason = " Or: ".join(library.reason for library in found)
+        fix = "\n   or: ".join(library.fix for library in found)
         return Availability(_names(found, " or "), False, _versions(found), reason, fix)
 
     def _choice(self, available: list[Availability]) -> str:
-        both = " and ".join(f"{one.name} {one.version}" for one in available)
+        both = " and ".join(f"{library.name} {library.version}" for library in available)
         return f"{both} are installed: {self.order or f'{available[0].name} is used'}."
 
 
@@ -133,11 +133,11 @@ AnyRequirement = Requirement | AllOf | AnyOf
 
 
 def _names(found: Iterable[Availability], joint: str) -> str:
-    return joint.join(one.name for one in found)
+    return joint.join(library.name for library in found)
 
 
 def _versions(found: Iterable[Availability]) -> str | None:
-    return ", ".join(one.version for one in found if one.version) or None
+    return ", ".join(library.version for library in found if library.version) or None
 
 
 @cache

@@ -10,8 +10,8 @@ def near(name: str, known: Iterable[str], count: int = 3) -> list[str]:
     """Known names that resemble ``name``, by the whole name or by its last component."""
     names = list(known)
     by_tail: dict[str, str] = {}
-    for one in names:
-        by_tail.setdefault(one.rsplit(".", 1)[-1], one)
+    for candidate in names:
+        by_tail.setdefault(candidate.rsplit(".", 1)[-1], candidate)
     whole = get_close_matches(name, names, count)
     tails = [tail for tail in get_close_matches(name, list(by_tail), count) if tail not in whole]
     return (whole + tails)[:count]

@@ -39,9 +39,9 @@ def is_transformers_model(model: nn.Module) -> bool:
 
 def time_first(module: nn.Module) -> bool | None:
     """Whether layers in ``module`` get (time, batch, features); None where nobody knows."""
-    for one in type(module).__mro__:
-        library, _, rest = one.__module__.partition(".models.")
-        key = rest.partition(".")[0], one.__name__
+    for cls in type(module).__mro__:
+        library, _, rest = cls.__module__.partition(".models.")
+        key = rest.partition(".")[0], cls.__name__
         if library == "transformers" and key in _TIME_FIRST:
             return _TIME_FIRST[key]
     return None

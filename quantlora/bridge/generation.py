@@ -29,7 +29,9 @@ def generate(
 
 def _check_order(model: nn.Module, copies: int, kwargs: dict[str, Any]) -> None:
     """Only Transformers' own generation is known to keep the copies of a prompt in a row."""
-    custom = next((one for one in ("custom_generate", "penalty_alpha") if kwargs.get(one)), None)
+    custom = next(
+        (option for option in ("custom_generate", "penalty_alpha") if kwargs.get(option)), None
+    )
     if custom is not None:
         raise AdapterError(
             f"generate({custom}=...) orders the batch its own way: generate without "
@@ -46,7 +48,7 @@ def _check_order(model: nn.Module, copies: int, kwargs: dict[str, Any]) -> None:
 def _copies(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
     """Rows of the batch for each prompt, by the settings that Transformers will find."""
     given = kwargs.get("generation_config") or (args[1] if len(args) > 1 else None)
-    configs = [one for one in (given, model.generation_config) if one is not None]
+    configs = [config for config in (given, model.generation_config) if config is not None]
 
     def setting(name: str) -> int:
         values = (getattr(config, name, None) for config in configs)

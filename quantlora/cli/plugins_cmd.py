@@ -66,7 +66,7 @@ def plugin_rows() -> list[PluginRow]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", PluginWarning)  # the list says it
         known = registry()
-        checks = [(one.plugin, one.check.backend) for one in backend_checks(known.plugins)]
+        checks = [(offer.plugin, offer.check.backend) for offer in backend_checks(known.plugins)]
     return [_row(record, known, checks) for record in known.plugins.records]
 
 

@@ -61,7 +61,8 @@ def add_weighted_adapter(
     recipe = Recipe(
         weights=dict(zip(adapters, map(float, weights), strict=True)),
         kind=combination_type,
-        svd_rank=svd_rank or max(max(one.r, *one.rank_pattern.values(), 0) for one in configs),
+        svd_rank=svd_rank
+        or max(max(config.r, *config.rank_pattern.values(), 0) for config in configs),
         density=density or 1.0,
         majority=majority_sign_method,
         low_rank=all(config.variant == "lora" for config in configs),
@@ -145,7 +146,7 @@ def _config(
 ) -> LoraConfig:
     """Scale 1 everywhere; a rank that is not the usual one is told by its layer's path."""
     usual, others = as_pattern(ranks)
-    rest = (path for one, _ in own_modules(model) if (path := plain_path(one)) not in ranks)
+    rest = (path for name, _ in own_modules(model) if (path := plain_path(name)) not in ranks)
     return LoraConfig(
         r=usual,
         lora_alpha=usual,

@@ -21,7 +21,7 @@ COMBINATION_TYPES = (
     *ARITHMETIC,
     CAT,
     SVD,
-    *(f"{one}_svd" for one in ARITHMETIC if one != "linear"),
+    *(f"{kind}_svd" for kind in ARITHMETIC if kind != "linear"),
 )
 
 _BIAS = "lora_B.bias"
@@ -86,7 +86,7 @@ def _apart(layer: LoraLayer, parts: dict[str, float], recipe: Recipe) -> Factors
 
 def _concatenated(layer: LoraLayer, parts: dict[str, float]) -> Factors:
     A, B = zip(*(_factors(layer, name) for name in parts), strict=True)
-    weighted = [weight * one for weight, one in zip(_scaled(layer, parts), A, strict=True)]
+    weighted = [weight * factor for weight, factor in zip(_scaled(layer, parts), A, strict=True)]
     return torch.cat(weighted, 0), torch.cat(B, 1)
 
 
@@ -113,7 +113,7 @@ def _bias(layer: LoraLayer, parts: dict[str, float], recipe: Recipe) -> dict[str
         return {}
     none = _factors(layer, next(iter(parts)))[1].new_zeros(layer.out_features)
     tensors = [layer.adapter_tensors(name) for name in parts]
-    biases = [one[_BIAS].detach() if _BIAS in one else none for one in tensors]
+    biases = [by_name[_BIAS].detach() if _BIAS in by_name else none for by_name in tensors]
     return {_BIAS: recipe.combine(biases, _scaled(layer, parts))}
 
 

@@ -26,11 +26,11 @@ def fits(value: Any, hint: Any) -> bool:
     if hint is Any:
         return True
     if origin in (types.UnionType, typing.Union):
-        return any(fits(value, one) for one in args)
+        return any(fits(value, choice) for choice in args)
     if origin is list:
-        return isinstance(value, list) and all(fits(one, args[0]) for one in value)
+        return isinstance(value, list) and all(fits(item, args[0]) for item in value)
     if origin is dict:
-        return isinstance(value, dict) and all(fits(one, args[1]) for one in value.values())
+        return isinstance(value, dict) and all(fits(item, args[1]) for item in value.values())
     if hint is float:
         return isinstance(value, (int, float)) and not isinstance(value, bool)
     return isinstance(value, hint) and (hint is bool or not isinstance(value, bool))

@@ -56,7 +56,7 @@ def unmatched_patterns(patterns: Iterable[str], paths: Collection[str]) -> list[
 
     They match, and fail, as in `by_pattern`.
     """
-    return [one for one in patterns if not any(ends_in(path, one) for path in paths)]
+    return [pattern for pattern in patterns if not any(ends_in(path, pattern) for path in paths)]
 
 
 def ends_in(path: str, pattern: str) -> bool:

@@ -29,7 +29,9 @@ def _best(quantizers: Iterable[Quantizer], bits: tuple[int, ...]) -> Quantizer:
             return quantizer
     wanted = " and ".join(map(str, bits))
     if able:
-        missing = "\n".join(f"{one.name}: {one.availability_error()}" for one in able)
+        missing = "\n".join(
+            f"{quantizer.name}: {quantizer.availability_error()}" for quantizer in able
+        )
         raise BackendError(f"no backend for {wanted} bits is installed. Install one:\n{missing}")
-    offered = ", ".join(map(str, sorted({n for one in known for n in one.bits})))
+    offered = ", ".join(map(str, sorted({n for quantizer in known for n in quantizer.bits})))
     raise BackendError(f"no backend quantizes to {wanted} bits; offered: {offered or 'none'}.")

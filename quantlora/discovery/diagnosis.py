@@ -81,10 +81,12 @@ DIAGNOSES = (
 def diagnose(text: str, requires: Iterable[AnyRequirement]) -> Diagnosis | None:
     """The diagnosis of an error's text, for a backend that needs ``requires``; None: unknown."""
     names = " ".join(need.check().name for need in requires) or "the backend's library"
-    for one in DIAGNOSES:
-        if re.search(one.pattern, text):
-            cause, fix = (part.replace("{libraries}", names) for part in (one.cause, one.fix))
-            return Diagnosis(one.pattern, cause, fix)
+    for diagnosis in DIAGNOSES:
+        if re.search(diagnosis.pattern, text):
+            cause, fix = (
+                part.replace("{libraries}", names) for part in (diagnosis.cause, diagnosis.fix)
+            )
+            return Diagnosis(diagnosis.pattern, cause, fix)
     return None
 
 

@@ -60,7 +60,9 @@ class Registry:
 
     def packed_format(self, layer: nn.Module) -> Quantizer | None:
         """The first format that ``layer`` is packed in; None for a float module."""
-        return next((one for one in self.candidates(layer) if not one.is_float), None)
+        return next(
+            (quantizer for quantizer in self.candidates(layer) if not quantizer.is_float), None
+        )
 
     def _takes(self, quantizer: Quantizer, layer: nn.Module) -> bool:
         takes = False
@@ -86,7 +88,7 @@ class Registry:
         return self.quantizers[backend]
 
     def _several(self, path: str, layer: nn.Module, found: list[Quantizer]) -> str:
-        owners = {one.name: self._owner(one).name for one in found}
+        owners = {quantizer.name: self._owner(quantizer).name for quantizer in found}
         names = " and ".join(f"{name!r} (plugin {owner!r})" for name, owner in owners.items())
         ways = [f"QUANTLORA_DISABLE={owner}" for owner in owners.values() if owner != BUILTIN]
         return (
@@ -135,9 +137,9 @@ class Registry:
         if name not in self.initializers:
             name = name.lower()  # PEFT takes "Gaussian" and "OLoRA" too
         if name not in self.initializers:
-            for one in self.initializers.values():
-                if one.answers_to(name):
-                    return one
+            for initializer in self.initializers.values():
+                if initializer.answers_to(name):
+                    return initializer
             raise ConfigError(unknown("initializer", name, self.initializers) + self._aside())
         return self.initializers[name]
 

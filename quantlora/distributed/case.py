@@ -50,7 +50,7 @@ def _packed(model: nn.Module) -> Iterator[tuple[str, nn.Module, Quantizer]]:
             base, known = module.base_layer, [module.quantizer]
         else:
             base, known = module, registry().candidates(module)
-        yield from ((path, base, one) for one in known if not one.is_float)
+        yield from ((path, base, quantizer) for quantizer in known if not quantizer.is_float)
 
 
 def short(dtype: torch.dtype) -> str:

@@ -54,10 +54,10 @@ class DistributedReport:
         if self.problems:
             raise BackendError(
                 f"this model cannot be trained with {self.strategy!r} as it is:\n"
-                + "\n".join(f"- {one}" for one in self.problems)
+                + "\n".join(f"- {problem}" for problem in self.problems)
             )
 
     def __str__(self) -> str:
         head = f"{self.strategy}: {'ready' if self.ok else 'must be changed'}"
-        lines = [f"  change: {one}" for one in self.problems]
-        return "\n".join([head, *lines, *(f"  note: {one}" for one in self.notes)])
+        lines = [f"  change: {problem}" for problem in self.problems]
+        return "\n".join([head, *lines, *(f"  note: {note}" for note in self.notes)])

@@ -29,7 +29,9 @@ def _in_buffers(case: Case) -> Iterator[Finding]:
     if case.strategy == ZERO2:
         return
     held = [
-        (path, layer) for path, layer, one in case.packed if one.packed_parameter(layer) is None
+        (path, layer)
+        for path, layer, quantizer in case.packed
+        if quantizer.packed_parameter(layer) is None
     ]
     size = sum(_bytes(layer.buffers()) for _, layer in held)
     if not held:

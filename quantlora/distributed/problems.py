@@ -14,7 +14,7 @@ from quantlora.formats.offloaded import is_offloaded
 
 def _offloaded(case: Case) -> Iterator[Finding]:
     """Layers whose weights are brought in by hooks."""
-    paths = [path for path, one in case.model.named_modules() if path and is_offloaded(one)]
+    paths = [path for path, module in case.model.named_modules() if path and is_offloaded(module)]
     if paths:
         yield Finding(
             "accelerate's device_map keeps its weights elsewhere between uses, and no strategy "

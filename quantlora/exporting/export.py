@@ -94,7 +94,7 @@ def export_merged(
         writer.write(_shown(source, progress))
         found = None
         if fixed:
-            write_config(staging, source, {name for one in writer.names for name in one})
+            write_config(staging, source, {name for shard in writer.names for name in shard})
             found = check_export(staging, source, sample) if check else None
         if tokenizer is not None:
             tokenizer.save_pretrained(staging)

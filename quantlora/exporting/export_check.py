@@ -79,7 +79,9 @@ def _computed(loaded: nn.Module, inputs: Mapping[str, Tensor], source: MergedTen
     try:
         return outputs(loaded, inputs)
     except RuntimeError:
-        other = [name for name, one in loaded.named_parameters() if one.dtype != source.dtype]
+        other = [
+            name for name, parameter in loaded.named_parameters() if parameter.dtype != source.dtype
+        ]
         if not other or source.mode != "dequantize":
             raise
         warn(

@@ -92,9 +92,13 @@ def _quantization(source: MergedTensors) -> dict[str, Any]:
 
 
 def _float_linears(model: nn.Module) -> dict[str, nn.Module]:
-    inside = {id(one) for _, layer in lora_layers(model) for one in layer.modules()}
+    inside = {id(module) for _, layer in lora_layers(model) for module in layer.modules()}
     found = model.named_modules()
-    return {p: one for p, one in found if isinstance(one, nn.Linear) and id(one) not in inside}
+    return {
+        p: module
+        for p, module in found
+        if isinstance(module, nn.Linear) and id(module) not in inside
+    }
 
 
 def _both_ends(model: Any, written: set[str]) -> bool:

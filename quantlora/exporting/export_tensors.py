@@ -124,10 +124,10 @@ class MergedTensors:
         own = [name for name in self.names if name in module.adapters]
         return module.modules_to_save[own[0]] if own else module.original_module
 
-    def _first(self, one: object) -> bool:
+    def _first(self, thing: object) -> bool:
         """Whether it has not been written under another name; the model keeps its id unique."""
-        new = not self.fixed or id(one) not in self._seen
-        self._seen.add(id(one))
+        new = not self.fixed or id(thing) not in self._seen
+        self._seen.add(id(thing))
         return new
 
     def _layer(
@@ -147,7 +147,9 @@ class MergedTensors:
     def _own(self, module: nn.Module, path: str, new: bool = False) -> Iterator[tuple[str, Tensor]]:
         """The module's own tensors, without its children's; those of a ``new`` one are not tied."""
         passing = module._non_persistent_buffers_set
-        buffers = ((name, one) for name, one in module._buffers.items() if name not in passing)
+        buffers = (
+            (name, buffer) for name, buffer in module._buffers.items() if name not in passing
+        )
         for name, tensor in (*module._parameters.items(), *buffers):
             if tensor is not None and (new or self._first(tensor)):
                 floating = tensor.is_floating_point()

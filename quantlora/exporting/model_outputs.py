@@ -58,8 +58,8 @@ def _tensors(answer: Any) -> Iterator[Tensor]:
         if answer.is_floating_point() and answer.numel():
             yield answer
     elif isinstance(answer, (tuple, list)):
-        for one in answer:
-            yield from _tensors(one)
+        for value in answer:
+            yield from _tensors(value)
     elif is_dataclass(answer):
         for field in fields(answer):
             if field.name != "past_key_values":
@@ -86,15 +86,15 @@ def furthest(found: list[Tensor], wanted: list[Tensor]) -> float:
 @contextmanager
 def active_only(model: nn.Module, names: Iterable[str]) -> Iterator[None]:
     """Within the block ``names`` are the adapters that count; nothing else changes."""
-    before = [(one, one.active) for _, one in adapter_modules(model)]
+    before = [(module, module.active) for _, module in adapter_modules(model)]
     names = tuple(names)
-    for one, _ in before:
-        one.activate(names)
+    for module, _ in before:
+        module.activate(names)
     try:
         yield
     finally:
-        for one, active in before:
-            one.active = active
+        for module, active in before:
+            module.active = active
 
 
 @contextmanager

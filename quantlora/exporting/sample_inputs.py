@@ -63,14 +63,14 @@ def _configs(config: Any) -> Iterator[Any]:
     """``config`` and those within it, from the outside in."""
     waiting = deque([config])
     while waiting:
-        one = waiting.popleft()
-        yield one
-        waiting.extend(part for part in vars(one).values() if hasattr(part, "model_type"))
+        part_config = waiting.popleft()
+        yield part_config
+        waiting.extend(part for part in vars(part_config).values() if hasattr(part, "model_type"))
 
 
 def _values(config: Any, *names: str) -> list[int]:
     """The whole numbers called so, the outermost first; of pairs the first number."""
-    found = [_read(one, name) for one in _configs(config) for name in names]
+    found = [_read(part, name) for part in _configs(config) for name in names]
     flat = [value[0] if isinstance(value, (list, tuple)) and value else value for value in found]
     return [value for value in flat if isinstance(value, int) and not isinstance(value, bool)]
 
@@ -88,7 +88,7 @@ def _first(config: Any, *names: str, default: int) -> int:
 
 def _special(config: Any) -> set[int]:
     """Tokens that stand for something else than text: padding, an image, the end."""
-    named = (vars(one).items() for one in _configs(config))
+    named = (vars(part).items() for part in _configs(config))
     ends = ("token_id", "token_index")
     return {value for items in named for name, value in items if name.endswith(ends) and _is(value)}
 

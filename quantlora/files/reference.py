@@ -109,7 +109,7 @@ def read_index(file: Path) -> dict[str, str]:
     except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{file} cannot be read: {error}. Copy or save it again.") from error
     places = index.get("weight_map") if isinstance(index, dict) else None
-    if not isinstance(places, dict) or not all(isinstance(one, str) for one in places.values()):
+    if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
         raise ConfigError(f"{file} has no weight_map from keys to files. Copy or save it again.")
     if outside := [name for name in places.values() if not _is_within(name)]:
         raise ConfigError(

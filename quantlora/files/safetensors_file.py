@@ -131,4 +131,6 @@ def _fault(entry: Any, size: int) -> str:
 
 
 def _are_counts(numbers: Any) -> TypeGuard[list[int]]:
-    return isinstance(numbers, list) and all(type(one) is int and one >= 0 for one in numbers)
+    return isinstance(numbers, list) and all(
+        type(number) is int and number >= 0 for number in numbers
+    )

@@ -117,5 +117,5 @@ def _files(top: Path, ours: set[str]) -> Iterator[Path]:
 
 
 def _newer(path: Path, target: Path) -> bool:
-    one, other = path.lstat(), target.lstat()
-    return one.st_ino != other.st_ino and one.st_mtime_ns > other.st_mtime_ns
+    new, other = path.lstat(), target.lstat()
+    return new.st_ino != other.st_ino and new.st_mtime_ns > other.st_mtime_ns

@@ -81,8 +81,8 @@ def _known(function: Any, quantizer: Quantizer) -> bool:
         function = function.func
     bound = getattr(function, "__func__", function)
     types = quantizer.layer_types()
-    if any(bound is vars(cls).get("forward") for one in types for cls in one.__mro__):
+    if any(bound is vars(cls).get("forward") for kind in types for cls in kind.__mro__):
         return True
-    names = {one.__module__ for one in types} | {quantizer.module, *quantizer.other_modules}
+    names = {kind.__module__ for kind in types} | {quantizer.module, *quantizer.other_modules}
     tops = {name.partition(".")[0] for name in names} | set(_HARMLESS)
     return (getattr(bound, "__module__", None) or "").partition(".")[0] in tops

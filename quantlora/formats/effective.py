@@ -39,7 +39,7 @@ def shows_its_weight(layer: nn.Module) -> bool:
     x, bias = _sample(layer), getattr(layer, "bias", None)
     try:
         y = layer(x)
-        same, moved = (with_weights(layer, one, bias)(x) for one in (weight, weight + more))
+        same, moved = (with_weights(layer, tried, bias)(x) for tried in (weight, weight + more))
         wanted = y + _product(layer, x, more)
     except Exception:  # whatever it does, it is not the plain product
         return False
@@ -67,7 +67,7 @@ def _embedding(layer: Any) -> nn.Module:
 
 
 def _convolution(layer: Any) -> nn.Module:
-    kind: Any = next(one for one in CONVOLUTIONS if isinstance(layer, one))
+    kind: Any = next(kind for kind in CONVOLUTIONS if isinstance(layer, kind))
     names = ("kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
     settings = {name: getattr(layer, name) for name in names}
     own = {"device": layer.weight.device, "dtype": layer.weight.dtype}

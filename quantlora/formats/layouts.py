@@ -83,7 +83,7 @@ _LAYOUTS = (_Transposed(), _Embedding(), _Convolution())
 
 def layout_of(layer: nn.Module) -> Layout | None:
     """The layer's layout; None for those of `nn.Linear`."""
-    return next((one for one in _LAYOUTS if isinstance(layer, one.types())), None)
+    return next((layout for layout in _LAYOUTS if isinstance(layer, layout.types())), None)
 
 
 def layout_types() -> tuple[type[nn.Module], ...]:
@@ -113,9 +113,9 @@ def with_weights(like: nn.Module, weight: Tensor, bias: Tensor | None) -> nn.Mod
         new._parameters = {k: v for k, v in new._parameters.items() if not _is_part(k)}
         new._buffers = {k: v for k, v in new._buffers.items() if not _is_part(k)}
     given = {"weight": weight} if bias is None else {"weight": weight, "bias": bias}
-    for name, one in given.items():
+    for name, parameter in given.items():
         vars(new).pop(name, None)
-        new._parameters[name] = nn.Parameter(one, requires_grad=False)
+        new._parameters[name] = nn.Parameter(parameter, requires_grad=False)
     return new
 
 

@@ -60,7 +60,7 @@ def _brought_in(layer: nn.Module) -> Iterator[None]:
 def _offloads(module: nn.Module) -> bool:
     """The hook may be a sequence of hooks."""
     hook = getattr(module, _HOOK, None)
-    return any(getattr(one, "offload", False) for one in getattr(hook, "hooks", (hook,)))
+    return any(getattr(part, "offload", False) for part in getattr(hook, "hooks", (hook,)))
 
 
 def _is_away(module: nn.Module) -> bool:

@@ -27,9 +27,9 @@ def weights(module: nn.Module) -> dict[str, Tensor]:
     """Its float parameters with two or three dimensions by name, packed ones unpacked."""
     own = {name: getattr(module, name) for name in parameter_names(module)}
     return {
-        name: one
-        for name, one in own.items()
-        if isinstance(one, Tensor) and one.dim() in (2, 3) and one.is_floating_point()
+        name: value
+        for name, value in own.items()
+        if isinstance(value, Tensor) and value.dim() in (2, 3) and value.is_floating_point()
     }
 
 
@@ -60,10 +60,10 @@ class PackedParameters(Quantizer):
         return ()
 
     def dequantize(self, layer: nn.Module) -> Tensor:
-        return torch.cat([one.detach().reshape(-1) for one in weights(layer).values()])[None]
+        return torch.cat([weight.detach().reshape(-1) for weight in weights(layer).values()])[None]
 
     def shape(self, layer: nn.Module) -> tuple[int, int]:
-        return 1, sum(one.numel() for one in weights(layer).values())
+        return 1, sum(weight.numel() for weight in weights(layer).values())
 
     def bias(self, layer: nn.Module) -> Tensor | None:
         return None
@@ -73,7 +73,10 @@ class PackedParameters(Quantizer):
         return FloatParameters().quantize(linear, like=like)
 
     def describe(self, layer: nn.Module) -> dict[str, Any]:
-        return {name: str(one.dtype).removeprefix("torch.") for name, one in weights(layer).items()}
+        return {
+            name: str(weight.dtype).removeprefix("torch.")
+            for name, weight in weights(layer).items()
+        }
 
 
 class FloatParameters(PackedParameters):
@@ -88,11 +91,14 @@ class FloatParameters(PackedParameters):
         """``like`` with float parameters cut from the only row of ``linear``, in their dtypes."""
         assert like is not None
         old = weights(like)
-        parts = torch.split(linear.weight.detach()[0], [one.numel() for one in old.values()])
+        parts = torch.split(linear.weight.detach()[0], [weight.numel() for weight in old.values()])
         pairs = zip(old.items(), parts, strict=True)
         return with_parameters(
             like,
-            {name: new.reshape(one.shape).to(one.dtype, copy=True) for (name, one), new in pairs},
+            {
+                name: new.reshape(weight.shape).to(weight.dtype, copy=True)
+                for (name, weight), new in pairs
+            },
         )
 
 

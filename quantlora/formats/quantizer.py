@@ -204,7 +204,7 @@ class Quantizer(ExpertHooks, ABC):
     def availability_error(self) -> str:
         """Why this backend cannot be used here, with the fix; empty when it can."""
         missing = [found for found in (need.check() for need in self.requires) if not found]
-        return "\n".join(f"{one.reason}\n{one.fix}" for one in missing)
+        return "\n".join(f"{need.reason}\n{need.fix}" for need in missing)
 
     def require(self) -> None:
         """Raise `MissingLibraryError` unless everything in ``requires`` is installed."""

@@ -29,7 +29,7 @@ class Seen:
 
     def __init__(self, module: nn.Module, path: str) -> None:
         self.path = path
-        self._tensors = [(name, one, version(one)) for name, one in _tensors(module)]
+        self._tensors = [(name, tensor, version(tensor)) for name, tensor in _tensors(module)]
 
     def exchanged(self, module: nn.Module) -> dict[str, Tensor]:
         """Those that ``module`` has others for by now.
@@ -57,8 +57,8 @@ class Seen:
         """Whether ``module`` still holds the same tensors, with the same values for certain."""
         now = dict(_tensors(module))
         return len(now) == len(self._tensors) and all(
-            now.get(name) is one and version(one) == before >= 0
-            for name, one, before in self._tensors
+            now.get(name) is tensor and version(tensor) == before >= 0
+            for name, tensor, before in self._tensors
         )
 
     def layer(self, module: nn.Module) -> nn.Module:
@@ -87,9 +87,9 @@ def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     if module._modules:
         yield from itertools.chain(module.named_parameters(), module.named_buffers())
         return
-    for name, one in itertools.chain(module._parameters.items(), module._buffers.items()):
-        if one is not None:
-            yield name, one
+    for name, tensor in itertools.chain(module._parameters.items(), module._buffers.items()):
+        if tensor is not None:
+            yield name, tensor
 
 
 def _elsewhere(tensor: Tensor, now: Tensor | None) -> bool:

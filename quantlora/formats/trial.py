@@ -50,7 +50,7 @@ def _agrees(kind: type[nn.Module], layer: nn.Module, x: Tensor, wanted: Tensor) 
     before = _random_states(x.device)
     y = kind.forward(layer, x)
     after = _random_states(x.device)
-    drew = not all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
+    drew = not all(torch.equal(state, other) for state, other in zip(before, after, strict=True))
     return not drew and isinstance(y, Tensor) and _close(y, wanted)
 
 

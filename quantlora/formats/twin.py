@@ -27,12 +27,12 @@ def twin(module: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
     packed = {name: tensors.get(name, getattr(module, name)) for name in parametrized(module)}
     kind = parametrize.type_before_parametrizations(module) if packed else type(module)
     new: nn.Module = object.__new__(kind)
-    vars(new).update({name: _rebound(one, module, new) for name, one in vars(module).items()})
+    vars(new).update({name: _rebound(value, module, new) for name, value in vars(module).items()})
     new._parameters = cast("dict[str, nn.Parameter | None]", _replaced(module._parameters, tensors))
     if any(name in module._buffers for name in tensors):
         new._buffers = _replaced(module._buffers, tensors)
     if packed:
-        new._modules = {k: one for k, one in module._modules.items() if k != "parametrizations"}
+        new._modules = {k: child for k, child in module._modules.items() if k != "parametrizations"}
         vars(new).update(packed)
     return new
 
@@ -49,23 +49,23 @@ def call_twin(module: nn.Module, tensors: Mapping[str, Tensor], *args: Any, **kw
     new = twin(module, tensors)
     before = dict(vars(new))
     output = new(*args, **kwargs)
-    for name, one in vars(new).items():
-        if name not in _TABLES and one is not before.get(name, _TABLES):
-            vars(module)[name] = one
+    for name, value in vars(new).items():
+        if name not in _TABLES and value is not before.get(name, _TABLES):
+            vars(module)[name] = value
     return output
 
 
 def _replaced(table: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Tensor | None]:
-    by_id = {id(table[name]): one for name, one in tensors.items() if name in table}
-    return {name: by_id.get(id(one), one) for name, one in table.items()}
+    by_id = {id(table[name]): tensor for name, tensor in tensors.items() if name in table}
+    return {name: by_id.get(id(tensor), tensor) for name, tensor in table.items()}
 
 
 def _rebound(value: Any, old: nn.Module, new: nn.Module) -> Any:
     """A bound method or a partial of ``old`` (accelerate's ``forward``) as one of ``new``."""
     if isinstance(value, MethodType) and value.__self__ is old:
         return MethodType(value.__func__, new)
-    if isinstance(value, partial) and any(one is old for one in value.args):
-        arguments = [new if one is old else one for one in value.args]
+    if isinstance(value, partial) and any(argument is old for argument in value.args):
+        arguments = [new if argument is old else argument for argument in value.args]
         bound = partial(value.func, *arguments, **value.keywords)
         vars(bound).update(vars(value))
         return bound

@@ -45,7 +45,7 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def peak(self, without: Iterable[Tensor] = ()) -> int:
         """Most bytes alive at one moment, leaving out the storages of these tensors."""
-        left_out = {self._numbers.get(one.untyped_storage()) for one in without}
+        left_out = {self._numbers.get(tensor.untyped_storage()) for tensor in without}
         changes = [count for number, count in self._events if number not in left_out]
         return max(accumulate(changes), default=0)
 

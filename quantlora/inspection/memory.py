@@ -44,7 +44,9 @@ class MemoryUse:
 
     def rows(self) -> list[tuple[str, int]]:
         """``("base packed", bytes)`` and so on, the total last."""
-        parts = [(one.name.replace("_", " "), getattr(self, one.name)) for one in fields(self)]
+        parts = [
+            (field.name.replace("_", " "), getattr(self, field.name)) for field in fields(self)
+        ]
         return [*parts, ("total", self.total)]
 
     def __str__(self) -> str:
@@ -53,11 +55,13 @@ class MemoryUse:
 
 def memory_of(model: nn.Module) -> MemoryUse:
     """What ``model`` takes as it stands, before a step."""
-    adapters = {id(one): one for one in adapter_tensors(model)}
-    packed = {id(one): one for one in _packed_layers(model)}
-    inside = {id(one) for layer in packed.values() for one in _own_tensors(layer)}
-    others = {id(one): one for one in _own_tensors(model)}
-    base_float = [one for key, one in others.items() if key not in adapters and key not in inside]
+    adapters = {id(tensor): tensor for tensor in adapter_tensors(model)}
+    packed = {id(layer): layer for layer in _packed_layers(model)}
+    inside = {id(tensor) for layer in packed.values() for tensor in _own_tensors(layer)}
+    others = {id(tensor): tensor for tensor in _own_tensors(model)}
+    base_float = [
+        tensor for key, tensor in others.items() if key not in adapters and key not in inside
+    ]
     return MemoryUse(
         base_packed=sum(_bytes(_stored(layer)) for layer in packed.values()),
         base_float=_bytes(base_float),
@@ -78,13 +82,15 @@ def trained_bytes(model: nn.Module) -> int:
 
 
 def gradient_bytes(model: nn.Module) -> int:
-    return _bytes(one.grad for one in model.parameters() if one.grad is not None)
+    return _bytes(p.grad for p in model.parameters() if p.grad is not None)
 
 
 def optimizer_bytes(optimizer: Any) -> int:
     """Of a ``torch.optim.Optimizer``, or of one that accelerate has wrapped."""
     states = optimizer.state.values()
-    return _bytes(one for state in states for one in state.values() if isinstance(one, Tensor))
+    return _bytes(
+        value for state in states for value in state.values() if isinstance(value, Tensor)
+    )
 
 
 def _packed_layers(model: nn.Module) -> Iterator[nn.Module]:
@@ -101,8 +107,8 @@ def _own_tensors(module: nn.Module) -> list[Tensor]:
 
 def _stored(layer: nn.Module) -> list[Tensor]:
     """As in a checkpoint: some libraries keep scales in attributes that are no buffers."""
-    return [one for one in layer.state_dict().values() if isinstance(one, Tensor)]
+    return [value for value in layer.state_dict().values() if isinstance(value, Tensor)]
 
 
 def _bytes(tensors: Iterable[Tensor]) -> int:
-    return sum(one.numel() * one.element_size() for one in tensors)
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

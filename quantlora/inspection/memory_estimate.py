@@ -55,7 +55,7 @@ def memory_estimate(
 def _activations(model: nn.Module, batch_size: int, length: int) -> int:
     if batch_size * length <= sum(_LENGTHS):
         return _peak(model, batch_size, length)
-    fixed, linear, quadratic = parabola(_LENGTHS, [_peak(model, 1, one) for one in _LENGTHS])
+    fixed, linear, quadratic = parabola(_LENGTHS, [_peak(model, 1, length) for length in _LENGTHS])
     return round(fixed + batch_size * (linear * length + quadratic * length**2))
 
 
@@ -74,7 +74,7 @@ def _peak(model: nn.Module, batch_size: int, length: int) -> int:
     batch = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens), "labels": tokens}
     with _untouched(model) as trained, LiveBytes() as live:
         model(**batch, use_cache=False).loss.backward()
-        peak: int = live.peak(without=[one.grad for one in trained if one.grad is not None])
+        peak: int = live.peak(without=[p.grad for p in trained if p.grad is not None])
     return peak
 
 

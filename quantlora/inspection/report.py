@@ -68,7 +68,7 @@ class Inspection:
         return self.linear_parameters * size.bytes_per_weight + others * rest
 
     def as_json(self) -> dict[str, Any]:
-        memory = [{**asdict(one), "bytes": round(self.memory(one))} for one in self.sizes]
+        memory = [{**asdict(size), "bytes": round(self.memory(size))} for size in self.sizes]
         facts = {"schema": SCHEMA, **asdict(self), "adapter_parameters": self.adapter_parameters}
         return {**facts, "sizes": memory}
 

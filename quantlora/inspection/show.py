@@ -66,9 +66,12 @@ def _memory(found: Inspection) -> Table:
     )
     for column in ("format", "bits", "bytes per weight", "all weights", "here"):
         table.add_column(column)
-    for one in found.sizes:
-        sign = "" if one.measured else "~"
-        cost, total = f"{sign}{one.bytes_per_weight:.3f}", f"{sign}{format_size(found.memory(one))}"
-        here = "no: see quantlora env" if one.problem else "yes"
-        table.add_row(*(Text(cell) for cell in (one.format, str(one.bits), cost, total, here)))
+    for size in found.sizes:
+        sign = "" if size.measured else "~"
+        cost, total = (
+            f"{sign}{size.bytes_per_weight:.3f}",
+            f"{sign}{format_size(found.memory(size))}",
+        )
+        here = "no: see quantlora env" if size.problem else "yes"
+        table.add_row(*(Text(cell) for cell in (size.format, str(size.bits), cost, total, here)))
     return table

@@ -37,7 +37,11 @@ def format_sizes() -> list[FormatSize]:
         FormatSize("float32", 32, 4.0, True),
         FormatSize("bfloat16", 16, 2.0, True),
     ]
-    packing = [one for one in registry().quantizers.values() if one.can_quantize and one.bits]
+    packing = [
+        quantizer
+        for quantizer in registry().quantizers.values()
+        if quantizer.can_quantize and quantizer.bits
+    ]
     return [*floats, *(size for quantizer in packing for size in _sizes(quantizer))]
 
 
@@ -57,8 +61,8 @@ def _measure(quantizer: Quantizer, bits: int) -> float | None:
             packed = quantizer.quantize(linear, **options)
     except Exception:  # what cannot be packed here is not measured
         return None
-    tensors = [one for one in packed.state_dict().values() if isinstance(one, torch.Tensor)]
-    return sum(one.numel() * one.element_size() for one in tensors) / linear.weight.numel()
+    tensors = [value for value in packed.state_dict().values() if isinstance(value, torch.Tensor)]
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors) / linear.weight.numel()
 
 
 @contextlib.contextmanager

@@ -55,7 +55,8 @@ class StoredFormat:
         if quantizer is not None:
             return quantizer.availability_error()
         disabled = [
-            f"Plugin {one.name!r} is disabled: {one.error}" for one in registry().plugins.disabled
+            f"Plugin {plugin.name!r} is disabled: {plugin.error}"
+            for plugin in registry().plugins.disabled
         ]
         return "\n".join([f"no plugin reads format {self.name!r}.", *disabled])
 

@@ -49,7 +49,7 @@ def reference_model(model: M) -> M:
                 f"{path}: {', '.join(module.merged_adapters)} is merged into the base, which the "
                 f"reference would share: call quantlora.unmerge(model) first."
             )
-    reference = copy.deepcopy(model, {id(one): one for one in _shared(model)})
+    reference = copy.deepcopy(model, {id(tensor): tensor for tensor in _shared(model)})
     _own_forward(reference)
     vars(reference)[_MARK] = True
     return reference.requires_grad_(False).eval()
@@ -82,7 +82,7 @@ def _attributes(module: nn.Module) -> Iterator[Any]:
     yield from (getattr(hook, name, None) for name in ("weights_map", "tied_params_map"))
     for value in vars(module).values():
         held = getattr(value, "__dict__", {}) if not isinstance(value, nn.Module) else {}
-        if any(isinstance(one, Tensor) for one in (value, *held.values())):
+        if any(isinstance(item, Tensor) for item in (value, *held.values())):
             yield value
 
 

@@ -123,4 +123,4 @@ def _anywhere(found: Divergence | None) -> Divergence | None:
         return found
     everywhere: list[Divergence | None] = [None] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(everywhere, found)
-    return next((one for one in everywhere if one is not None), None)
+    return next((found for found in everywhere if found is not None), None)

@@ -30,7 +30,7 @@ def watch_first_step(model: nn.Module) -> None:
 
 
 def _look(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-    stepped = {id(one) for group in optimizer.param_groups for one in group["params"]}
+    stepped = {id(p) for group in optimizer.param_groups for p in group["params"]}
     for model in list(_watched):
         seen = {path: B for path, B in _trained(model) if id(B) in stepped}
         unused = [path for path, B in seen.items() if B.grad is None]

@@ -119,7 +119,7 @@ def prepare(options: FinetuneOptions, run: RunFolder, show: Show) -> Job:
     facts = model_facts(model)
     require_disk(run.path, facts.trained_parameters)
     show.model(facts)
-    length = max(len(one.input_ids) for one in data.train)
+    length = max(len(example.input_ids) for example in data.train)
     memory = memory_estimate(model, batch_size=options.batch_size, length=length)
     show.prediction(memory)
     return Job(options, run, base, tokens, data, model, memory, weights)

@@ -57,10 +57,10 @@ class Show:
             f"{facts.trained_parameters:,} parameters are trained."
         )
 
-    def measurement(self, when: str, one: Measurement) -> None:
-        self._say(f"Held-out perplexity {when} training: {one.perplexity:.2f}", "bold")
+    def measurement(self, when: str, found: Measurement) -> None:
+        self._say(f"Held-out perplexity {when} training: {found.perplexity:.2f}", "bold")
         text = Text.assemble(
-            _INDENT, (_below(one.prompt), "dim"), _below(one.continuation.rstrip())
+            _INDENT, (_below(found.prompt), "dim"), _below(found.continuation.rstrip())
         )
         self.console.print(text, soft_wrap=True)
 

@@ -57,7 +57,7 @@ class _Job:
                 f"GPTQModel does not quantize {', '.join(missed)} of a "
                 f"{type(self.model).__name__}; leave them out with exclude_modules."
             )
-        return {p: one.to(self.layers[p].weight.device) for p, one in found.items()}
+        return {p: layer.to(self.layers[p].weight.device) for p, layer in found.items()}
 
     def _place(self, library: str, renamed: int) -> dict[str, Any]:
         """Device and dtype of the model, which was ``torch_dtype`` before a major version."""
@@ -125,7 +125,10 @@ def _check(model: nn.Module, tokenizer: Any, calibration: Calibration) -> None:
 
 def _inputs(calibration: Calibration, tokenizer: Any) -> list[dict[str, Any]]:
     """Tokenized texts as lists; tokenized inputs as they are."""
-    return [dict(tokenizer(one)) if isinstance(one, str) else dict(one) for one in calibration]
+    return [
+        dict(tokenizer(sample)) if isinstance(sample, str) else dict(sample)
+        for sample in calibration
+    ]
 
 
 def _checkpoint_format(bits: int) -> str:

@@ -123,7 +123,7 @@ def _wrong_dtypes(layer: nn.Module) -> list[str]:
     words = [f"{n} is {tensor(layer, n).dtype}" for n in ("qweight", "qzeros", "g_idx")
              if tensor(layer, n).dtype != torch.int32]  # fmt: skip
     floating = tensor(layer, "scales").is_floating_point()
-    return [f"{one}, not int32" for one in words] + ([] if floating else ["scales are not float"])
+    return [f"{word}, not int32" for word in words] + ([] if floating else ["scales are not float"])
 
 
 def _wrong_shapes(layer: nn.Module, bits: int) -> list[str]:

@@ -73,7 +73,9 @@ def check_settings(layers: dict[str, nn.Linear], bits: int, group_size: int | No
                 f"{path}: a weight of {shape} does not fill whole 32-bit words at {bits} bits; "
                 f"leave the layer out with exclude_modules."
             )
-    fitting = [s for s in GROUP_SIZES if all(not one.in_features % s for one in layers.values())]
+    fitting = [
+        s for s in GROUP_SIZES if all(not layer.in_features % s for layer in layers.values())
+    ]
     if group_size is None:
         return fitting[0] if fitting else -1
     for path, linear in layers.items():

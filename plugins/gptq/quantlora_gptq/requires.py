@@ -87,7 +87,9 @@ def _notes() -> Iterator[Note]:
         found = need.parts[0].check()
         if found and found.version:
             yield KERNELS[library]
-            yield from (one.note for one in WRONG_READINGS if one.concerns(library, found.version))
+            yield from (
+                wrong.note for wrong in WRONG_READINGS if wrong.concerns(library, found.version)
+            )
 
 
 CHECK = Check("gptq", requires=(REQUIRES,), notes=_notes)
@@ -156,6 +158,8 @@ def wrong_reading(
 ) -> WrongReading | None:
     """What this version is known to do wrong with such a checkpoint, if anything."""
     matching = (
-        one for one in WRONG_READINGS if one.applies(library, version, checkpoint_format, bits)
+        wrong
+        for wrong in WRONG_READINGS
+        if wrong.applies(library, version, checkpoint_format, bits)
     )
     return next(matching, None)

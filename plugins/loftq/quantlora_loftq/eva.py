@@ -82,7 +82,9 @@ def initialize_lora_eva_weights(
     }
     ranks = {path: layer.r[adapter_name] for path, layer in layers.items()}
     found = collect(model, batches, layers, ranks, settings)
-    dealt = redistribute({path: one.shares for path, one in found.items()}, ranks, settings.rho)
+    dealt = redistribute(
+        {path: directions.shares for path, directions in found.items()}, ranks, settings.rho
+    )
     for path, r in dealt.items():
         A = found[path].directions
         assert A is not None

@@ -80,7 +80,9 @@ class _Watch:
             if leader != path and first != leader:  # it had another's input before, not now
                 leader = self.leaders[path] = path
             if leader == path:
-                most = max(k for one, k in self.most.items() if self.leaders.get(one, path) == path)
+                most = max(
+                    k for layer, k in self.most.items() if self.leaders.get(layer, path) == path
+                )
                 self.found.setdefault(path, IncrementalDirections(most)).add(self._rows(x))
 
         return look

@@ -78,7 +78,7 @@ def solve(problem: Problem, base: nn.Module, iterations: int) -> Solution:
         assert problem.pack is not None
         repacked = problem.pack(problem.weight - current.product)
         current = _fit(problem, repacked, current, True)
-        best = min(best, current, key=lambda one: one.error)
+        best = min(best, current, key=lambda solution: solution.error)
     return best
 
 

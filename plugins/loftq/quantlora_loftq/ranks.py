@@ -18,9 +18,13 @@ def redistribute(
         shares: of the variance, falling, by path; at most ``ranks * rho`` of them count.
         ranks: the ranks asked for; their sum is the budget.
     """
-    most = {path: min(round(ranks[path] * rho), len(one)) for path, one in shares.items()}
-    every = [(float(share), path) for path, one in shares.items() for share in one[: most[path]]]
-    every.sort(key=lambda one: -one[0])
+    most = {path: min(round(ranks[path] * rho), len(of_layer)) for path, of_layer in shares.items()}
+    every = [
+        (float(share), path)
+        for path, of_layer in shares.items()
+        for share in of_layer[: most[path]]
+    ]
+    every.sort(key=lambda pair: -pair[0])
     dealt = dict.fromkeys(shares, 0)
     for _, path in every[: sum(ranks.values())]:
         dealt[path] += 1

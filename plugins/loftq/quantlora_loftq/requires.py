@@ -44,7 +44,7 @@ def _smallest() -> dict[str, Any]:
     from quantlora import registry
 
     usable = [q for q in registry().quantizers.values() if q.bits and q.can_quantize]
-    for quantizer in sorted(usable, key=lambda one: -one.preference):
+    for quantizer in sorted(usable, key=lambda quantizer: -quantizer.preference):
         if not quantizer.availability_error():
             options = {"loftq_bits": 4 if 4 in quantizer.bits else quantizer.bits[0]}
             start = {"init_lora_weights": "loftq", "loftq_config": options}

@@ -55,8 +55,8 @@ class DoubleScales(nn.Module):
         plain, logs = _coded(flat), _coded(flat.log2())
         wide = _loss(logs[0].exp2(), flat) < _loss(plain[0], flat)
         _, codes, steps, zeros = (
-            torch.where(_spread(wide, one.shape[1]), other, one)
-            for one, other in zip(plain, logs, strict=True)
+            torch.where(_spread(wide, linear.shape[1]), other, linear)
+            for linear, other in zip(plain, logs, strict=True)
         )
         self.codes, self.zeros = codes.view(values.shape), zeros
         self.steps = torch.where(wide, -steps, steps)

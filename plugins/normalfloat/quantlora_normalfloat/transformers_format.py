@@ -31,7 +31,7 @@ class NormalFloatConfig(QuantizationConfigMixin):
 
     def __init__(self, layers: Mapping[str, Mapping[str, Any]], **kwargs: Any) -> None:
         self.quant_method = METHOD  # type: ignore[assignment]  # theirs is a closed enum
-        self.layers = {path: dict(one) for path, one in layers.items()}
+        self.layers = {path: dict(settings) for path, settings in layers.items()}
 
     @classmethod
     def of(cls, layers: Mapping[str, nn.Module]) -> NormalFloatConfig:

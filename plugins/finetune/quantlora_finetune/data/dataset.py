@@ -41,12 +41,12 @@ class Dataset:
         return {
             "name": self.name,
             "train_examples": len(self.train),
-            "train_tokens": sum(len(one.input_ids) for one in self.train),
+            "train_tokens": sum(len(example.input_ids) for example in self.train),
             "cut_examples": self.cut,
             "left_out_examples": self.left_out,
             "empty_rows": self.empty,
             "measured_examples": len(self.held_out),
-            "measured_tokens": sum(one.learned for one in self.held_out),
+            "measured_tokens": sum(example.learned for example in self.held_out),
         }
 
 
@@ -59,7 +59,7 @@ def load_dataset(options: FinetuneOptions, tokens: Tokens) -> Dataset:
     name = options.data or demo_text.NAME
     records, empty = read_counted(options.data, options.split)
     sequences = sequences_of(records, tokens, options.length)
-    examples = [one for one in sequences if one.learned > 0]
+    examples = [sequence for sequence in sequences if sequence.learned > 0]
     if len(examples) < 2:
         raise FinetuneError(
             f"{name} gives {len(examples)} examples of {options.length} tokens; at least 2 are "
@@ -71,7 +71,7 @@ def load_dataset(options: FinetuneOptions, tokens: Tokens) -> Dataset:
         train=examples[:-count],
         held_out=_spread(examples[-count:], options.eval_examples),
         fingerprint=_fingerprint(examples),
-        cut=sum(one.is_cut for one in examples),
+        cut=sum(example.is_cut for example in examples),
         left_out=len(sequences) - len(examples),
         empty=empty,
     )
@@ -96,11 +96,11 @@ def collate_with(padding: int) -> Collate:
     def collate(examples: Sequence[Example]) -> dict[str, Tensor]:
         rows = [
             {
-                "input_ids": (one.input_ids, padding),
-                "attention_mask": ([1] * len(one.input_ids), 0),
-                "labels": (one.labels, IGNORED),
+                "input_ids": (example.input_ids, padding),
+                "attention_mask": ([1] * len(example.input_ids), 0),
+                "labels": (example.labels, IGNORED),
             }
-            for one in examples
+            for example in examples
         ]
         return {name: _padded([row[name] for row in rows]) for name in rows[0]}
 

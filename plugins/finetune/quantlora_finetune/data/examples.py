@@ -64,7 +64,7 @@ class Tokens:
 
 def examples_of(records: Sequence[Record], tokens: Tokens, length: int) -> list[Example]:
     """The sequences that there is something to learn in."""
-    return [one for one in sequences_of(records, tokens, length) if one.learned > 0]
+    return [sequence for sequence in sequences_of(records, tokens, length) if sequence.learned > 0]
 
 
 def sequences_of(records: Sequence[Record], tokens: Tokens, length: int) -> list[Example]:
@@ -115,9 +115,10 @@ def _templated(
         before = write(list(messages[:-1]), add_generation_prompt=True)
         after = write(list(messages))
     except Exception as error:  # a template is a program, and says what it does not take
+        roles = [message["role"] for message in messages]
         raise FinetuneError(
             f"the chat template of this model's tokenizer cannot write a conversation of the "
-            f"roles {', '.join(one['role'] for one in messages)}: {type(error).__name__}: {error}. "
+            f"roles {', '.join(roles)}: {type(error).__name__}: {error}. "
             f"Change the data, or use a model whose template has them."
         ) from error
     shared = _shared_start(before, after)
@@ -129,9 +130,9 @@ def _templated(
     return after[:shared], after[shared:]
 
 
-def _shared_start(one: str, other: str) -> int:
-    pairs = enumerate(zip(one, other, strict=False))
-    return next((i for i, (a, b) in pairs if a != b), min(len(one), len(other)))
+def _shared_start(first: str, other: str) -> int:
+    pairs = enumerate(zip(first, other, strict=False))
+    return next((i for i, (a, b) in pairs if a != b), min(len(first), len(other)))
 
 
 def _ids(token: int | list[int] | None) -> list[int]:

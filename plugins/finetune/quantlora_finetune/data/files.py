@@ -102,7 +102,7 @@ def _delimiter(path: Path, text: str) -> str:
     if path.suffix.lower() == ".tsv":
         return "\t"
     first = text.partition("\n")[0]
-    return max(",;\t", key=lambda one: (first.count(one), one == ","))
+    return max(",;\t", key=lambda mark: (first.count(mark), mark == ","))
 
 
 def _parquet(path: Path) -> Iterator[Row]:

@@ -25,7 +25,7 @@ def _turn(message: Any, place: str) -> Message:
         raise FinetuneError(f'{place}: a "role" is {type(message["role"]).__name__}, not a text.')
     # A field that only other rows have is null in this one, where they come from a table.
     own = {key: value for key, value in message.items() if value is not None}
-    calls = [_call(one, place) for one in own.get("tool_calls") or ()]
+    calls = [_call(call, place) for call in own.get("tool_calls") or ()]
     content = _content(own.get("content", "" if calls else None), place)
     return {**own, "content": content, **({"tool_calls": calls} if calls else {})}
 

@@ -76,5 +76,5 @@ def has_content(record: Record) -> bool:
         case Exchange(_, completion):
             return bool(completion.strip())
         case Chat(messages, start, _):
-            own = (one for one in messages[start:] if one["role"] == "assistant")
-            return any(one["content"] or one.get("tool_calls") for one in own)
+            own = (message for message in messages[start:] if message["role"] == "assistant")
+            return any(message["content"] or message.get("tool_calls") for message in own)

@@ -51,7 +51,7 @@ class BaseModel:
     def padding(self) -> int:
         """The id that batches are filled up with; masked, so any will do."""
         ids = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0)
-        return next(int(one) for one in ids if isinstance(one, int))
+        return next(int(token) for token in ids if isinstance(token, int))
 
 
 def find_base(options: FinetuneOptions) -> BaseModel:

@@ -54,7 +54,7 @@ def course_charts(steps: Sequence[Step]) -> list[Chart]:
 def _drawn(course: _Course, steps: Sequence[Step]) -> bytes:
     figure = new_figure(_WIDTH, 2.75)
     axes = figure.subplots()
-    x, y = [one.step for one in steps], [getattr(one, course.field) for one in steps]
+    x, y = [step.step for step in steps], [getattr(step, course.field) for step in steps]
     line, alpha = "o" if len(x) == 1 else "-", 0.3 if course.noisy else 1
     axes.plot(x, y, line, color=BLUE, alpha=alpha, linewidth=1.2, label="step")
     if course.noisy:
@@ -90,13 +90,13 @@ def _draw_bars(axes: Any, name: str, use: MemoryUse, position: int, count: int) 
     values, height = list(use.as_json().values()), 0.8 / count
     at = [i + (position - (count - 1) / 2) * height for i in range(len(values))]
     bars = axes.barh(at, values, height * 0.9, color=_COLORS[name], label=name)
-    axes.bar_label(bars, [format_size(one) for one in values], padding=4, fontsize=9, color=INK)
+    axes.bar_label(bars, [format_size(value) for value in values], padding=4, fontsize=9, color=INK)
 
 
 def _count_in_bytes(axes: Any, largest: int) -> None:
     """At most four ticks, at round numbers of the unit that the largest bar is told in."""
     unit = 1024 ** min(3, int(math.log(max(1, largest), 1024)))
     step = 10 ** math.floor(math.log10(max(1, largest / unit)))
-    step = next(step * one for one in (0.5, 1, 2, 5) if largest / unit / (step * one) < 3)
+    step = next(step * factor for factor in (0.5, 1, 2, 5) if largest / unit / (step * factor) < 3)
     ticks = [i * step * unit for i in range(int(largest / unit / step) + 2)]
-    axes.set_xticks(ticks, [format_size(one).replace(".0 ", " ") for one in ticks])
+    axes.set_xticks(ticks, [format_size(tick).replace(".0 ", " ") for tick in ticks])

@@ -42,7 +42,7 @@ def perplexity(
     with evaluating(model):
         for start in range(0, len(examples), batch_size):
             part = examples[start : start + batch_size]
-            tokens = sum(one.learned for one in part)
+            tokens = sum(example.learned for example in part)
             batch = to_device(collate(part), model.device)
             total += float(model(**batch, use_cache=False).loss) * tokens
             count += tokens

@@ -16,8 +16,8 @@ def plot_losses(file: Path, report: Report) -> None:
     figure = new_figure(8, 4.5)
     axes = figure.subplots()
     before, after = report.before, report.after
-    steps = [one.step for one in report.training.steps]
-    losses = [one.loss for one in report.training.steps]
+    steps = [step.step for step in report.training.steps]
+    losses = [step.loss for step in report.training.steps]
     axes.plot(steps, losses, color=BLUE, alpha=0.3, linewidth=1, label="each step")
     axes.plot(steps, running_mean(losses), color=BLUE, linewidth=2, label="running mean")
     ends = [math.log(before.perplexity), math.log(after.perplexity)]

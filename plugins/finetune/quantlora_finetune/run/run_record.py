@@ -66,7 +66,7 @@ def _check(file: Path, path: str, value: Any, hint: Any) -> None:
 
 def _fits(value: Any, kind: Any) -> bool:
     if issubclass(kind, Enum):
-        return value in [one.value for one in kind]
+        return value in [choice.value for choice in kind]
     if issubclass(kind, Path):
         return type(value) is str
     return type(value) is kind or (kind is float and type(value) is int)
@@ -74,7 +74,7 @@ def _fits(value: Any, kind: Any) -> bool:
 
 def _word(kind: Any) -> str:
     if issubclass(kind, Enum):
-        return "one of " + ", ".join(str(one.value) for one in kind)
+        return "one of " + ", ".join(str(choice.value) for choice in kind)
     return _WORDS[str if issubclass(kind, Path) else kind]
 
 

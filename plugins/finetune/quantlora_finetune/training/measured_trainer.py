@@ -35,7 +35,7 @@ class Measured(_Base):
             return super().training_step(model, inputs, *args, **kwargs)
         with LiveBytes() as live:
             loss = super().training_step(model, inputs, *args, **kwargs)
-        gradients = [one.grad for one in model.parameters() if one.grad is not None]
+        gradients = [p.grad for p in model.parameters() if p.grad is not None]
         self.activations = live.peak(without=gradients)
         self.gradients = gradient_bytes(model)
         return loss

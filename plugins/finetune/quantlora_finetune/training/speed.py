@@ -45,7 +45,7 @@ class Speed(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        tokens = self.processes * sum(int(one) for one in self._counts)
+        tokens = self.processes * sum(int(count) for count in self._counts)
         now = time.perf_counter()
         self._counts.clear()
         self.tokens += tokens

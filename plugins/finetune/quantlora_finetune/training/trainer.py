@@ -59,7 +59,7 @@ class Training:
             "resumed_at_step": self.resumed_at,
             "seconds": round(self.seconds, 2),
             "tokens_per_second": round(self.tokens_per_second, 1),
-            "steps": [asdict(one) for one in self.steps],
+            "steps": [asdict(step) for step in self.steps],
         }
 
 

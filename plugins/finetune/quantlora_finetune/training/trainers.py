@@ -55,7 +55,7 @@ def _trls(
         return dict(collate([Example(row["input_ids"], row["given"]) for row in rows]))
 
     untouched = {"dataset_kwargs": {"skip_prepare_dataset": True}, "gradient_checkpointing": False}
-    rows = [{"input_ids": one.input_ids, "given": one.given} for one in examples]
+    rows = [{"input_ids": example.input_ids, "given": example.given} for example in examples]
     return MeasuredSFTTrainer(
         model,
         trl.SFTConfig(**settings, **untouched, bf16=False),

@@ -75,7 +75,7 @@ class Recipe:
 
 def parse_patterns(given: Iterable[str]) -> dict[str, int]:
     """``PATTERN=BITS`` each."""
-    found: dict[str, Any] = dict(one.rpartition("=")[::2] for one in given)
+    found: dict[str, Any] = dict(pair.rpartition("=")[::2] for pair in given)
     for pattern, bits in found.items():
         if not pattern or not bits.isdigit():
             raise ConfigError(f"--bits-pattern must be PATTERN=BITS, got {pattern}={bits}.")
