@@ -29,14 +29,14 @@ def refuse_adapter_names(model: nn.Module) -> None:
     """Take the hooks away."""
     hooks = {**model._forward_pre_hooks, **model._forward_hooks}
     for key in [key for key, hook in hooks.items() if hook in (_before, _after)]:
-        for table in (
+        for hooks_of_kind in (
             model._forward_pre_hooks,
             model._forward_pre_hooks_with_kwargs,
             model._forward_hooks,
             model._forward_hooks_with_kwargs,
             model._forward_hooks_always_called,
         ):
-            table.pop(key, None)
+            hooks_of_kind.pop(key, None)
 
 
 def _before(model: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:

@@ -30,14 +30,14 @@ class Registry:
 
     def _tabulate(self) -> None:
         self.offers = [offer for offer in self.offers if not offer.record.error]
-        self.quantizers: dict[str, Quantizer] = self._table(QUANTIZERS)
-        self.initializers: dict[str, Initializer] = self._table(INITIALIZERS)
+        self.quantizers: dict[str, Quantizer] = self._by_name(QUANTIZERS)
+        self.initializers: dict[str, Initializer] = self._by_name(INITIALIZERS)
         self.variants: dict[str, list[type[LoraLayer]]] = {}
         for offer in self.offers:
             if offer.hook == WRAPPERS:
                 self.variants.setdefault(offer.name, []).append(offer.item)
 
-    def _table(self, hook: str) -> dict[str, Any]:
+    def _by_name(self, hook: str) -> dict[str, Any]:
         return {offer.name: offer.item for offer in self.offers if offer.hook == hook}
 
     def _owner(self, quantizer: Quantizer) -> PluginRecord:
@@ -82,7 +82,7 @@ class Registry:
         """The quantizer of that name, with its library there."""
         if backend not in self.quantizers:
             raise BackendError(
-                unknown("backend", backend, ["auto", *self.quantizers]) + self._aside()
+                unknown("backend", backend, ["auto", *self.quantizers]) + self._disabled()
             )
         self.quantizers[backend].require()
         return self.quantizers[backend]
@@ -109,9 +109,9 @@ class Registry:
             "If a plugin exists for this format, pip install it; else see docs/plugins.md,"
             " or leave the layer out with exclude_modules.",
         ]
-        return "\n".join(line.strip() for line in lines) + self._aside()
+        return "\n".join(line.strip() for line in lines) + self._disabled()
 
-    def _aside(self) -> str:
+    def _disabled(self) -> str:
         return "".join(f"\nPlugin {r.name!r} is disabled: {r.error}" for r in self.plugins.disabled)
 
     # -- variants and initializers
@@ -121,7 +121,7 @@ class Registry:
     ) -> type[LoraLayer]:
         """The class that puts ``variant`` on such a layer."""
         if variant not in self.variants:
-            raise ConfigError(unknown("variant", variant, self.variants) + self._aside())
+            raise ConfigError(unknown("variant", variant, self.variants) + self._disabled())
         for wrapper in self.variants[variant]:
             if wrapper.accepts(layer, quantizer):
                 return wrapper
@@ -140,14 +140,16 @@ class Registry:
             for initializer in self.initializers.values():
                 if initializer.answers_to(name):
                     return initializer
-            raise ConfigError(unknown("initializer", name, self.initializers) + self._aside())
+            raise ConfigError(unknown("initializer", name, self.initializers) + self._disabled())
         return self.initializers[name]
 
 
 def _kind(layer: nn.Module) -> str:
     weight = getattr(layer, "weight", None)
-    stored = f" with weight {type(weight).__name__} {weight.dtype}" if weight is not None else ""
-    return f"{type(layer).__module__}.{type(layer).__qualname__}{stored}"
+    with_weight = (
+        f" with weight {type(weight).__name__} {weight.dtype}" if weight is not None else ""
+    )
+    return f"{type(layer).__module__}.{type(layer).__qualname__}{with_weight}"
 
 
 @lru_cache(maxsize=1)

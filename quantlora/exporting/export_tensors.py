@@ -136,7 +136,7 @@ class MergedTensors:
         if quantizer.is_float:
             yield from self._own(layer, path, new)
         elif self.mode != "dequantize":
-            for name, tensor in quantizer.stored(layer, self.model).items():
+            for name, tensor in quantizer.checkpoint_tensors(layer, self.model).items():
                 yield f"{path}.{name}", tensor
         else:
             yield f"{path}.weight", quantizer.dequantize_to(layer, self.dtype)
@@ -153,5 +153,5 @@ class MergedTensors:
         for name, tensor in (*module._parameters.items(), *buffers):
             if tensor is not None and (new or self._first(tensor)):
                 floating = tensor.is_floating_point()
-                stored = tensor.detach().to(self.dtype) if floating else tensor
-                yield f"{path}.{name}" if path else name, stored
+                value = tensor.detach().to(self.dtype) if floating else tensor
+                yield f"{path}.{name}" if path else name, value

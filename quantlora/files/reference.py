@@ -108,16 +108,16 @@ def read_index(file: Path) -> dict[str, str]:
         index = json.loads(file.read_text("utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{file} cannot be read: {error}. Copy or save it again.") from error
-    places = index.get("weight_map") if isinstance(index, dict) else None
-    if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
+    file_of = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(file_of, dict) or not all(isinstance(name, str) for name in file_of.values()):
         raise ConfigError(f"{file} has no weight_map from keys to files. Copy or save it again.")
-    if outside := [name for name in places.values() if not _is_within(name)]:
+    if outside := [name for name in file_of.values() if not _is_within(name)]:
         raise ConfigError(
             f"{file} names {outside[0]!r}, which is not in its folder, and is not opened. Ask "
             f"whoever made it for a model whose files are side by side."
         )
-    _check_links(file, file.parent, dict.fromkeys(places.values()))
-    return places
+    _check_links(file, file.parent, dict.fromkeys(file_of.values()))
+    return file_of
 
 
 def _is_within(name: str) -> bool:

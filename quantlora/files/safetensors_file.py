@@ -119,7 +119,7 @@ def _fault(entry: Any, size: int) -> str:
     shape, offsets, name = (entry.get(k) for k in ("shape", "data_offsets", "dtype"))
     if not isinstance(name, str):
         return "has no type"
-    if not (_are_counts(shape) and _are_counts(offsets) and len(offsets) == 2):
+    if not (_are_sizes(shape) and _are_sizes(offsets) and len(offsets) == 2):
         return "has no shape or place"
     begin, end = offsets
     if not begin <= end <= size:
@@ -130,7 +130,7 @@ def _fault(entry: Any, size: int) -> str:
     return ""
 
 
-def _are_counts(numbers: Any) -> TypeGuard[list[int]]:
+def _are_sizes(numbers: Any) -> TypeGuard[list[int]]:
     return isinstance(numbers, list) and all(
         type(number) is int and number >= 0 for number in numbers
     )

@@ -91,8 +91,8 @@ def _impulses(layer: Any) -> tuple[Tensor, Tensor]:
     for first in range(0, len(taps), _CHUNK):
         part = taps[first : first + _CHUNK]
         x = rest.repeat(len(part), *[1] * (rest.dim() - 1))
-        for i, (channel, *places) in enumerate(part):
-            at = (s + d * k for s, d, k in zip(starts, layer.dilation, places, strict=True))
+        for i, (channel, *positions) in enumerate(part):
+            at = (s + d * k for s, d, k in zip(starts, layer.dilation, positions, strict=True))
             tap = (i, slice(channel, None, width), *at)
             x[tap] = 1
         columns.append(layer(x)[answers] - zero)

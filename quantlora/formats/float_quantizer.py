@@ -78,8 +78,8 @@ class FloatQuantizer(Quantizer):
         like = linear if like is None else like
         layout, dtype = layout_of(like), _weight(like).dtype
         matrix = linear.weight.detach()
-        stored = matrix if layout is None else layout.stored(matrix, like)
-        weight = stored.to(dtype, copy=True)
+        matrix = matrix if layout is None else layout.to_storage(matrix, like)
+        weight = matrix.to(dtype, copy=True)
         bias = None if linear.bias is None else linear.bias.detach().to(dtype, copy=True)
         if layout is None:
             return linear_from(weight, bias).train(like.training)

@@ -33,7 +33,7 @@ class Layout(ABC):
         """The stored ``weight`` as ``(out, in)``; a view."""
 
     @abstractmethod
-    def stored(self, matrix: Tensor, like: nn.Module) -> Tensor:
+    def to_storage(self, matrix: Tensor, like: nn.Module) -> Tensor:
         """A matrix ``(out, in)`` as ``like`` stores it."""
 
     @abstractmethod
@@ -48,7 +48,7 @@ class _Transposed(Layout):
     def matrix(self, weight: Tensor) -> Tensor:
         return weight.t()
 
-    def stored(self, matrix: Tensor, like: nn.Module) -> Tensor:
+    def to_storage(self, matrix: Tensor, like: nn.Module) -> Tensor:
         return matrix.t().contiguous()  # files and Transformers' search for ties want it so
 
     def own_shape(self, layer: nn.Module) -> tuple[int, ...]:
@@ -70,7 +70,7 @@ class _Convolution(Layout):
     def matrix(self, weight: Tensor) -> Tensor:
         return weight.flatten(1)
 
-    def stored(self, matrix: Tensor, like: nn.Module) -> Tensor:
+    def to_storage(self, matrix: Tensor, like: nn.Module) -> Tensor:
         return matrix.reshape(self.own_shape(like))
 
     def own_shape(self, layer: nn.Module) -> tuple[int, ...]:

@@ -169,7 +169,7 @@ class Quantizer(ExpertHooks, ABC):
         """
         return None
 
-    def stored(self, layer: nn.Module, model: nn.Module) -> Mapping[str, Tensor]:
+    def checkpoint_tensors(self, layer: nn.Module, model: nn.Module) -> Mapping[str, Tensor]:
         """The layer's tensors as the checkpoint files of ``model`` have them.
 
         Override it where the library changes them on their way into memory.

@@ -55,9 +55,11 @@ def call_twin(module: nn.Module, tensors: Mapping[str, Tensor], *args: Any, **kw
     return output
 
 
-def _replaced(table: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Tensor | None]:
-    by_id = {id(table[name]): tensor for name, tensor in tensors.items() if name in table}
-    return {name: by_id.get(id(tensor), tensor) for name, tensor in table.items()}
+def _replaced(
+    by_name: Mapping[str, Any], tensors: Mapping[str, Tensor]
+) -> dict[str, Tensor | None]:
+    by_id = {id(by_name[name]): tensor for name, tensor in tensors.items() if name in by_name}
+    return {name: by_id.get(id(tensor), tensor) for name, tensor in by_name.items()}
 
 
 def _rebound(value: Any, old: nn.Module, new: nn.Module) -> Any:

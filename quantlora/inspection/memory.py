@@ -63,7 +63,7 @@ def memory_of(model: nn.Module) -> MemoryUse:
         tensor for key, tensor in others.items() if key not in adapters and key not in inside
     ]
     return MemoryUse(
-        base_packed=sum(_bytes(_stored(layer)) for layer in packed.values()),
+        base_packed=sum(_bytes(_state_tensors(layer)) for layer in packed.values()),
         base_float=_bytes(base_float),
         adapters=_bytes(adapters.values()),
     )
@@ -105,7 +105,7 @@ def _own_tensors(module: nn.Module) -> list[Tensor]:
     return [*module.parameters(), *module.buffers()]
 
 
-def _stored(layer: nn.Module) -> list[Tensor]:
+def _state_tensors(layer: nn.Module) -> list[Tensor]:
     """As in a checkpoint: some libraries keep scales in attributes that are no buffers."""
     return [value for value in layer.state_dict().values() if isinstance(value, Tensor)]
 

@@ -20,9 +20,10 @@ def load_config(model: str) -> PretrainedConfig:
     Raises:
         ConfigError: there is none, or Transformers cannot read it.
     """
-    place = resolve_model(model)
+    model_id_or_path = resolve_model(model)
     config: PretrainedConfig = pretrained(
-        place, lambda: AutoConfig.from_pretrained(place, trust_remote_code=False)
+        model_id_or_path,
+        lambda: AutoConfig.from_pretrained(model_id_or_path, trust_remote_code=False),
     )
     return config
 

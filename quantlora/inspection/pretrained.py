@@ -30,8 +30,8 @@ def resolve_model(model: str) -> str:
     return str(path.resolve()) if path.is_dir() else model
 
 
-def pretrained(place: str, load: Callable[[], T]) -> T:
-    """What ``load`` gives, which reads the model at ``place`` (see `resolve_model`).
+def pretrained(model_id_or_path: str, load: Callable[[], T]) -> T:
+    """What ``load`` gives, which reads the model at ``model_id_or_path`` (see `resolve_model`).
 
     Raises:
         ConfigError: Transformers or the hub refuse; their reason is in it, in one sentence.
@@ -39,11 +39,13 @@ def pretrained(place: str, load: Callable[[], T]) -> T:
     try:
         return load()
     except _REFUSALS as error:
-        if Path(place).is_dir():
-            raise ConfigError(f"{place} cannot be loaded: {_first_line(error)}") from error
+        if Path(model_id_or_path).is_dir():
+            raise ConfigError(
+                f"{model_id_or_path} cannot be loaded: {_first_line(error)}"
+            ) from error
         raise ConfigError(
-            f"{place}: there is no such folder here, and it cannot be fetched from the Hugging "
-            f"Face hub: {_first_line(error)} Check the name and the network, log in with "
+            f"{model_id_or_path}: there is no such folder here, and it cannot be fetched from the "
+            f"Hugging Face hub: {_first_line(error)} Check the name and the network, log in with "
             f"`hf auth login` if the model is gated, or give a folder."
         ) from error
 

@@ -6,9 +6,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from quantlora.config.lora_config import LoraConfig
+from quantlora.inspection.checkpoint_format import CheckpointFormat
 from quantlora.inspection.meta_model import build_meta_model, load_config, stored_dtype
 from quantlora.inspection.sizes import FormatSize, format_sizes
-from quantlora.inspection.stored import StoredFormat
 from quantlora.wrapping.explain import explain
 from quantlora.wrapping.explanation import Explanation, LayerRow
 from quantlora.wrapping.plan import AUTO
@@ -46,7 +46,7 @@ class Inspection:
     architecture: str
     dtype: str
     parameters: int
-    stored: StoredFormat | None
+    checkpoint: CheckpointFormat | None
     problem: str
     kinds: tuple[Kind, ...]
     problems: tuple[str, ...]
@@ -70,7 +70,7 @@ class Inspection:
     def as_json(self) -> dict[str, Any]:
         memory = [{**asdict(size), "bytes": round(self.memory(size))} for size in self.sizes]
         facts = {"schema": SCHEMA, **asdict(self), "adapter_parameters": self.adapter_parameters}
-        return {**facts, "sizes": memory}
+        return {**facts, "stored": facts.pop("checkpoint"), "sizes": memory}
 
 
 def inspect_model(model: str, backend: str = AUTO, **fields: Any) -> Inspection:
@@ -81,27 +81,27 @@ def inspect_model(model: str, backend: str = AUTO, **fields: Any) -> Inspection:
     """
     LoraConfig.from_fields(fields)
     config = load_config(model)
-    stored = StoredFormat.of(config)
+    checkpoint = CheckpointFormat.of(config)
     meta_model = build_meta_model(config)
-    found: Explanation = explain(meta_model, backend=AUTO if stored else backend, **fields)
+    found: Explanation = explain(meta_model, backend=AUTO if checkpoint else backend, **fields)
     return Inspection(
         model,
         type(meta_model).__name__,
         str(stored_dtype(config)).removeprefix("torch."),
         sum(parameter.numel() for parameter in meta_model.parameters()),
-        stored,
-        stored.problem(backend) if stored else "",
-        _kinds(found.rows, stored),
+        checkpoint,
+        checkpoint.problem(backend) if checkpoint else "",
+        _kinds(found.rows, checkpoint),
         (*found.problems, *[row.reason for row in found.rows if row.fails][:1]),
         tuple(format_sizes()),
         found.warnings,
     )
 
 
-def _kinds(rows: tuple[LayerRow, ...], stored: StoredFormat | None) -> tuple[Kind, ...]:
+def _kinds(rows: tuple[LayerRow, ...], checkpoint: CheckpointFormat | None) -> tuple[Kind, ...]:
     groups: dict[tuple[Any, ...], list[LayerRow]] = {}
     for row in rows:
-        form = _format(row, stored)
+        form = _format(row, checkpoint)
         name = row.path.rsplit(".", 1)[-1]
         reason = row.reason.partition("\n")[0].removeprefix(f"{row.path}: ")
         key = (name, row.layer, row.shape, form, row.wrapper, row.r, reason)
@@ -109,10 +109,10 @@ def _kinds(rows: tuple[LayerRow, ...], stored: StoredFormat | None) -> tuple[Kin
     return tuple(_kind(key, len(group)) for key, group in groups.items())
 
 
-def _format(row: LayerRow, stored: StoredFormat | None) -> str:
+def _format(row: LayerRow, checkpoint: CheckpointFormat | None) -> str:
     """The meta_model is float; the layers that get an adapter are stored as the checkpoint says."""
-    packed = stored is not None and row.wrapper and stored.covers(row.path)
-    return stored.name if packed and stored is not None else row.format
+    packed = checkpoint is not None and row.wrapper and checkpoint.covers(row.path)
+    return checkpoint.name if packed and checkpoint is not None else row.format
 
 
 def _kind(key: tuple[Any, ...], count: int) -> Kind:

@@ -29,12 +29,12 @@ def show(found: Inspection, console: Console) -> None:
 
 def _head(found: Inspection) -> Iterator[str]:
     yield f"{found.model}: {found.architecture}, {found.parameters:,} parameters"
-    if found.stored is None:
+    if found.checkpoint is None:
         yield f"stored as {found.dtype}"
         return
-    settings = ", ".join(f"{key} {value}" for key, value in found.stored.settings.items())
+    settings = ", ".join(f"{key} {value}" for key, value in found.checkpoint.settings.items())
     state = "not available here" if found.problem else "available"
-    yield f"stored in format {found.stored.name} ({settings}); its backend is {state}"
+    yield f"stored in format {found.checkpoint.name} ({settings}); its backend is {state}"
 
 
 def _layers(found: Inspection) -> Table:

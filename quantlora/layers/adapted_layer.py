@@ -90,8 +90,8 @@ class AdaptedLayer(AdapterModule):
         for like in self.packed_from:
             layout = layout_of(like)
             assert layout is not None
-            stored = layout.stored(linear.weight.detach(), like).contiguous()
-            return with_weights(like, stored, linear.bias).train(linear.training)
+            values = layout.to_storage(linear.weight.detach(), like).contiguous()
+            return with_weights(like, values, linear.bias).train(linear.training)
         return linear
 
     def __getattr__(self, name: str) -> Any:
@@ -152,8 +152,8 @@ class AdaptedLayer(AdapterModule):
             delta = self.delta_weight(name, plain)
             weight = weight.to(torch.promote_types(weight.dtype, delta.dtype)) + delta
         layout = layout_of(self.base_layer)
-        stored = weight if layout is None else layout.stored(weight, self.base_layer)
-        return stored.to(self.meta_weight(key)[0].dtype)
+        values = weight if layout is None else layout.to_storage(weight, self.base_layer)
+        return values.to(self.meta_weight(key)[0].dtype)
 
     def plain_weight(self) -> Tensor:
         """The weight from before any merge, to which every adapter's update refers."""

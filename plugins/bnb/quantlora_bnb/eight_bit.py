@@ -33,7 +33,7 @@ class Bitsandbytes8bit(BitsandbytesQuantizer):
     bits: ClassVar[tuple[int, ...]] = (8,)
 
     def prepare(self, layer: nn.Module, path: str) -> None:
-        self._stored(layer, path)
+        self._codes_and_absmax(layer, path)
         llm_int8.say_once()
 
     def dequantize(self, layer: nn.Module) -> Tensor:
@@ -69,7 +69,7 @@ class Bitsandbytes8bit(BitsandbytesQuantizer):
         unscaled product can overflow.
         """
         if llm_int8.is_on(layer):
-            codes, absmax = self._stored(layer)
+            codes, absmax = self._codes_and_absmax(layer)
             return llm_int8.product(x, codes, absmax, Settings8bit.of(layer).threshold)
         if x.dtype not in (torch.float32, torch.bfloat16):
             return None
@@ -100,10 +100,10 @@ class Bitsandbytes8bit(BitsandbytesQuantizer):
 
     def _parts(self, layer: nn.Module) -> tuple[Tensor, Tensor]:
         """Codes int8 ``(out, in)`` and float32 scale ``(out,)`` with ``W = codes · scale``."""
-        codes, absmax = self._stored(layer)
+        codes, absmax = self._codes_and_absmax(layer)
         return codes, absmax * (1.0 / 127.0)
 
-    def _stored(self, layer: Any, path: str = "") -> tuple[Tensor, Tensor]:
+    def _codes_and_absmax(self, layer: Any, path: str = "") -> tuple[Tensor, Tensor]:
         """CB and SCB, from the weight or, after upstream's first forward, from ``layer.state``.
 
         That state is not moved along when the model is, so the weight is looked at first.

@@ -63,15 +63,15 @@ class BitsandbytesQuantizer(Quantizer):
         for path in layers:
             if type(linears[path]) is not nn.Linear:
                 raise BackendError(
-                    f"{path}: Transformers does not load bitsandbytes layers in place of "
+                    f"{path}: Transformers does not load bitsandbytes layers in prefix of "
                     f"{type(linears[path]).__name__}. Use another backend, or save dense weights."
                 )
         return [path for path in linears if path not in layers]
 
     def _not_packed(self, path: str = "") -> BackendError:
-        place = f"{path}: " if path else ""
+        prefix = f"{path}: " if path else ""
         return BackendError(
-            f"{place}this {self.layer_name} holds no quantized weight yet. bitsandbytes packs it "
+            f"{prefix}this {self.layer_name} holds no quantized weight yet. bitsandbytes packs it "
             f'when it is moved: call .to("cpu") or .to("cuda") on the layer first (for '
             f"Linear8bitLt built with has_fp16_weights=False), or load the model in this format."
         )

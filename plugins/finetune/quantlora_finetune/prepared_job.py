@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, set_seed
 from quantlora import MemoryUse, memory_estimate, save_adapter
 from quantlora.errors import FinetuneError
 from quantlora_finetune.data.dataset import Dataset, collate_with, load_dataset
-from quantlora_finetune.data.examples import Tokens
+from quantlora_finetune.data.examples import TrainingTokenizer
 from quantlora_finetune.model.adaptation import Adaptation, choose_adaptation
 from quantlora_finetune.model.base_model import BaseModel, find_base, load_model
 from quantlora_finetune.model.weights_fingerprint import weights_fingerprint
@@ -41,7 +41,7 @@ class Job:
     options: FinetuneOptions
     run: RunFolder
     base: BaseModel
-    tokens: Tokens
+    tokenizer: TrainingTokenizer
     data: Dataset
     model: PreTrainedModel
     memory: MemoryUse
@@ -52,8 +52,8 @@ class Job:
 
     def measure(self) -> Measurement:
         middle = self.data.held_out[len(self.data.held_out) // 2]
-        prompt = self.options.prompt or prompt_of(middle, self.tokens)
-        answer = continuation(self.model, self.tokens, prompt, self.base.longest)
+        prompt = self.options.prompt or prompt_of(middle, self.tokenizer)
+        answer = continuation(self.model, self.tokenizer, prompt, self.base.longest)
         size = self.options.batch_size
         held_out = perplexity(self.model, self.data.held_out, self.collate, size)
         return Measurement(held_out, prompt, answer)
@@ -81,7 +81,7 @@ class Job:
 
     def train(self, console: Console) -> Training:
         return train(
-            self.model, self.data, self.collate, self.tokens, self.options, self.run, console
+            self.model, self.data, self.collate, self.tokenizer, self.options, self.run, console
         )
 
     def report(self, training: Training, before: Measurement, after: Measurement) -> Report:
@@ -106,9 +106,9 @@ def prepare(options: FinetuneOptions, run: RunFolder, show: Show) -> Job:
     """Load and check: what is quick to check, first."""
     show.beginning(options, run.steps_done)
     base = find_base(options)
-    tokens = Tokens(base.tokenizer)
-    check_prompt(options.prompt, tokens, base.longest)
-    data = load_dataset(options, tokens)
+    tokenizer = TrainingTokenizer(base.tokenizer)
+    check_prompt(options.prompt, tokenizer, base.longest)
+    data = load_dataset(options, tokenizer)
     run.check_same_data(data.fingerprint)
     adaptation = choose_adaptation(base, options)
     show.loading(base.name, data.facts())
@@ -122,7 +122,7 @@ def prepare(options: FinetuneOptions, run: RunFolder, show: Show) -> Job:
     length = max(len(example.input_ids) for example in data.train)
     memory = memory_estimate(model, batch_size=options.batch_size, length=length)
     show.prediction(memory)
-    return Job(options, run, base, tokens, data, model, memory, weights)
+    return Job(options, run, base, tokenizer, data, model, memory, weights)
 
 
 def _wrapped(

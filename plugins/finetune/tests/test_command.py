@@ -8,7 +8,7 @@ from importlib.util import find_spec
 import pytest
 import torch
 from quantlora_finetune.data.dataset import collate_with, load_dataset
-from quantlora_finetune.data.examples import Tokens
+from quantlora_finetune.data.examples import TrainingTokenizer
 from quantlora_finetune.model.base_model import find_base, load_model
 from quantlora_finetune.options.choices import Dtype
 from quantlora_finetune.options.finetune_options import FinetuneOptions
@@ -71,7 +71,7 @@ def test_the_reloaded_adapter_measures_the_same_to_the_last_bit(
     report = report_in(tmp_path / "run")
     options = FinetuneOptions.from_json(report["options"])
     base = find_base(options)
-    data = load_dataset(options, Tokens(base.tokenizer))
+    data = load_dataset(options, TrainingTokenizer(base.tokenizer))
     model = load_model(base, Dtype.FLOAT32)
     load_adapter(model, tmp_path / "run", backend=backend)
     found = perplexity(model, data.held_out, collate_with(base.padding), options.batch_size)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, settings, strategies as st
 from quantlora_finetune.data.dataset import collate_with, load_dataset
-from quantlora_finetune.data.examples import IGNORED, Tokens, examples_of
+from quantlora_finetune.data.examples import IGNORED, TrainingTokenizer, examples_of
 from quantlora_finetune.data.records import Chat, Exchange, Text, record_of
 from quantlora_finetune.options.finetune_options import FinetuneOptions
 from quantlora_finetune.reporting.evaluation import continuation
@@ -14,7 +14,7 @@ from quantlora.errors import FinetuneError
 from quantlora.testing.models import ALPHABET, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
-TOKENS = Tokens(TOKENIZER)
+TOKENS = TrainingTokenizer(TOKENIZER)
 TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}{{ m['role'][0] }}:{{ m['content'] }}\n{% endfor %}"
     "{% if add_generation_prompt %}a:{% endif %}"
@@ -56,7 +56,7 @@ def test_a_prompt_that_fills_the_length_gives_no_example():
 def chat_tokens():
     tokenizer = tiny_tokenizer()
     tokenizer.chat_template = TEMPLATE
-    return Tokens(tokenizer)
+    return TrainingTokenizer(tokenizer)
 
 
 MESSAGES = [

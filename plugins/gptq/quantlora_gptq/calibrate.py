@@ -39,8 +39,8 @@ class _Job:
 
         left_out: dict[str, Any] = {f"-:^{re.escape(path)}$": {} for path in self._other_linears()}
         config = QuantizeConfig(**self.settings, dynamic=left_out or None)
-        place = self._place("gptqmodel", 3)
-        quantized = GPTQModel.load(str(self.source), config, **place)
+        factory_kwargs = self._factory_kwargs("gptqmodel", 3)
+        quantized = GPTQModel.load(str(self.source), config, **factory_kwargs)
         quantized.quantize(inputs, batch_size=batch_size)
         quantized.save(str(target))
 
@@ -49,7 +49,7 @@ class _Job:
 
         kernel = GPTQConfig(bits=self.settings["bits"], backend="auto_trainable")
         loaded = type(self.model).from_pretrained(  # type: ignore[attr-defined]
-            target, quantization_config=kernel, **self._place("transformers", 5)
+            target, quantization_config=kernel, **self._factory_kwargs("transformers", 5)
         )
         found = {path: loaded.get_submodule(path) for path in self.layers}
         if missed := [path for path, layer in found.items() if not is_gptq(layer)]:
@@ -59,7 +59,7 @@ class _Job:
             )
         return {p: layer.to(self.layers[p].weight.device) for p, layer in found.items()}
 
-    def _place(self, library: str, renamed: int) -> dict[str, Any]:
+    def _factory_kwargs(self, library: str, renamed: int) -> dict[str, Any]:
         """Device and dtype of the model, which was ``torch_dtype`` before a major version."""
         first = next(self.model.parameters())
         new = int(version(library).partition(".")[0]) >= renamed

@@ -21,8 +21,8 @@ def check_reading(model: nn.Module, layers: Mapping[str, nn.Module]) -> None:
     """
     for library in {library_of(layer) for layer in layers.values()} - {None}:
         LIBRARIES[str(library)].check().require()
-    stored_as = checkpoint_format(model)
-    if stored_as is None:
+    written_as = checkpoint_format(model)
+    if written_as is None:
         return
     for path, layer in layers.items():
         library = library_of(layer)
@@ -30,10 +30,10 @@ def check_reading(model: nn.Module, layers: Mapping[str, nn.Module]) -> None:
         if library is None or version is None or getattr(layer, "qweight", None) is None:
             continue
         bits = stored_bits(layer)
-        if wrong := wrong_reading(library, version, stored_as, bits):
+        if wrong := wrong_reading(library, version, written_as, bits):
             raise BackendError(
                 f"{path}: {library} {version} reads {bits}-bit checkpoints of the format "
-                f"{stored_as!r} wrong: {wrong.reason}. Fix it with: {wrong.fix}"
+                f"{written_as!r} wrong: {wrong.reason}. Fix it with: {wrong.fix}"
             )
 
 

@@ -37,8 +37,8 @@ def codes(qweight: Tensor, own: Layout) -> Tensor:
 
 def zeros(qzeros: Tensor, own: Layout) -> Tensor:
     """Zero-points int16 ``(out_features, groups)``."""
-    stored = unpack(qzeros, own.bits)[:, : own.out_features].to(torch.int16) + own.zero_offset
-    return (stored & (2**own.bits - 1) if own.zero_wraps else stored).t()
+    raw = unpack(qzeros, own.bits)[:, : own.out_features].to(torch.int16) + own.zero_offset
+    return (raw & (2**own.bits - 1) if own.zero_wraps else raw).t()
 
 
 def matrix(qweight: Tensor, qzeros: Tensor, scales: Tensor, own: Layout) -> Tensor:

@@ -73,21 +73,19 @@ def check_settings(layers: dict[str, nn.Linear], bits: int, group_size: int | No
                 f"{path}: a weight of {shape} does not fill whole 32-bit words at {bits} bits; "
                 f"leave the layer out with exclude_modules."
             )
-    fitting = [
-        s for s in GROUP_SIZES if all(not layer.in_features % s for layer in layers.values())
-    ]
+    usable = [s for s in GROUP_SIZES if all(not layer.in_features % s for layer in layers.values())]
     if group_size is None:
-        return fitting[0] if fitting else -1
+        return usable[0] if usable else -1
     for path, linear in layers.items():
         if group_size != -1 and (group_size < 1 or linear.in_features % group_size):
             raise BackendError(
                 f"{path}: group_size={group_size} does not divide its {linear.in_features} inputs; "
-                f"{', '.join(map(str, [*fitting, -1]))} can be used for all these layers."
+                f"{', '.join(map(str, [*usable, -1]))} can be used for all these layers."
             )
     return group_size
 
 
-def stored(layer: nn.Module, checkpoint_format: str | None) -> dict[str, Tensor]:
+def checkpoint_tensors(layer: nn.Module, checkpoint_format: str | None) -> dict[str, Tensor]:
     """The layer's tensors as a checkpoint has them: v1 zero-points less one.
 
     GPTQModel adds the one when it loads; AutoGPTQ keeps them as they are.

@@ -14,7 +14,7 @@ from quantlora_gptq.checkpoints import check_reading, checkpoint_format
 from quantlora_gptq.dequantize import codes, dequantize, zeros
 from quantlora_gptq.kernels import check_kernel, is_gptq, keep_trainable
 from quantlora_gptq.layout import in_features, layout, out_features, tensor
-from quantlora_gptq.packed_layer import round_like, round_new, stored
+from quantlora_gptq.packed_layer import checkpoint_tensors, round_like, round_new
 from quantlora_gptq.packing import BITS
 from quantlora_gptq.requires import REQUIRES, library_of
 
@@ -113,8 +113,8 @@ class GptqQuantizer(Quantizer):
             own.group_index,
         )
 
-    def stored(self, layer: nn.Module, model: nn.Module) -> Mapping[str, Tensor]:
-        return stored(layer, checkpoint_format(model))
+    def checkpoint_tensors(self, layer: nn.Module, model: nn.Module) -> Mapping[str, Tensor]:
+        return checkpoint_tensors(layer, checkpoint_format(model))
 
     def describe(self, layer: nn.Module) -> dict[str, Any]:
         own = layout(layer)

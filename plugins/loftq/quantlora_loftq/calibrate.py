@@ -25,25 +25,25 @@ def input_mean_squares(
     """
     watched = {path: module for path, module in model.named_modules() if keep(path, module)}
     sums: dict[str, Tensor] = {}
-    counts: dict[str, int] = {}
+    samples: dict[str, int] = {}
     training = model.training
     with ExitStack() as stack:
         for path, module in watched.items():
-            handle = module.register_forward_pre_hook(_collect(path, sums, counts))
+            handle = module.register_forward_pre_hook(_collect(path, sums, samples))
             stack.callback(handle.remove)
         stack.callback(model.train, training)
         model.eval()
         for batch in batches:
             _run(model, batch)
-    return {path: (total / counts[path]).float() for path, total in sums.items()}
+    return {path: (total / samples[path]).float() for path, total in sums.items()}
 
 
-def _collect(path: str, sums: dict[str, Tensor], counts: dict[str, int]) -> Any:
+def _collect(path: str, sums: dict[str, Tensor], samples: dict[str, int]) -> Any:
     def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         rows = inputs[0].reshape(-1, inputs[0].shape[-1])
         squares = rows.double().square().sum(0)
         sums[path] = sums[path] + squares if path in sums else squares
-        counts[path] = counts.get(path, 0) + rows.shape[0]
+        samples[path] = samples.get(path, 0) + rows.shape[0]
 
     return hook
 

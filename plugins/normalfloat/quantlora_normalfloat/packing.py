@@ -26,16 +26,16 @@ def pack(codes: Tensor, bits: int) -> Tensor:
     flat = F.pad(codes.reshape(-1), (0, -codes.numel() % _ALIGN))
     rows = flat.view(-1, _CODES_PER_WORD[bits])
     word = rows[:, 0].to(torch.int32)
-    for place in range(1, rows.shape[1]):
-        word |= rows[:, place].to(torch.int32) << (bits * place)
+    for position in range(1, rows.shape[1]):
+        word |= rows[:, position].to(torch.int32) << (bits * position)
     return _bytes(word, bits)
 
 
 def look_up(stream: Tensor, levels: Tensor, count: int) -> Tensor:
     """``levels[code]`` for the first ``count`` codes; ``levels`` is ``(2 ** bits,)``."""
     bits = levels.numel().bit_length() - 1
-    places = _CODES_PER_WORD[bits]
-    rows = torch.cartesian_prod(*[levels] * places).view(-1, places).flip(1)
+    per_word = _CODES_PER_WORD[bits]
+    rows = torch.cartesian_prod(*[levels] * per_word).view(-1, per_word).flip(1)
     return F.embedding(_words(stream, bits), rows).view(-1)[:count]
 
 

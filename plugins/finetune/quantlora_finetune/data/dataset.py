@@ -12,7 +12,7 @@ from torch import Tensor
 
 from quantlora.errors import FinetuneError
 from quantlora_finetune.data import demo_text
-from quantlora_finetune.data.examples import IGNORED, Example, Tokens, sequences_of
+from quantlora_finetune.data.examples import IGNORED, Example, TrainingTokenizer, sequences_of
 from quantlora_finetune.data.sources import read_counted
 from quantlora_finetune.options.finetune_options import FinetuneOptions
 
@@ -50,7 +50,7 @@ class Dataset:
         }
 
 
-def load_dataset(options: FinetuneOptions, tokens: Tokens) -> Dataset:
+def load_dataset(options: FinetuneOptions, tokenizer: TrainingTokenizer) -> Dataset:
     """Read, tokenize and split what ``options`` name.
 
     Raises:
@@ -58,7 +58,7 @@ def load_dataset(options: FinetuneOptions, tokens: Tokens) -> Dataset:
     """
     name = options.data or demo_text.NAME
     records, empty = read_counted(options.data, options.split)
-    sequences = sequences_of(records, tokens, options.length)
+    sequences = sequences_of(records, tokenizer, options.length)
     examples = [sequence for sequence in sequences if sequence.learned > 0]
     if len(examples) < 2:
         raise FinetuneError(

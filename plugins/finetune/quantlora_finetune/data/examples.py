@@ -39,7 +39,7 @@ class Example:
         return len(self.input_ids) - self.given
 
 
-class Tokens:
+class TrainingTokenizer:
     """A tokenizer as training needs it: without special tokens of its own choice."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -62,55 +62,69 @@ class Tokens:
         return ids if len(ids) <= room else [*start, *ids[len(ids) - room + len(start) :]]
 
 
-def examples_of(records: Sequence[Record], tokens: Tokens, length: int) -> list[Example]:
+def examples_of(
+    records: Sequence[Record], tokenizer: TrainingTokenizer, length: int
+) -> list[Example]:
     """The sequences that there is something to learn in."""
-    return [sequence for sequence in sequences_of(records, tokens, length) if sequence.learned > 0]
+    return [
+        sequence for sequence in sequences_of(records, tokenizer, length) if sequence.learned > 0
+    ]
 
 
-def sequences_of(records: Sequence[Record], tokens: Tokens, length: int) -> list[Example]:
+def sequences_of(
+    records: Sequence[Record], tokenizer: TrainingTokenizer, length: int
+) -> list[Example]:
     """Windows over all texts, and one sequence for each answer, none longer than ``length``."""
-    return [*_windows(records, tokens, length), *_answers(records, tokens, length)]
+    return [*_windows(records, tokenizer, length), *_answers(records, tokenizer, length)]
 
 
-def _windows(records: Sequence[Record], tokens: Tokens, length: int) -> Iterator[Example]:
+def _windows(
+    records: Sequence[Record], tokenizer: TrainingTokenizer, length: int
+) -> Iterator[Example]:
     """The texts in a row, EOS between them, cut into windows that each start with BOS."""
     texts = [record.text for record in records if isinstance(record, Text)]
-    stream = [token for text in texts for token in (*tokens.encode(text), *tokens.eos)]
-    stream = stream[: len(stream) - len(tokens.eos)]
-    step = length - len(tokens.bos)
+    stream = [token for text in texts for token in (*tokenizer.encode(text), *tokenizer.eos)]
+    stream = stream[: len(stream) - len(tokenizer.eos)]
+    step = length - len(tokenizer.bos)
     for start in range(0, len(stream) - step + 1, step):
-        window = [*tokens.bos, *stream[start : start + step]]
+        window = [*tokenizer.bos, *stream[start : start + step]]
         yield Example(window, given=1)
 
 
-def _answers(records: Sequence[Record], tokens: Tokens, length: int) -> Iterator[Example]:
+def _answers(
+    records: Sequence[Record], tokenizer: TrainingTokenizer, length: int
+) -> Iterator[Example]:
     for record in records:
-        for prompt, completion, end in _exchanges(record, tokens):
-            given = tokens.starting(prompt) or tokens.bos
-            whole = [*given, *tokens.encode(completion), *end]
+        for prompt, completion, end in _exchanges(record, tokenizer):
+            given = tokenizer.starting(prompt) or tokenizer.bos
+            whole = [*given, *tokenizer.encode(completion), *end]
             yield Example(whole[:length], max(1, len(given)), len(whole) > length)
 
 
-def _exchanges(record: Record, tokens: Tokens) -> Iterator[tuple[str, str, list[int]]]:
+def _exchanges(
+    record: Record, tokenizer: TrainingTokenizer
+) -> Iterator[tuple[str, str, list[int]]]:
     """(prompt, completion, ids after it): a template ends its turns itself."""
     if isinstance(record, Exchange):
-        yield record.prompt, record.completion, tokens.eos
+        yield record.prompt, record.completion, tokenizer.eos
     elif isinstance(record, Chat):
         for i, message in enumerate(record.messages):
             if i >= record.start and message["role"] == "assistant":
-                yield *_templated(record.messages[: i + 1], tokens, record.tools), []
+                yield *_templated(record.messages[: i + 1], tokenizer, record.tools), []
 
 
 def _templated(
-    messages: Sequence[Any], tokens: Tokens, tools: Sequence[Any] = ()
+    messages: Sequence[Any], tokenizer: TrainingTokenizer, tools: Sequence[Any] = ()
 ) -> tuple[str, str]:
     """The conversation before the last turn, and that turn, as the model's template writes them."""
-    if not getattr(tokens.tokenizer, "chat_template", None):
+    if not getattr(tokenizer.tokenizer, "chat_template", None):
         raise FinetuneError(
             'the data has "messages", but this model\'s tokenizer has no chat template: use an '
             'instruction-tuned model, or give "prompt" and "completion".'
         )
-    write = partial(tokens.tokenizer.apply_chat_template, tools=list(tools) or None, tokenize=False)
+    write = partial(
+        tokenizer.tokenizer.apply_chat_template, tools=list(tools) or None, tokenize=False
+    )
     try:
         before = write(list(messages[:-1]), add_generation_prompt=True)
         after = write(list(messages))

@@ -40,8 +40,8 @@ def read_file(path: Path) -> Iterator[Record]:
             f"{', '.join(_ROWS)}, and as running text from .txt, .md and the like: convert or "
             f"rename it."
         )
-    for place, row in _ROWS[suffix](path):
-        yield record_of(row, place)
+    for location, row in _ROWS[suffix](path):
+        yield record_of(row, location)
 
 
 def is_rows(path: Path) -> bool:
@@ -56,11 +56,11 @@ Row = tuple[str, Any]
 def _json_lines(path: Path) -> Iterator[Row]:
     for number, line in enumerate(text_of(path).split("\n"), start=1):
         if line.strip():
-            place = f"{path}, line {number}"
+            location = f"{path}, line {number}"
             try:
-                yield place, json.loads(line)
+                yield location, json.loads(line)
             except (ValueError, RecursionError) as error:
-                raise FinetuneError(f"{place}: not a JSON object: {error}") from error
+                raise FinetuneError(f"{location}: not a JSON object: {error}") from error
 
 
 def _json(path: Path) -> Iterator[Row]:
@@ -85,14 +85,14 @@ def _separated(path: Path) -> Iterator[Row]:
         if len(set(names)) < len(names):
             raise FinetuneError(f"{path}: two columns have the same name ({', '.join(names)}).")
         for row in reader:
-            place = f"{path}, line {reader.line_num}"
+            location = f"{path}, line {reader.line_num}"
             if row and len(row) != len(names):
                 raise FinetuneError(
-                    f"{place}: {len(row)} values for {len(names)} columns; put a value that holds "
-                    f"the separator or a line end into double quotes."
+                    f"{location}: {len(row)} values for {len(names)} columns; put a value that "
+                    f"holds the separator or a line end into double quotes."
                 )
             if row:
-                yield place, dict(zip((name.strip() for name in names), row, strict=True))
+                yield location, dict(zip((name.strip() for name in names), row, strict=True))
     except csv.Error as error:
         raise FinetuneError(f"{path}, line {reader.line_num}: {error}") from error
 

@@ -42,21 +42,23 @@ class Chat:
 Record = Text | Exchange | Chat
 
 
-def record_of(row: Any, place: str) -> Record:
-    """One row as a record; an error names its ``place`` and what it holds instead."""
+def record_of(row: Any, location: str) -> Record:
+    """One row as a record; an error names its ``location`` and what it holds instead."""
     if isinstance(row, Mapping):
         match row:
             case {"messages": list() as messages}:
-                return Chat(turns(messages, place), tools=tools_of(row, place))
+                return Chat(turns(messages, location), tools=tools_of(row, location))
             case {"prompt": list() as prompt, "completion": list() as completion}:
-                given = turns([*prompt, *completion], place)
-                return Chat(given, len(prompt), tools_of(row, place))
+                given = turns([*prompt, *completion], location)
+                return Chat(given, len(prompt), tools_of(row, location))
             case {"prompt": str() as prompt, "completion": str() as completion}:
                 return Exchange(prompt, completion)
             case {"text": str() as text}:
                 return Text(text)
     found = _columns(row) if isinstance(row, Mapping) else type(row).__name__
-    raise FinetuneError(f"{place}: expected an object with {_FORMS}, found {found or 'no field'}.")
+    raise FinetuneError(
+        f"{location}: expected an object with {_FORMS}, found {found or 'no field'}."
+    )
 
 
 def _columns(row: Mapping[str, Any]) -> str:

@@ -21,9 +21,9 @@ _PLAIN_START = "default"
 
 @dataclass(frozen=True)
 class Adaptation:
-    """What `wrap` is to do with the model at ``place``."""
+    """What `wrap` is to do with the model at ``model_id_or_path``."""
 
-    place: str
+    model_id_or_path: str
     config: LoraConfig
     form: Format
     reference: str | None
@@ -46,7 +46,7 @@ class Adaptation:
         quantize(model, self.config, backend=backend, quantize_options=options)
         packed = list(model.modules())
         changed = [type(module) for module in packed] != before
-        reference = self.reference or (self.place if changed else None)
+        reference = self.reference or (self.model_id_or_path if changed else None)
         wrap(model, self.config, reference=reference)
         self._check_kept(model, {id(module) for module in packed})
         return model
@@ -67,13 +67,13 @@ def choose_adaptation(base: BaseModel, options: FinetuneOptions) -> Adaptation:
     Raises:
         ConfigError, BackendError, MissingLibraryError: they cannot be had.
     """
-    config = lora_config(options, base.place)
+    config = lora_config(options, base.model_id_or_path)
     registry().initializer(config).check(config)
     form = choose_format(options, base.is_quantized)
-    return Adaptation(base.place, config, form, options.reference)
+    return Adaptation(base.model_id_or_path, config, form, options.reference)
 
 
-def lora_config(options: FinetuneOptions, place: str) -> LoraConfig:
+def lora_config(options: FinetuneOptions, model_id_or_path: str) -> LoraConfig:
     fields: dict[str, Any] = {
         "r": options.rank,
         "lora_alpha": options.lora_alpha,
@@ -81,7 +81,7 @@ def lora_config(options: FinetuneOptions, place: str) -> LoraConfig:
         "target_modules": options.targets,
         "init_lora_weights": options.init,
         "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": place,
+        "base_model_name_or_path": model_id_or_path,
     }
     if options.init != _PLAIN_START:  # some ask for it; the layers have their bits by then
         fields["loftq_config"] = {"loftq_bits": None}

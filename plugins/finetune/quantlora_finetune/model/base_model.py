@@ -27,7 +27,7 @@ class BaseModel:
     """Where a model is, and what its config says; the weights are not loaded yet."""
 
     name: str
-    place: str
+    model_id_or_path: str
     config: Any
     tokenizer: PreTrainedTokenizerBase
 
@@ -62,12 +62,16 @@ def find_base(options: FinetuneOptions) -> BaseModel:
         FinetuneError: it is not a causal language model, or the examples are longer than it reads.
     """
     name = options.model or demo_model.NAME
-    place = resolve_model(options.model) if options.model else str(demo_model.demo_model())
-    config = pretrained(place, lambda: AutoConfig.from_pretrained(place))
-    tokenizer = pretrained(place, lambda: AutoTokenizer.from_pretrained(place))
+    model_id_or_path = (
+        resolve_model(options.model) if options.model else str(demo_model.demo_model())
+    )
+    config = pretrained(model_id_or_path, lambda: AutoConfig.from_pretrained(model_id_or_path))
+    tokenizer = pretrained(
+        model_id_or_path, lambda: AutoTokenizer.from_pretrained(model_id_or_path)
+    )
     if type(config) not in AutoModelForCausalLM._model_mapping:
         raise FinetuneError(f"{name} ({config.model_type}) is not a causal language model.")
-    base = BaseModel(name, place, config, tokenizer)
+    base = BaseModel(name, model_id_or_path, config, tokenizer)
     if base.longest is not None and options.length > base.longest:
         raise FinetuneError(
             f"--length {options.length}: {name} reads at most {base.longest} tokens at once."
@@ -85,7 +89,9 @@ def load_model(base: BaseModel, dtype: Dtype) -> PreTrainedModel:
         where["device_map"] = {"": torch.cuda.current_device()}
     chosen = compute_dtype(dtype)
     model: PreTrainedModel = pretrained(
-        base.place,
-        lambda: AutoModelForCausalLM.from_pretrained(base.place, **dtype_argument(chosen), **where),
+        base.model_id_or_path,
+        lambda: AutoModelForCausalLM.from_pretrained(
+            base.model_id_or_path, **dtype_argument(chosen), **where
+        ),
     )
     return model

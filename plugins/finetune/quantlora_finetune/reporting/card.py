@@ -25,7 +25,7 @@ def model_card(report: Report) -> ModelCard:
         template_str=_TEMPLATE.read_text("utf-8"),
         base_name=short_name(base.name),
         data_name=short_name(report.data["name"]),
-        location="demo_model()" if base.is_demo else json.dumps(base.place),
+        location="demo_model()" if base.is_demo else json.dumps(base.model_id_or_path),
         imports=_IMPORT if base.is_demo else "",
         backend=next(iter(formats)) if len(formats) == 1 else "auto",
         terms=demo_model.TERMS if base.is_demo else "",

@@ -86,7 +86,7 @@ def memory_chart(memory: Mapping[str, MemoryUse]) -> Chart:
 
 
 def _draw_bars(axes: Any, name: str, use: MemoryUse, position: int, count: int) -> None:
-    """One bar for each component, the ``position``-th of ``count`` that share its place."""
+    """One bar for each component, the ``position``-th of ``count`` that stand side by side."""
     values, height = list(use.as_json().values()), 0.8 / count
     at = [i + (position - (count - 1) / 2) * height for i in range(len(values))]
     bars = axes.barh(at, values, height * 0.9, color=_COLORS[name], label=name)

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from quantlora.errors import FinetuneError
 from quantlora_finetune.data.dataset import Collate, to_device
-from quantlora_finetune.data.examples import Example, Tokens
+from quantlora_finetune.data.examples import Example, TrainingTokenizer
 
 #: Tokens of the held-out example that are shown as a prompt, and those that are generated.
 PROMPT, CONTINUATION = 24, 40
@@ -52,17 +52,17 @@ def perplexity(
 
 @torch.no_grad()
 def continuation(
-    model: PreTrainedModel, tokens: Tokens, prompt: str, longest: int | None = None
+    model: PreTrainedModel, tokenizer: TrainingTokenizer, prompt: str, longest: int | None = None
 ) -> str:
     """The most likely next tokens, one after the other.
 
     Args:
         longest: positions that the model has; of a prompt too long for them the end is read.
     """
-    start, count = tokens.starting(prompt), CONTINUATION
+    start, count = tokenizer.starting(prompt), CONTINUATION
     if longest is not None:
         count = min(CONTINUATION, longest // 2)
-        start = tokens.ending(start, longest - count)
+        start = tokenizer.ending(start, longest - count)
     ids = torch.tensor([start], device=model.device)
     generate: Any = model.generate
     with evaluating(model):
@@ -71,15 +71,15 @@ def continuation(
             attention_mask=torch.ones_like(ids),
             max_new_tokens=count,
             do_sample=False,
-            pad_token_id=(tokens.eos or tokens.bos or [0])[0],
+            pad_token_id=(tokenizer.eos or tokenizer.bos or [0])[0],
         )
-    text: str = tokens.tokenizer.decode(whole[0, ids.shape[1] :], skip_special_tokens=True)
+    text: str = tokenizer.tokenizer.decode(whole[0, ids.shape[1] :], skip_special_tokens=True)
     return text
 
 
-def check_prompt(prompt: str | None, tokens: Tokens, longest: int | None) -> None:
+def check_prompt(prompt: str | None, tokenizer: TrainingTokenizer, longest: int | None) -> None:
     """Raise `FinetuneError` where a prompt that was asked for cannot be continued whole."""
-    count = len(tokens.starting(prompt or ""))
+    count = len(tokenizer.starting(prompt or ""))
     if longest is not None and prompt is not None and count + CONTINUATION > longest:
         raise FinetuneError(
             f"--prompt has {count} tokens, which leave no room to continue: the model reads at "
@@ -87,16 +87,16 @@ def check_prompt(prompt: str | None, tokens: Tokens, longest: int | None) -> Non
         )
 
 
-def prompt_of(example: Example, tokens: Tokens) -> str:
+def prompt_of(example: Example, tokenizer: TrainingTokenizer) -> str:
     """The prompt of a held-out example; of a text, the start of its first whole paragraph."""
-    decode = tokens.tokenizer.decode
+    decode = tokenizer.tokenizer.decode
     if example.given > 1:
         prompt: str = decode(example.input_ids[: example.given], skip_special_tokens=True)
         return prompt
     text: str = decode(example.input_ids, skip_special_tokens=True)
     end = text.find("\n\n", 0, len(text) // 2)
     whole = text[end:].lstrip("\n") if end >= 0 else text
-    start: str = decode(tokens.encode(whole)[:PROMPT])
+    start: str = decode(tokenizer.encode(whole)[:PROMPT])
     return start
 
 

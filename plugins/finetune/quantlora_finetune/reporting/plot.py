@@ -31,8 +31,8 @@ def plot_losses(file: Path, report: Report) -> None:
 
 def _name_ends(axes: Any, first: tuple[int, float], last: tuple[int, float]) -> None:
     """The perplexities, beside their points."""
-    places = {first: ((8, 8), "left"), last: ((0, -18), "right")}
-    for (step, perplexity), (offset, side) in places.items():
+    positions = {first: ((8, 8), "left"), last: ((0, -18), "right")}
+    for (step, perplexity), (offset, side) in positions.items():
         axes.annotate(
             f"perplexity {perplexity:.1f}",
             (step, math.log(perplexity)),

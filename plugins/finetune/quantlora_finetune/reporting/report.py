@@ -66,7 +66,7 @@ class Report:
 
     def as_json(self) -> dict[str, Any]:
         """Plain values; seconds, bytes and counts are in the fields' names."""
-        base = {"name": self.base.name, "place": self.base.place}
+        base = {"name": self.base.name, "place": self.base.model_id_or_path}
         return {
             "format": FORMAT,
             "model": base | asdict(self.model),
@@ -93,9 +93,10 @@ class Report:
         return {"prompt": self.before.prompt, "before": before, "after": after}
 
 
-def short_name(place: str) -> str:
+def short_name(name_or_path: str) -> str:
     """A hub id as it is, a local path without its folders: card and page may be published."""
-    return Path(place).name if Path(place).is_absolute() else place
+    path = Path(name_or_path)
+    return path.name if path.is_absolute() else name_or_path
 
 
 def model_facts(model: PreTrainedModel) -> ModelFacts:

@@ -74,7 +74,5 @@ def explained(options: FinetuneOptions) -> Iterator[None]:
         raise _not_written(options.output, "the disk is full, or failed") from error
 
 
-def _not_written(place: object, why: str | None) -> FinetuneError:
-    return FinetuneError(
-        f"{place} cannot be written: {why}. Fix this, then continue with --resume."
-    )
+def _not_written(path: object, why: str | None) -> FinetuneError:
+    return FinetuneError(f"{path} cannot be written: {why}. Fix this, then continue with --resume.")

@@ -75,5 +75,5 @@ def _absolute(options: FinetuneOptions) -> dict[str, Any]:
     return {k: str(Path(v).expanduser().resolve()) for k, v in named.items() if v and _exists(v)}
 
 
-def _exists(place: str) -> bool:
-    return Path(place).expanduser().exists()
+def _exists(path: str) -> bool:
+    return Path(path).expanduser().exists()

@@ -14,8 +14,8 @@ def only_cpu() -> bool:
 
 def device() -> torch.device:
     """Where this process is going to train."""
-    place: torch.device = _state().device
-    return place
+    chosen: torch.device = _state().device
+    return chosen
 
 
 def is_first() -> bool:

@@ -21,7 +21,7 @@ class Speed(TrainerCallback):
         self.tokens = 0
         self.seconds = 0.0
         self.of_last_step = 0.0
-        self._counts: list[Tensor] = []
+        self._tokens: list[Tensor] = []
         self._began = self._step_began = 0.0
 
     @property
@@ -30,7 +30,7 @@ class Speed(TrainerCallback):
 
     def count(self, attention_mask: Tensor) -> None:
         """Add the tokens of a batch; the number stays on the device until the step is over."""
-        self._counts.append(attention_mask.sum())
+        self._tokens.append(attention_mask.sum())
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
@@ -45,9 +45,9 @@ class Speed(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        tokens = self.processes * sum(int(count) for count in self._counts)
+        tokens = self.processes * sum(int(count) for count in self._tokens)
         now = time.perf_counter()
-        self._counts.clear()
+        self._tokens.clear()
         self.tokens += tokens
         self.seconds = now - self._began
         self.of_last_step = tokens / (now - self._step_began)

@@ -17,7 +17,7 @@ from transformers import (
 
 from quantlora import MemoryUse, StopOnNaN
 from quantlora_finetune.data.dataset import Collate, Dataset
-from quantlora_finetune.data.examples import Tokens
+from quantlora_finetune.data.examples import TrainingTokenizer
 from quantlora_finetune.options.choices import ReportTo, Schedule
 from quantlora_finetune.options.finetune_options import FinetuneOptions
 from quantlora_finetune.run import processes
@@ -67,7 +67,7 @@ def train(
     model: PreTrainedModel,
     data: Dataset,
     collate: Collate,
-    tokens: Tokens,
+    tokenizer: TrainingTokenizer,
     options: FinetuneOptions,
     run: RunFolder,
     console: Console,
@@ -85,7 +85,9 @@ def train(
     progress = ShowProgress(console, speed)
     callbacks = [StopOnNaN(_REMEDY), MarkComplete(), speed, progress, *_reports(options, run)]
     settings = _settings(options, run.checkpoints)
-    trainer = make_trainer(options.trainer, model, settings, data.train, collate, tokens, callbacks)
+    trainer = make_trainer(
+        options.trainer, model, settings, data.train, collate, tokenizer, callbacks
+    )
     trainer.speed = speed
     trainer.remove_callback(PrinterCallback)
     try:

@@ -9,7 +9,7 @@ from typing import Any
 from transformers import PreTrainedModel, TrainerCallback, TrainingArguments
 
 from quantlora_finetune.data.dataset import Collate
-from quantlora_finetune.data.examples import Example, Tokens
+from quantlora_finetune.data.examples import Example, TrainingTokenizer
 from quantlora_finetune.options.choices import TrainerName
 from quantlora_finetune.training.measured_trainer import Measured, MeasuredTrainer
 
@@ -20,12 +20,12 @@ def make_trainer(
     settings: dict[str, Any],
     examples: list[Example],
     collate: Collate,
-    tokens: Tokens,
+    tokenizer: TrainingTokenizer,
     callbacks: list[TrainerCallback],
 ) -> Measured:
     """A trainer that is ready to train; ``settings`` are those of `TrainingArguments`."""
     if name is TrainerName.TRL:
-        return _trls(model, settings, examples, collate, tokens, callbacks)
+        return _trls(model, settings, examples, collate, tokenizer, callbacks)
     return MeasuredTrainer(
         model,
         TrainingArguments(**settings),
@@ -40,7 +40,7 @@ def _trls(
     settings: dict[str, Any],
     examples: list[Example],
     collate: Collate,
-    tokens: Tokens,
+    tokenizer: TrainingTokenizer,
     callbacks: list[TrainerCallback],
 ) -> Measured:
     """TRL's, told to leave alone what is prepared already: the examples, and checkpointing."""
@@ -61,6 +61,6 @@ def _trls(
         trl.SFTConfig(**settings, **untouched, bf16=False),
         data_collator=collate_rows,
         train_dataset=Dataset.from_list(rows),
-        processing_class=tokens.tokenizer,
+        processing_class=tokenizer.tokenizer,
         callbacks=callbacks,
     )

@@ -38,13 +38,13 @@ class LayerFacts:
 def work_on(plan: LayerPlan, source: Source, quantizer: Quantizer, parts: Parts) -> None:
     """Write the part of one layer: its packed state, A, B and what it lost."""
     begin = time.monotonic()
-    stored = source.files.tensor(plan.key)
-    _check(plan, source, stored)
-    weight = stored.to(source.recipe.device, torch.float32)
+    original = source.files.tensor(plan.key)
+    _check(plan, source, original)
+    weight = original.to(source.recipe.device, torch.float32)
     norm = float(weight.norm()) or 1.0
     solution = _solve(plan, source, quantizer, weight)
     A, B = solution.factors(plan.scaling)
-    state = _state(solution.base, quantizer, stored.dtype, source.recipe.fake)
+    state = _state(solution.base, quantizer, original.dtype, source.recipe.fake)
     tensors = {**state, "lora_A": A, "lora_B": B}
     facts = LayerFacts(
         plan.path,
@@ -54,7 +54,7 @@ def work_on(plan: LayerPlan, source: Source, quantizer: Quantizer, parts: Parts)
         solution.error / norm,
         time.monotonic() - begin,
     )
-    parts.save(plan.path, tensors, {FACTS: json.dumps(asdict(facts)), SOURCE: digest(stored)})
+    parts.save(plan.path, tensors, {FACTS: json.dumps(asdict(facts)), SOURCE: digest(original)})
 
 
 def check_source(plan: LayerPlan, source: Source, parts: Parts) -> None:
@@ -67,9 +67,9 @@ def check_source(plan: LayerPlan, source: Source, parts: Parts) -> None:
         )
 
 
-def digest(stored: Tensor) -> str:
+def digest(original: Tensor) -> str:
     """A hash of the weight as its file has it."""
-    data = stored.contiguous().reshape(-1).view(torch.uint8).numpy().data
+    data = original.contiguous().reshape(-1).view(torch.uint8).numpy().data
     return hashlib.sha256(data).hexdigest()
 
 
@@ -100,13 +100,13 @@ def _state(
     return {BASE + key: value for key, value in tensors.items() if isinstance(value, Tensor)}
 
 
-def _check(plan: LayerPlan, source: Source, stored: Tensor) -> None:
-    if tuple(stored.shape) != plan.shape:
+def _check(plan: LayerPlan, source: Source, original: Tensor) -> None:
+    if tuple(original.shape) != plan.shape:
         raise ConfigError(
-            f"{plan.path}: {plan.key} in {source.folder} has shape {tuple(stored.shape)}, the "
+            f"{plan.path}: {plan.key} in {source.folder} has shape {tuple(original.shape)}, the "
             f"model's config says {plan.shape}."
         )
-    if not torch.isfinite(stored).all():
+    if not torch.isfinite(original).all():
         raise ConfigError(
             f"{plan.path}: the weight holds NaN or infinite values and cannot be quantized; "
             f"leave the layer out with --exclude-modules."

@@ -16,7 +16,7 @@ _SKIPPED = ("modules_to_not_convert", "llm_int8_skip_modules", "ignore")
 
 
 @dataclass(frozen=True)
-class StoredFormat:
+class CheckpointFormat:
     """How the checkpoint's linear layers are stored.
 
     Args:
@@ -30,7 +30,7 @@ class StoredFormat:
     skipped: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, config: PretrainedConfig) -> StoredFormat | None:
+    def of(cls, config: PretrainedConfig) -> CheckpointFormat | None:
         """None for a float checkpoint."""
         found = getattr(config, "quantization_config", None)
         if found is None:
