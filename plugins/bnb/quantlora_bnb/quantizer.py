@@ -63,7 +63,7 @@ class BitsandbytesQuantizer(Quantizer):
         for path in layers:
             if type(linears[path]) is not nn.Linear:
                 raise BackendError(
-                    f"{path}: Transformers does not load bitsandbytes layers in prefix of "
+                    f"{path}: Transformers does not load bitsandbytes layers in place of "
                     f"{type(linears[path]).__name__}. Use another backend, or save dense weights."
                 )
         return [path for path in linears if path not in layers]
