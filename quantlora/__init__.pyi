@@ -67,6 +67,7 @@ from .formats.affine import AffineWeight as AffineWeight, pool as pool, spread a
 from .formats.expert_stack import ExpertStack as ExpertStack
 from .formats.finite import check_packable as check_packable
 from .formats.layouts import linear_from as linear_from
+from .formats.quantize_options import checked_options as checked_options
 from .formats.quantizer import Quantizer as Quantizer
 from .hardware import multiplies_bfloat16 as multiplies_bfloat16
 from .hookspecs import hookimpl as hookimpl

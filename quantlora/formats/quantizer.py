@@ -39,8 +39,12 @@ class Quantizer(ExpertHooks, ABC):
     other_modules: ClassVar[tuple[str, ...]] = ()
     #: What must be installed; read from metadata only.
     requires: ClassVar[tuple[AnyRequirement, ...]] = ()
-    #: Bit widths `quantize` offers; empty when the format can only be read.
+    #: Bit widths `quantize` offers, by ``bits=`` where there are several; empty when the format
+    #: can only be read. `describe` says a layer's as ``bits``.
     bits: ClassVar[tuple[int, ...]] = ()
+    #: Further options of `quantize` and `quantize_layers` that are no named arguments of theirs.
+    #: Any other in ``quantize_options`` is refused before they are called.
+    options: ClassVar[tuple[str, ...]] = ()
     #: Whether layers of this format hold plain floating numbers, packed in no way.
     is_float: ClassVar[bool] = False
     #: Where the user leaves the choice to us, the highest one is taken (`best_quantizer`).

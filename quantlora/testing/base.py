@@ -39,6 +39,8 @@ class SuiteBase:
         torch.bfloat16: 2e-2,
         torch.float16: 4e-3,
     }
+    #: Options of `Quantizer.quantize` for the layers, to test one variant of the format.
+    options: ClassVar[Mapping[str, Any]] = {}
     #: Fields of `LoraConfig` for every adapter, to hold a variant to the operations.
     adapter: ClassVar[Mapping[str, Any]] = {}
     #: Largest relative error (Frobenius) that packing may make; normal weights in 4 bits lose 0.1.
@@ -57,7 +59,8 @@ class SuiteBase:
                 f"{self.quantizer!r} cannot quantize: override make_layer in your suite to build "
                 f"a layer with random values."
             )
-        return self.format.quantize(nn.Linear(in_features, out_features, bias, dtype=dtype))
+        linear = nn.Linear(in_features, out_features, bias, dtype=dtype)
+        return self.format.quantize(linear, **self.options)
 
     @property
     def held_shapes(self) -> tuple[Shape, ...]:

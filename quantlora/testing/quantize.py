@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from quantlora.errors import BackendError
 from quantlora.formats.layouts import linear_from
 from quantlora.operations.subject import OneLayerModel
 from quantlora.testing.base import Shape, SuiteBase
@@ -47,6 +48,21 @@ class QuantizeTests(SuiteBase):
         self.format.dequantize(packed)
         assert packed is not linear
         assert all(torch.equal(value, before[name]) for name, value in linear.state_dict().items())
+
+    @pytest.mark.usefixtures("can_quantize")
+    def test_the_bits_are_those_asked_for(self) -> None:
+        """``quantize(bits=)`` is taken where ``bits`` has several, and `describe` says them."""
+        for bits in self.format.bits:
+            options = {"bits": bits} if len(self.format.bits) > 1 else {}
+            packed = self.format.quantize(self._linear(), **options)
+            assert self.format.describe(packed).get("bits") == bits
+
+    @pytest.mark.usefixtures("can_quantize")
+    def test_an_unknown_option_is_refused(self) -> None:
+        """A mistyped option would pack with other settings than were asked for."""
+        fields: dict[str, Any] = {"target_modules": ["proj"], "backend": self.quantizer}
+        with pytest.raises(BackendError, match="has no option 'no_such_option'"):
+            wrap(OneLayerModel(self._linear()), quantize_options={"no_such_option": 1}, **fields)
 
     @pytest.mark.usefixtures("can_quantize")
     def test_like_takes_the_settings_of_another_layer(self, dtype: torch.dtype) -> None:

@@ -16,6 +16,7 @@ from quantlora.files.reference import Reference
 from quantlora.formats.finite import check_packable, check_packed
 from quantlora.formats.layouts import linear_from
 from quantlora.formats.offloaded import onloaded, read
+from quantlora.formats.quantize_options import checked_options
 from quantlora.formats.quantizer import Quantizer
 from quantlora.layers.experts import experts_layout
 from quantlora.layers.hooks import add_state_hooks
@@ -53,6 +54,7 @@ def _packed(
     linears: Mapping[str, nn.Linear],
     options: Mapping[str, Any],
 ) -> dict[str, nn.Module]:
+    options = checked_options(quantizer, options)
     for path, linear in linears.items():
         check_packable(linear, path)
     with diagnosed(quantizer):

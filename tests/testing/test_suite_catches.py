@@ -119,6 +119,16 @@ class ScalesItsInput(Sound):
         return packed
 
 
+@found_by("test_the_bits_are_those_asked_for")
+class IgnoresBits(Sound):
+    """Packs int8, whatever it is asked for."""
+
+    bits = (4, 8)
+
+    def describe(self, layer: nn.Module) -> dict[str, Any]:
+        return {"bits": 8}
+
+
 @found_by("test_generation_gives_what_training_gives", dtype=torch.float32)
 @found_by("test_any_shape_of_input_without_gradients", kind="3-D")
 class WrongKernel(Sound):

@@ -7,14 +7,14 @@ input to 8 bits; `quantlora_bnb.llm_int8` switches that on for inference.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from quantlora import check_packable
+from quantlora import check_packable, checked_options
 from quantlora_bnb import llm_int8
 from quantlora_bnb.library import library
 from quantlora_bnb.quantizer import BitsandbytesQuantizer, frozen
@@ -31,6 +31,7 @@ class Bitsandbytes8bit(BitsandbytesQuantizer):
     name: ClassVar[str] = "bitsandbytes_8bit"
     layer_name: ClassVar[str] = "Linear8bitLt"
     bits: ClassVar[tuple[int, ...]] = (8,)
+    options: ClassVar[tuple[str, ...]] = tuple(field.name for field in fields(Settings8bit))
 
     def prepare(self, layer: nn.Module, path: str) -> None:
         self._codes_and_absmax(layer, path)
@@ -49,7 +50,7 @@ class Bitsandbytes8bit(BitsandbytesQuantizer):
         """A `Linear8bitLt` on ``linear``'s device; see `Settings8bit` for the options."""
         check_packable(linear, "weight")
         bnb = library()
-        given = self._settings(Settings8bit, options)
+        given = Settings8bit(**checked_options(self, options))
         settings = given if like is None else Settings8bit.of(like)
         size = (linear.in_features, linear.out_features, linear.bias is not None)
         layer: Any = self._layer_type()(

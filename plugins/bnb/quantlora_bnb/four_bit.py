@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from quantlora import BackendError, ExpertStack, check_packable, linear_from
+from quantlora import BackendError, ExpertStack, check_packable, checked_options, linear_from
 from quantlora.errors import warn
 from quantlora_bnb.cpu_layout import absmax, is_repacked, ordinary_state
 from quantlora_bnb.experts import Bitsandbytes4bitExperts
@@ -28,6 +28,7 @@ class Bitsandbytes4bit(BitsandbytesQuantizer):
     name: ClassVar[str] = "bitsandbytes_4bit"
     layer_name: ClassVar[str] = "Linear4bit"
     bits: ClassVar[tuple[int, ...]] = (4,)
+    options: ClassVar[tuple[str, ...]] = tuple(field.name for field in fields(Settings4bit))
     preference: ClassVar[int] = 10
 
     def prepare(self, layer: nn.Module, path: str) -> None:
@@ -65,7 +66,7 @@ class Bitsandbytes4bit(BitsandbytesQuantizer):
     ) -> nn.Module:
         """A `Linear4bit` on ``linear``'s device; see `Settings4bit` for the options."""
         check_packable(linear, "weight")
-        given = self._settings(Settings4bit, options)
+        given = Settings4bit(**checked_options(self, options))
         settings = given if like is None else Settings4bit.of(like)
         layer = self._empty(linear, settings)
         try:

@@ -1,18 +1,15 @@
-"""What the two formats share: whose layers these are, and the settings of `quantize`."""
+"""What the two formats share: whose layers these are."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
-from typing import Any, ClassVar, TypeVar
+from typing import ClassVar
 
 from torch import Tensor, nn
 
 from quantlora import BackendError, MissingLibraryError, Quantizer
 from quantlora_bnb.library import library
 from quantlora_bnb.requires import REQUIRES
-
-S = TypeVar("S")
 
 
 class BitsandbytesQuantizer(Quantizer):
@@ -44,17 +41,6 @@ class BitsandbytesQuantizer(Quantizer):
             )
         layer_type: type[nn.Module] = found
         return layer_type
-
-    def _settings(self, kind: type[S], options: Mapping[str, Any]) -> S:
-        """``options`` as the dataclass ``kind``; an unknown one is a `BackendError`."""
-        known = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
-        for name in options:
-            if name not in known:
-                raise BackendError(
-                    f"backend {self.name!r} has no option {name!r}; its options are "
-                    f"{', '.join(known)}."
-                )
-        return kind(**options)
 
     def _skipped(
         self, layers: Mapping[str, nn.Module], linears: Mapping[str, nn.Module]

@@ -27,6 +27,7 @@ class GptqQuantizer(Quantizer):
     other_modules: ClassVar[tuple[str, ...]] = ("auto_gptq",)
     requires = (REQUIRES,)
     bits: ClassVar[tuple[int, ...]] = BITS
+    options: ClassVar[tuple[str, ...]] = ("group_size", "sym", "desc_act", "tokenizer", "save_to")
     # Needs texts to calibrate on: never the choice where the user leaves it to us.
     preference: ClassVar[int] = -10
 

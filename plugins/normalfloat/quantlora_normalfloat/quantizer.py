@@ -34,6 +34,7 @@ class NormalFloatQuantizer(Quantizer):
     module: ClassVar[str] = "quantlora_normalfloat.layer"
     requires = (SCIPY,)
     bits: ClassVar[tuple[int, ...]] = BITS
+    options: ClassVar[tuple[str, ...]] = ("quant_type", "block_size", "double_quant", "dtype")
 
     def layer_types(self) -> tuple[type[nn.Module], ...]:
         return (NormalFloatLinear,)
