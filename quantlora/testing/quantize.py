@@ -53,7 +53,7 @@ class QuantizeTests(SuiteBase):
     def test_the_bits_are_those_asked_for(self) -> None:
         """``quantize(bits=)`` is taken where ``bits`` has several, and `describe` says them."""
         for bits in self.format.bits:
-            options = {"bits": bits} if len(self.format.bits) > 1 else {}
+            options: dict[str, Any] = {"bits": bits} if len(self.format.bits) > 1 else {}
             packed = self.format.quantize(self._linear(), **options)
             assert self.format.describe(packed).get("bits") == bits
 
