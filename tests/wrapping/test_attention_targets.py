@@ -177,3 +177,52 @@ def test_a_second_adapter_names_the_attention_as_the_first_did() -> None:
     model = quantlora.wrap(base(), **FIELDS)
     quantlora.wrap(model, adapter_name="two", **FIELDS)
     assert list(model["attn"].lora_A) == ["default", "two"]
+
+
+def packed(backend: str) -> nn.ModuleDict:
+    """An attention with a packed ``out_proj`` as the model came, adapted as a whole."""
+    first, ours = (base(batch_first=True) for _ in range(2))
+    quantlora.wrap(first, backend=backend, r=2, target_modules=["attn.out_proj"])
+    ours["attn"].set_submodule("out_proj", first["attn"].out_proj.base_layer)
+    return quantlora.wrap(ours, **FIELDS)
+
+
+def merged_by_hand(ours: nn.ModuleDict) -> nn.Module:
+    """torch's attention with the weights ``W + ΔW`` of ``ours``."""
+    attn, out = ours["attn"], ours["attn"].base_layer.out_proj
+    plain = base(batch_first=True)["attn"]
+    names = attn.adapter_tensors("default")
+    A, B = names["lora_A.weight"], names["lora_B.weight"]
+    weight = out.dequantize() + out.delta_weight("default", out.dequantize())
+    with torch.no_grad():
+        plain.in_proj_weight += 5 / 3 * B @ A
+        plain.out_proj.weight.copy_(weight)
+    return plain
+
+
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("backend", ["bitsandbytes_4bit", "normalfloat"])
+def test_a_packed_out_proj_is_read_as_numbers(backend: str, compiled: bool) -> None:
+    ours = packed(backend)
+    plain = merged_by_hand(ours)
+    called = torch.compile(ours["attn"], backend="aot_eager") if compiled else ours["attn"]
+    xs = [X.clone().requires_grad_() for _ in range(2)]
+    ys = [one(x, x, x)[0] for one, x in zip((called, plain), xs, strict=True)]
+    close(*ys)
+    for y in ys:
+        y.square().sum().backward()
+    close(*[x.grad for x in xs])
+    assert all(p.grad is not None for name, p in ours.named_parameters() if "lora_" in name)
+    with torch.no_grad():
+        close(called.eval()(X, X, X)[0], plain.eval()(X, X, X)[0])
+
+
+def test_a_compiled_attention_follows_its_adapters() -> None:
+    ours = quantlora.wrap(base(batch_first=True), **FIELDS)
+    called = torch.compile(ours["attn"], backend="aot_eager")
+    on = called(X, X, X)[0]
+    close(on, merged_by_hand(ours)(X, X, X)[0])
+    with quantlora.adapters_disabled(ours):
+        close(called(X, X, X)[0], base(batch_first=True)["attn"](X, X, X)[0])
+    quantlora.merge(ours)
+    close(called(X, X, X)[0], on)
