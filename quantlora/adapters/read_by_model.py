@@ -4,6 +4,9 @@ A LoRA layer answers such a read with float numbers, a packed layer by itself do
 activations to the dtype of ``wo.weight``, MobileBERT multiplies by ``dense.weight``, and codes for
 weights are a wrong result without an error. So a layer that was packed here does not stay packed
 there without its LoRA layer. Transformers does the same when it quantizes (T5's ``wo``).
+
+Found are reads that stand in the code as such. One by a variable, an index or ``getattr`` is found
+where a LoRA layer has answered it.
 """
 
 from __future__ import annotations
@@ -37,7 +40,7 @@ def readable_bases(adapted: AdaptedModel) -> dict[LoraLayer, nn.Module]:
     """What takes the place of each LoRA layer: its base; if packed here and read, in float."""
     layers, model = adapted.lora_layers, adapted.model
     codes = [p for p, one in layers.items() if one.packed_here and one.own_weight("weight") is None]
-    read = read_by_model(model, codes)
+    read = read_by_model(model, codes) | {p for p in codes if layers[p].weight_was_used}
     say_float(read)
     return {
         one: _in_float(one, model) if path in read else one.base_layer

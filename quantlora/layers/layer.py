@@ -53,6 +53,8 @@ class LoraLayer(AdaptedLayer):
 
     #: A and B by their names in an adapter file.
     factor_names: ClassVar[tuple[str, str]] = ("lora_A.weight", "lora_B.weight")
+    #: Whether somebody has read ``weight`` and computed with it.
+    weight_was_used = False
 
     def __init__(self, base_layer: nn.Module, quantizer: Quantizer, path: str) -> None:
         super().__init__(base_layer, quantizer, path)

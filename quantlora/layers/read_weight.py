@@ -74,6 +74,7 @@ class _Reading:
         if any(layer.drops(name) for name in self.names):
             text = f"{layer.path}: the model reads this layer's weight: lora_dropout has no effect."
             warnings.warn(text, AdapterWarning, stacklevel=2)
+        layer.weight_was_used = True
         with self._as_seen():
             weight: Tensor = layer.updated(self.key, self.names)
         return weight
