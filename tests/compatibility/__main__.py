@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import sys
@@ -16,6 +15,7 @@ from tests.compatibility.families import families
 from tests.compatibility.isolation import import_once, run_each
 from tests.compatibility.page import PAGE, page
 from tests.compatibility.trial import QUESTIONS, run_trial
+from tests.tools.page_command import give, page_parser
 
 
 def trial(name: str) -> dict[str, Any]:
@@ -37,9 +37,8 @@ def _kept(rows: Path | None) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m tests.compatibility", description=__doc__)
+    parser = page_parser("tests.compatibility", __doc__, PAGE)
     parser.add_argument("families", nargs="*", help="default: all")
-    parser.add_argument("--write", action="store_true", help=f"write {PAGE.name}")
     parser.add_argument("--rows", type=Path, help="keep rows here, and go on from those there")
     given = parser.parse_args()
     names = given.families or list(families())
@@ -52,10 +51,7 @@ def main() -> None:
             with given.rows.open("a") as file:
                 file.write(json.dumps(row) + "\n")
     text = page(known[name] for name in names)
-    if given.write:
-        PAGE.write_text(text, "utf-8")
-    else:
-        print(text)
+    give(text, PAGE, given.write)
 
 
 if __name__ == "__main__":

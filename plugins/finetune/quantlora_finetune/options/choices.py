@@ -79,3 +79,9 @@ def plain(value: Any) -> Any:
     if isinstance(value, Enum):
         return value.value
     return str(value) if isinstance(value, Path) else value
+
+
+def from_plain(value: Any, kind: Any) -> Any:
+    """The value of a field of type ``kind``, from the one that JSON has."""
+    is_text = isinstance(kind, type) and issubclass(kind, (Enum, Path))
+    return kind(value) if is_text else value

@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable
+import typing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 from quantlora.errors import ConfigError
 from quantlora_finetune.options.choices import (
-    Dtype,
     ReportTo,
     Schedule,
     TrainerName,
     check_limits,
+    from_plain,
     option,
     plain,
 )
@@ -128,14 +128,5 @@ class FinetuneOptions(DataOptions, ModelOptions):
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> FinetuneOptions:
-        return cls(**{k: _KINDS[k](v) if k in _KINDS else v for k, v in values.items()})
-
-
-#: Fields that JSON has as plain strings.
-_KINDS: dict[str, Callable[[str], Any]] = {
-    "output": Path,
-    "dtype": Dtype,
-    "schedule": Schedule,
-    "trainer": TrainerName,
-    "report_to": ReportTo,
-}
+        hints = typing.get_type_hints(cls)
+        return cls(**{name: from_plain(value, hints[name]) for name, value in values.items()})

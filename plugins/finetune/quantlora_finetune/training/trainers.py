@@ -24,24 +24,19 @@ def make_trainer(
     callbacks: list[TrainerCallback],
 ) -> Measured:
     """A trainer that is ready to train; ``settings`` are those of `TrainingArguments`."""
+    arguments: dict[str, Any] = {"data_collator": collate, "callbacks": callbacks}
     if name is TrainerName.TRL:
-        return _trls(model, settings, examples, collate, tokenizer, callbacks)
-    return MeasuredTrainer(
-        model,
-        TrainingArguments(**settings),
-        data_collator=collate,
-        train_dataset=examples,
-        callbacks=callbacks,
-    )
+        return _trls(model, settings, examples, tokenizer, arguments)
+    arguments["train_dataset"] = examples
+    return MeasuredTrainer(model, TrainingArguments(**settings), **arguments)
 
 
 def _trls(
     model: PreTrainedModel,
     settings: dict[str, Any],
     examples: list[Example],
-    collate: Collate,
     tokenizer: TrainingTokenizer,
-    callbacks: list[TrainerCallback],
+    arguments: dict[str, Any],
 ) -> Measured:
     """TRL's, told to leave alone what is prepared already: the examples, and checkpointing."""
     from datasets import Dataset
@@ -51,16 +46,13 @@ def _trls(
     class MeasuredSFTTrainer(Measured, trl.SFTTrainer):  # type: ignore[misc]
         """TRL's own."""
 
+    collate: Collate = arguments["data_collator"]
+
     def collate_rows(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         return dict(collate([Example(row["input_ids"], row["given"]) for row in rows]))
 
-    untouched = {"dataset_kwargs": {"skip_prepare_dataset": True}, "gradient_checkpointing": False}
+    arguments |= {"data_collator": collate_rows, "processing_class": tokenizer.tokenizer}
     rows = [{"input_ids": example.input_ids, "given": example.given} for example in examples]
-    return MeasuredSFTTrainer(
-        model,
-        trl.SFTConfig(**settings, **untouched, bf16=False),
-        data_collator=collate_rows,
-        train_dataset=Dataset.from_list(rows),
-        processing_class=tokenizer.tokenizer,
-        callbacks=callbacks,
-    )
+    untouched = {"dataset_kwargs": {"skip_prepare_dataset": True}, "gradient_checkpointing": False}
+    config = trl.SFTConfig(**settings, **untouched, bf16=False)
+    return MeasuredSFTTrainer(model, config, train_dataset=Dataset.from_list(rows), **arguments)
