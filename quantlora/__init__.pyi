@@ -66,6 +66,12 @@ from .files.stream_tensors import TensorSource as TensorSource
 from .formats.affine import AffineWeight as AffineWeight, pool as pool, spread as spread
 from .formats.expert_stack import ExpertStack as ExpertStack
 from .formats.finite import check_packable as check_packable
+from .formats.inference_copy import InferenceCopy as InferenceCopy, dense_copy as dense_copy
+from .formats.inference_memory import (
+    InferenceMemory as InferenceMemory,
+    free_inference_copies as free_inference_copies,
+    inference_memory as inference_memory,
+)
 from .formats.layouts import linear_from as linear_from
 from .formats.quantize_options import checked_options as checked_options
 from .formats.quantizer import Quantizer as Quantizer

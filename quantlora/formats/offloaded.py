@@ -23,6 +23,8 @@ _HOOK = "_hf_hook"
 
 def is_offloaded(layer: nn.Module) -> bool:
     """Whether a hook brings in the tensors of ``layer`` for each use."""
+    if not layer._modules:  # asked in every forward
+        return _offloads(layer)
     return any(map(_offloads, layer.modules()))
 
 
@@ -59,7 +61,9 @@ def _brought_in(layer: nn.Module) -> Iterator[None]:
 
 def _offloads(module: nn.Module) -> bool:
     """The hook may be a sequence of hooks."""
-    hook = getattr(module, _HOOK, None)
+    hook = vars(module).get(_HOOK)
+    if hook is None:
+        return False
     return any(getattr(part, "offload", False) for part in getattr(hook, "hooks", (hook,)))
 
 

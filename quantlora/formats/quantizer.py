@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from quantlora.errors import BackendError
 from quantlora.formats.affine import AffineWeight
 from quantlora.formats.expert_stack import ExpertHooks
+from quantlora.formats.inference_copy import InferenceCopy
 from quantlora.requirements import AnyRequirement
 
 #: The name of the built-in format of plain floating weights.
@@ -111,6 +112,28 @@ class Quantizer(ExpertHooks, ABC):
         Called only while gradients are off. Return None to decline (wrong dtype, many tokens).
         """
         return None
+
+    def inference_copy(self, layer: nn.Module, dtype: torch.dtype) -> InferenceCopy | None:
+        """How the weight may be kept a second time, for tokens on a CPU; None: not at all.
+
+        Asked where `matmul` declines, while gradients are off and the model is in eval mode. A
+        format that overrides it says in `weight_tensors` what the copy depends on. `dense_copy`
+        is right for every format; a kernel for packed codes takes less memory and time.
+
+        Args:
+            dtype: that of the input, which the product is to have too.
+        """
+        return None
+
+    def weight_tensors(self, layer: nn.Module) -> Iterable[Tensor]:
+        """The tensors that the weight is made of: whatever changes it changes one of them.
+
+        By default the parameters and buffers. Called for each token.
+        """
+        if not layer._modules:
+            own = (*layer._parameters.values(), *layer._buffers.values())
+            return [tensor for tensor in own if tensor is not None]
+        return [*layer.parameters(), *layer.buffers()]
 
     def prepare(self, layer: nn.Module, path: str) -> None:
         """Called once per layer by `wrap`, before anything else: make it trainable through.

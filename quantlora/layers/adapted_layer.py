@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from quantlora.errors import LayerError, MergeError
+from quantlora.formats.inference_memory import drop_copy
 from quantlora.formats.layouts import layout_of, with_weights
 from quantlora.formats.offloaded import onloaded
 from quantlora.layers.adapter_module import AdapterModule
@@ -79,6 +80,7 @@ class AdaptedLayer(AdapterModule):
         """The base from before a merge moves and changes its dtype with the rest."""
         for base, _ in self.bases_before_merge if recurse else ():
             base._apply(fn)  # type: ignore[no-untyped-call]
+        drop_copy(self.base_layer)
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self
 
@@ -96,10 +98,13 @@ class AdaptedLayer(AdapterModule):
 
     def __getattr__(self, name: str) -> Any:
         """What models read of a layer besides: ``padding_idx``, ``nf``, their own attributes."""
+        modules = self.__dict__.get("_modules", {})
+        if name in modules:  # several of them in each forward
+            return modules[name]
         try:
             return super().__getattr__(name)
         except AttributeError:
-            base = self.__dict__.get("_modules", {}).get("base_layer")
+            base = modules.get("base_layer")
             if base is None or name.startswith("_"):
                 raise
         return getattr(base, name)

@@ -101,13 +101,21 @@ def recomputed(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     return y
 
 
+def add_low_rank(y: Tensor, x: Tensor, A: Tensor, B: Tensor, scaling: float) -> Tensor:
+    """`low_rank` added to ``y`` ``(..., out)`` in place, rounded once: for inference."""
+    dtype = working_dtype(x, A.dtype)
+    if A.dtype != dtype or B.dtype != dtype:
+        A, B = A.to(dtype), B.to(dtype)
+    return y.add_(F.linear(F.linear(x.to(dtype), A), B), alpha=scaling)
+
+
 def low_rank(x: Tensor, A: Tensor, B: Tensor, scaling: float | Tensor) -> Tensor:
     """``scaling · x · Aᵀ · Bᵀ`` for x ``(..., in)``, A ``(r, in)``, B ``(out, r)``.
 
     Computed in A's dtype, or in autocast's.
     """
     dtype = working_dtype(x, A.dtype)
-    if transformed():
+    if not torch.is_grad_enabled() or transformed():
         return F.linear(F.linear(x.to(dtype), A.to(dtype)) * scaling, B.to(dtype))
     product: Tensor = _LowRank.apply(x, A, B, scaling, dtype)  # type: ignore[no-untyped-call]
     return product

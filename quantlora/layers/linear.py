@@ -27,10 +27,11 @@ from torch import Tensor, nn
 from quantlora.errors import LayerError
 from quantlora.formats.around import must_be_called
 from quantlora.formats.autocast import working_dtype
+from quantlora.formats.inference_memory import copied_product, drop_copy
 from quantlora.formats.layouts import is_linear_kind
 from quantlora.formats.offloaded import is_offloaded, onloaded, read
 from quantlora.formats.seen import Seen, transformed
-from quantlora.layers.autograd import Weight, frozen_linear, low_rank
+from quantlora.layers.autograd import Weight, add_low_rank, frozen_linear, low_rank
 from quantlora.layers.layer import LoraLayer
 from quantlora.layers.sub_batch import add_samples, only_input, pick_samples
 
@@ -67,10 +68,28 @@ class LoraLinear(LoraLayer):
                 y = self._with_bias(product, x)
         dim = self.sample_dim(x)
         for name, rows in self.adapters_by_sample(x, dim):
+            if rows is None and self._adds_in_place(name):
+                y = self._add_in_place(name, y, x)
+                continue
             dropped = self.lora_dropout[name](pick_samples(x, rows, dim))
             delta = self.delta(name, dropped, pick_samples(product, rows, dim), weight)
             y = add_samples(y, rows, delta, dim)
         return y
+
+    def _adds_in_place(self, name: str) -> bool:
+        """Whether nobody needs the output as it was before: no backward, no other variant."""
+        if torch.is_grad_enabled() or self.training or self.called:
+            return False
+        return self._is_plain(name) and not (torch.compiler.is_compiling() or transformed())
+
+    def _is_plain(self, name: str) -> bool:
+        """Whether the adapter is ``s · B(A(x))`` and nothing else."""
+        return type(self).delta is LoraLinear.delta and not self.has_bias(name)
+
+    def _add_in_place(self, name: str, y: Tensor, x: Tensor) -> Tensor:
+        A, B = self.factors(name)
+        scale = self.scaling[name] * self.input_scale(name)
+        return add_low_rank(y, x, A.weight, B.weight, scale)
 
     # -- the base
 
@@ -82,11 +101,22 @@ class LoraLinear(LoraLayer):
     def base_product(self, x: Tensor, weight: Tensor | None) -> Tensor:
         """``x · dequantize(Q)ᵀ`` in the layer's compute dtype; ``weight`` if it is given."""
         x = x.to(working_dtype(x, self.quantizer.compute_dtype(self.base_layer) or x.dtype))
-        if weight is None and not torch.is_grad_enabled() and not transformed():
-            fast = self.quantizer.matmul(self.base_layer, x)
-            if fast is not None:
-                return fast
+        fast = self._inference_product(x) if weight is None else None
+        if fast is not None:
+            return fast
         return self.product(x, self.base_layer, self.quantizer, weight)
+
+    def _inference_product(self, x: Tensor) -> Tensor | None:
+        """The product by the format's own kernel or a copy of the weight, if gradients are off."""
+        if torch.is_grad_enabled():
+            drop_copy(self.base_layer)
+            return None
+        if transformed():
+            return None
+        fast = self.quantizer.matmul(self.base_layer, x)
+        if fast is not None or self.training:
+            return fast
+        return copied_product(self.quantizer, self.base_layer, x)
 
     def product(
         self, x: Tensor, base: nn.Module, quantizer: Quantizer, weight: Tensor | None
@@ -111,7 +141,8 @@ class LoraLinear(LoraLayer):
     def _with_bias(self, product: Tensor, x: Tensor) -> Tensor:
         bias = self.quantizer.bias(self.base_layer)
         y = product if bias is None else product + bias.to(product.dtype)
-        return y.to(working_dtype(x, x.dtype))
+        dtype = working_dtype(x, x.dtype)
+        return y if y.dtype == dtype else y.to(dtype)
 
     # -- the adapters
 

@@ -23,6 +23,7 @@ from quantlora.wrapping.all_linear import (
 )
 from quantlora.wrapping.expert_formats import parameters_format
 from quantlora.wrapping.explanation import Explanation, LayerRow
+from quantlora.wrapping.inference_rule import inference_rule
 from quantlora.wrapping.plan import (
     AUTO,
     PlannedLayer,
@@ -95,7 +96,9 @@ def _explain(
             own = parameters_format(layer)
             rows.append(_row(path, layer, own, reason=left[path].reason))
     warnings = tuple(notices(adapted, config, plan))
-    return Explanation(tuple(rows), (*problems, *_problems_of_model(adapted.model, plan)), warnings)
+    problems = [*problems, *_problems_of_model(adapted.model, plan)]
+    inference = inference_rule(adapted.model, plan)
+    return Explanation(tuple(rows), tuple(problems), warnings, inference)
 
 
 def _try_plan(

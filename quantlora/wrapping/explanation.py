@@ -37,12 +37,14 @@ class LayerRow:
 class Explanation:
     """What `explain` found: one row per linear layer, and problems with the call as a whole.
 
-    ``warnings`` are what `wrap` would get through with, and say.
+    ``warnings`` are what `wrap` would get through with, and say; ``inference`` is how the packed
+    layers compute while text is generated on a CPU.
     """
 
     rows: tuple[LayerRow, ...]
     problems: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    inference: str = ""
 
     @property
     def ok(self) -> bool:
@@ -60,7 +62,8 @@ class Explanation:
         total = f"{len(self.wrapped)} of {len(self.rows)} linear layers get an adapter."
         problems = [f"wrap would stop: {problem}" for problem in self.problems]
         warnings = [f"wrap would warn: {warning}" for warning in self.warnings]
-        return "\n".join([*lines, total, *problems, *warnings])
+        inference = [self.inference] if self.inference else []
+        return "\n".join([*lines, total, *inference, *problems, *warnings])
 
 
 def _cells(row: LayerRow) -> tuple[str, ...]:

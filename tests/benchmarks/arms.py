@@ -63,6 +63,14 @@ def packed(size: Size, form: str, device: str, layers: int | None = None) -> nn.
         quantlora.quantize(
             model, backend=form, quantize_options=FORMATS[form], target_modules="all-linear"
         )
+    return _as_upstream(model)
+
+
+def _as_upstream(model: nn.Module) -> nn.Module:
+    """bitsandbytes may use its CPU kernel for inference, as in a model that it packed itself."""
+    for layer in model.modules():
+        if hasattr(layer, "support_avx512bf16_for_cpu"):
+            layer.support_avx512bf16_for_cpu = type(layer)(32, 32).support_avx512bf16_for_cpu
     return model
 
 

@@ -47,6 +47,15 @@ def absmax(state: Any) -> Tensor:
     return scales.float()
 
 
+def state_tensors(layer: Any) -> tuple[Tensor, ...]:
+    """What the weight is made of, in whatever layout it is now."""
+    state = _state(layer)
+    inner = getattr(state, "state2", None)
+    offset = getattr(state, "offset", None)
+    scales = (state.absmax, *(() if inner is None else (inner.absmax, inner.code)))
+    return (layer.weight, *scales, *((offset,) if isinstance(offset, Tensor) else ()))
+
+
 def _state(layer: nn.Module) -> Any:
     """A weight that FSDP has flattened has lost its own; the layer still holds it."""
     own = getattr(layer.weight, "quant_state", None)

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, fields
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from quantlora import BackendError, ExpertStack, check_packable, checked_options, linear_from
+from quantlora import (
+    BackendError,
+    ExpertStack,
+    InferenceCopy,
+    check_packable,
+    checked_options,
+    dense_copy,
+    linear_from,
+)
 from quantlora.errors import warn
-from quantlora_bnb.cpu_layout import absmax, is_repacked, ordinary_state
+from quantlora_bnb.cpu_kernel import cpu_copy, has_kernel
+from quantlora_bnb.cpu_layout import absmax, is_repacked, ordinary_state, state_tensors
 from quantlora_bnb.experts import Bitsandbytes4bitExperts
 from quantlora_bnb.library import library
 from quantlora_bnb.quantizer import BitsandbytesQuantizer, frozen
@@ -123,13 +133,24 @@ class Bitsandbytes4bit(BitsandbytesQuantizer):
     def matmul(self, layer: nn.Module, x: Tensor) -> Tensor | None:
         """Upstream's fused kernel, on accelerators and in half precision.
 
-        Declined on a CPU: its one kernel that is faster than unpacking and multiplying works on
-        the repacked layout, with scales in bfloat16. Declined in float32, where the result has
-        to stay within 1e-5 of the dequantized product.
+        Declined on a CPU, whose kernel works on a copy (`inference_copy`), and in float32, where
+        the result has to stay within 1e-5 of the dequantized product.
         """
         if x.device.type == "cpu" or x.dtype not in (torch.float16, torch.bfloat16):
             return None
         return fused_product(layer, x)
+
+    def inference_copy(self, layer: nn.Module, dtype: torch.dtype) -> InferenceCopy | None:
+        """In the layout of upstream's CPU kernel for bfloat16; else as floats."""
+        state = ordinary_state(layer)
+        if state is None:
+            return None
+        if dtype == torch.bfloat16 and has_kernel(state):
+            return cpu_copy(_codes(layer, state), absmax(state), state)
+        return dense_copy(partial(self.dequantize_to, layer, dtype), self.shape(layer), dtype)
+
+    def weight_tensors(self, layer: nn.Module) -> Iterable[Tensor]:
+        return state_tensors(layer)
 
     def compute_dtype(self, layer: nn.Module) -> torch.dtype | None:
         return layer.compute_dtype  # type: ignore[return-value]

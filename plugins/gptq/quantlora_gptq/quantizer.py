@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from quantlora import AffineWeight, Quantizer
+from quantlora import AffineWeight, InferenceCopy, Quantizer, dense_copy
 from quantlora.errors import warn
 from quantlora_gptq.checkpoints import check_reading, checkpoint_format
 from quantlora_gptq.dequantize import codes, dequantize, zeros
@@ -40,6 +41,9 @@ class GptqQuantizer(Quantizer):
 
     def dequantize(self, layer: nn.Module) -> Tensor:
         return dequantize(layer)
+
+    def inference_copy(self, layer: nn.Module, dtype: torch.dtype) -> InferenceCopy:
+        return dense_copy(partial(self.dequantize_to, layer, dtype), self.shape(layer), dtype)
 
     def prepare(self, layer: nn.Module, path: str) -> None:
         check_kernel(layer, path)

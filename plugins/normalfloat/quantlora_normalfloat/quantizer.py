@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -12,9 +13,11 @@ from quantlora import (
     AffineWeight,
     BackendError,
     ExpertStack,
+    InferenceCopy,
     Quantizer,
     by_pattern,
     check_packable,
+    dense_copy,
     linear_from,
     unmatched_patterns,
 )
@@ -111,6 +114,9 @@ class NormalFloatQuantizer(Quantizer):
         return NormalFloatExperts(
             [_pack(linear_from(one, None), path, bits=bits, **options) for one in weight]
         )
+
+    def inference_copy(self, layer: nn.Module, dtype: torch.dtype) -> InferenceCopy:
+        return dense_copy(partial(_own(layer).dequantize, dtype), self.shape(layer), dtype)
 
     def group_size(self, layer: nn.Module) -> int | None:
         return _own(layer).block_size
