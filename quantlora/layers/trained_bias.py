@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 from weakref import WeakSet
 
@@ -21,7 +21,7 @@ class TrainedBias:
     Args:
         names: in an adapter file; the module may be at several paths.
         owner: the module whose ``bias`` it is; of a LoRA layer, the base from before any merge.
-        plain: the model's own; some packed formats have it as a buffer.
+        plain: the model's own; some packed formats have it as a buffer, or as a mere attribute.
         own: the adapter's.
     """
 
@@ -29,10 +29,12 @@ class TrainedBias:
     owner: nn.Module
     plain: Tensor
     own: nn.Parameter
+    attribute: bool = field(init=False, default=False)
     #: All there are, of every model.
     alive: ClassVar[WeakSet[TrainedBias]] = WeakSet()
 
     def __post_init__(self) -> None:
+        self.attribute = vars(self.owner).get(_NAME) is self.plain
         self.alive.add(self)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -48,7 +50,8 @@ class TrainedBias:
     def place(self) -> None:
         if not self.placed:
             self.own.data = self.own.data.to(self.plain)
-            self.owner._buffers.pop(_NAME, None)
+            for table in (self.owner._buffers, vars(self.owner)):
+                table.pop(_NAME, None)
             self.owner._parameters[_NAME] = self.own
 
     def restore(self) -> None:
@@ -58,12 +61,18 @@ class TrainedBias:
                 self.owner._parameters[_NAME] = self.plain
             else:
                 del self.owner._parameters[_NAME]
-                self.owner._buffers[_NAME] = self.plain
+                table = vars(self.owner) if self.attribute else self.owner._buffers
+                table[_NAME] = self.plain
 
 
-def own_bias(module: nn.Module, buffers: bool) -> Tensor | None:
-    """The bias that ``module`` has as a parameter, or with ``buffers`` as a buffer."""
-    bias: Tensor | None = module._parameters.get(_NAME)
-    if bias is None and buffers:
-        bias = module._buffers.get(_NAME)
+def own_bias(module: nn.Module) -> Tensor | None:
+    """The bias that ``module`` has as a parameter."""
+    bias = module._parameters.get(_NAME)
     return bias if bias is not None and bias.is_floating_point() else None
+
+
+def packed_bias(layer: nn.Module) -> Tensor | None:
+    """That of a packed layer, which may also be a buffer, or a tensor that is not registered."""
+    found = layer._buffers.get(_NAME)
+    found = vars(layer).get(_NAME) if found is None else found
+    return found if isinstance(found, Tensor) and found.is_floating_point() else None

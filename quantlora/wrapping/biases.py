@@ -9,9 +9,11 @@ from torch import Tensor, nn
 from quantlora.adapters.adapted_model import AdaptedModel
 from quantlora.adapters.adapter_modules import plain_module
 from quantlora.config.lora_config import LoraConfig
+from quantlora.errors import BackendError
+from quantlora.formats.offloaded import read
 from quantlora.layers.layer import LoraLayer
 from quantlora.layers.tied import TiedLayer
-from quantlora.layers.trained_bias import TrainedBias, own_bias
+from quantlora.layers.trained_bias import TrainedBias, own_bias, packed_bias
 from quantlora.names import plain_path
 
 
@@ -30,8 +32,9 @@ def find_biases(
         if not mine and config.bias == "lora_only":
             continue
         owner = plain_module(module)[0] if isinstance(module, (LoraLayer, TiedLayer)) else module
-        # A buffer only under a LoRA layer: upstream's own forward may not train it.
-        plain = _plain(adapted, owner, buffers=mine)
+        plain = _plain(adapted, owner, own_bias(owner))
+        if plain is None and isinstance(module, LoraLayer):
+            plain = _plain(adapted, owner, _of_layer(module, owner, path))
         if plain is None:
             continue
         name = f"{plain_path(path)}.{'base_layer.' if mine else ''}bias".removeprefix(".")
@@ -42,8 +45,24 @@ def find_biases(
     return list(found.values())
 
 
-def _plain(adapted: AdaptedModel, owner: nn.Module, buffers: bool) -> Tensor | None:
-    """The model's own bias, also where an adapter's is in its place."""
+def _plain(adapted: AdaptedModel, owner: nn.Module, own: Tensor | None) -> Tensor | None:
+    """The model's ``own`` bias, also where an adapter's is in its place."""
     every = adapted.state.biases.values()
     placed = (one for biases in every for one in biases if one.owner is owner)
-    return next((one.plain for one in placed), own_bias(owner, buffers))
+    return next((one.plain for one in placed), own)
+
+
+def _of_layer(layer: LoraLayer, base: nn.Module, path: str) -> Tensor | None:
+    """The bias that the layer's format has elsewhere than in a parameter, if it can be trained."""
+    quantizer = layer.plain_base[1]
+    bias = read(quantizer.bias, base)
+    if bias is None:
+        return None
+    own = None if quantizer.is_float else packed_bias(base)
+    if own is None or own.shape != bias.shape:
+        raise BackendError(
+            f"{path}: the bias of this {type(base).__name__} is computed, or kept where format "
+            f"{quantizer.name!r} alone finds it, and would not be trained. Use bias='none'; "
+            f"lora_bias=True gives the adapter a bias of its own."
+        )
+    return own
