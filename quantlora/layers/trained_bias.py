@@ -71,8 +71,12 @@ def own_bias(module: nn.Module) -> Tensor | None:
     return bias if bias is not None and bias.is_floating_point() else None
 
 
-def packed_bias(layer: nn.Module) -> Tensor | None:
-    """That of a packed layer, which may also be a buffer, or a tensor that is not registered."""
+def unregistered_bias(layer: nn.Module, packed: bool) -> Tensor | None:
+    """The bias that is no parameter: a buffer or, in a ``packed`` layer, a mere attribute.
+
+    An attribute of a float layer is computed anew before each forward.
+    """
     found = layer._buffers.get(_NAME)
-    found = vars(layer).get(_NAME) if found is None else found
+    if found is None and packed:
+        found = vars(layer).get(_NAME)
     return found if isinstance(found, Tensor) and found.is_floating_point() else None

@@ -13,7 +13,7 @@ from quantlora.errors import BackendError
 from quantlora.formats.offloaded import read
 from quantlora.layers.layer import LoraLayer
 from quantlora.layers.tied import TiedLayer
-from quantlora.layers.trained_bias import TrainedBias, own_bias, packed_bias
+from quantlora.layers.trained_bias import TrainedBias, own_bias, unregistered_bias
 from quantlora.names import plain_path
 
 
@@ -58,7 +58,7 @@ def _of_layer(layer: LoraLayer, base: nn.Module, path: str) -> Tensor | None:
     bias = read(quantizer.bias, base)
     if bias is None:
         return None
-    own = None if quantizer.is_float else packed_bias(base)
+    own = unregistered_bias(base, packed=not quantizer.is_float)
     if own is None or own.shape != bias.shape:
         raise BackendError(
             f"{path}: the bias of this {type(base).__name__} is computed, or kept where format "
