@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
+from functools import lru_cache
 from typing import TypeVar
 
 from quantlora.config.expressions import match
@@ -61,4 +62,28 @@ def unmatched_patterns(patterns: Iterable[str], paths: Collection[str]) -> list[
 
 def ends_in(path: str, pattern: str) -> bool:
     """Whether whole components at the end of ``path`` match ``pattern``, as in PEFT."""
-    return match(rf"(.*\.)?({pattern})$", path) is not None
+    plain = _plain(pattern)
+    if plain is None:
+        return match(rf"(.*\.)?({pattern})$", path) is not None
+    start = len(path) - len(plain)
+    if start < 0 or (start and (pattern[:1] == "^" or path[start - 1] != ".")):
+        return False
+    return all(one in (two, _ANY) for one, two in zip(plain, path[start:], strict=True))
+
+
+#: Stands for any character; in no path.
+_ANY = "\n"
+_NAME = re.compile(r"\^?((?:[\w-]|\\?\.)*)", re.ASCII)
+
+
+@lru_cache(maxsize=1 << 16)
+def _plain(pattern: str) -> str | None:
+    """A pattern that is a name or `as_pattern`'s, with `_ANY` for its dots; None for others.
+
+    There may be one for each layer of a large model, and to compile each takes most of a minute.
+    """
+    found = _NAME.fullmatch(pattern)
+    if found is None:
+        return None
+    # An escaped dot is one, the others stand for any character.
+    return ".".join(part.replace(".", _ANY) for part in found[1].split("\\."))

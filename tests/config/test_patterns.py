@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import time
 
 import pytest
 
 import quantlora
+from quantlora.config.patterns import as_pattern, by_pattern
 
 PATHS = ["model.layers.0.q_proj", "model.layers.10.q_proj", "model.head"]
 
@@ -36,3 +38,24 @@ def test_a_pattern_that_tries_too_many_ways_ends_in_an_error() -> None:
 def test_a_pattern_that_cannot_be_read_is_refused() -> None:
     with pytest.raises(quantlora.ConfigError, match="not a valid regular expression"):
         quantlora.unmatched_patterns(["("], PATHS)
+
+
+@pytest.mark.parametrize(
+    "pattern", ["b.c", r"b\.c", "^a.b", r"^a\.b\.c", "^b.c", "c", "", "a-b", "-"]
+)
+@pytest.mark.parametrize(
+    "path", ["a.b.c", "b.c", "xb.c", "bxc", "a.bxc", "c", "a.b", "", "a-b", "."]
+)
+def test_names_match_as_the_expressions_they_are(pattern: str, path: str) -> None:
+    """They are compared without compiling them, for there may be one for each layer."""
+    wanted = re.match(rf"(.*\.)?({pattern})$", path) is not None
+    assert bool(by_pattern(path, {pattern: True}, False)) == wanted
+
+
+def test_patterns_for_twenty_thousand_layers_take_no_compiling() -> None:
+    begun = time.process_time()
+    names = [f"layers.{i}.q" for i in range(20_000)]
+    _, patterns = as_pattern(dict(zip(names, range(20_000), strict=True)))
+    assert by_pattern("layers.19999.q", patterns, None) == 19_999
+    assert by_pattern("layers.7.q", dict.fromkeys(names, 1), None) == 1
+    assert time.process_time() - begun < 1.5
