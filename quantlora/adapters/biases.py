@@ -15,8 +15,8 @@ def place_biases(state: AdapterState, names: Sequence[str] | None = None) -> Non
     """Put the biases of the adapters ``names`` in place (default: of those that count now)."""
     counting = (state.active if state.counts else ()) if names is None else names
     for adapter, biases in state.biases.items():
-        for one in biases:
-            one.place() if adapter in counting else one.restore()
+        for bias in biases:
+            bias.place() if adapter in counting else bias.restore()
 
 
 @contextmanager
@@ -33,20 +33,20 @@ def leave_biases(adapted: AdaptedModel) -> None:
     """Before the adapters go: the model's own again, but for adapters that are merged."""
     merged = adapted.merged
     for adapter, biases in adapted.state.biases.items():
-        for one in biases:
-            stop_training(one.own)
-            one.place() if adapter in merged else one.restore()
+        for bias in biases:
+            stop_training(bias.own)
+            bias.place() if adapter in merged else bias.restore()
 
 
 def check_biases_together(state: AdapterState, names: Sequence[str]) -> None:
     """Raise `AdapterError` where two of ``names`` have each trained the same bias."""
     seen: dict[int, str] = {}
     for name in dict.fromkeys(names):
-        for one in state.biases.get(name, ()):
-            other = seen.setdefault(id(one.owner), name)
+        for bias in state.biases.get(name, ()):
+            other = seen.setdefault(id(bias.owner), name)
             if other != name:
                 raise AdapterError(
-                    f"{one.names[0]}: {other} and {name} have each trained this bias of the model "
+                    f"{bias.names[0]}: {other} and {name} have each trained this bias of the model "
                     f"(bias=...) and cannot be active together: choose one."
                 )
 
@@ -55,7 +55,7 @@ def check_biases_stay(adapted: AdaptedModel, chosen: Sequence[str]) -> None:
     """Raise `AdapterError` where biases would change under a merge, which has taken them in."""
     merged = adapted.merged
     for name, biases in adapted.state.biases.items():
-        if merged and any(one.placed != (name in chosen) for one in biases):
+        if merged and any(bias.placed != (name in chosen) for bias in biases):
             raise AdapterError(
                 f"adapter {name!r} has trained biases of the model, which cannot change while "
                 f"{', '.join(sorted(merged))} is merged: call quantlora.unmerge(model) first."

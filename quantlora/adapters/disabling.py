@@ -85,7 +85,7 @@ def trainable_tensors(adapted: AdaptedModel, names: Iterable[str]) -> list[Tenso
         if isinstance(tensor, nn.Parameter)
     ]
     biases = adapted.state.biases
-    return [*tensors, *(one.own for name in names for one in biases.get(name, ()))]
+    return [*tensors, *(bias.own for name in names for bias in biases.get(name, ()))]
 
 
 def train_only(adapted: AdaptedModel, names: list[str]) -> None:
@@ -105,8 +105,8 @@ def train_only(adapted: AdaptedModel, names: list[str]) -> None:
 
 def _all_of_adapters(adapted: AdaptedModel) -> list[Tensor]:
     """`trainable_tensors` of every adapter, without asking each for its tensors by name."""
-    tensors = [p for one in adapted.adapter_modules.values() for p in adapter_parameters(one)]
-    return [*tensors, *(one.own for biases in adapted.state.biases.values() for one in biases)]
+    tensors = [p for module in adapted.adapter_modules.values() for p in adapter_parameters(module)]
+    return [*tensors, *(bias.own for biases in adapted.state.biases.values() for bias in biases)]
 
 
 def _set_enabled(adapted: AdaptedModel, enabled: bool) -> None:
@@ -131,7 +131,7 @@ def _pause(adapted: AdaptedModel) -> None:
     with _LOCK:
         if not state.pauses:
             tensors = trainable_tensors(adapted, list(state.configs))
-            state.paused = [one for one in tensors if one.requires_grad and one.is_leaf]
+            state.paused = [tensor for tensor in tensors if tensor.requires_grad and tensor.is_leaf]
             for tensor in state.paused:
                 stop_training(tensor)
         state.pauses += 1

@@ -90,15 +90,19 @@ def _time_first(adapted: AdaptedModel, batch_dim: int | None) -> list[AdapterMod
     found = {path: said for path, (said, _) in known.items() if said is not None}
     if batch_dim is not None and not any(family for _, family in known.values()):
         found = {"": bool(batch_dim)}
-    return [one for path, one in adapted.adapter_modules.items() if _nearest(found, path)]
+    return [
+        adapted_module
+        for path, adapted_module in adapted.adapter_modules.items()
+        if _nearest(found, path)
+    ]
 
 
 def _said(module: nn.Module) -> tuple[bool | None, bool]:
     """What ``module`` says of the layers in it, and whether a family of Transformers says it."""
     if (known := time_first(module)) is not None:
         return known, True
-    said = [getattr(one, "batch_first", None) for one in (module, *module.children())]
-    return next((not one for one in said if isinstance(one, bool)), None), False
+    said = [getattr(part, "batch_first", None) for part in (module, *module.children())]
+    return next((not answer for answer in said if isinstance(answer, bool)), None), False
 
 
 def _nearest(found: Mapping[str, bool], path: str) -> bool:

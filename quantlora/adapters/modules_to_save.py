@@ -72,7 +72,7 @@ class ModulesToSaveWrapper(AdapterModule):
         """The original's output, with the samples of each adapter from its copy."""
         self._check_arguments(args, kwargs)
         y = self.original_module(*args, **kwargs)
-        given = [one for one in (*args, *kwargs.values()) if isinstance(one, Tensor)]
+        given = [arg for arg in (*args, *kwargs.values()) if isinstance(arg, Tensor)]
         if not given:
             return y
         for name, rows in sub_batches(samples, self.adapters, given[0], self.path):
@@ -85,8 +85,10 @@ class ModulesToSaveWrapper(AdapterModule):
 
     def _check_arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Refuse what a call may write to: the copies would all write to the same."""
-        found = tree_leaves((args, kwargs), is_leaf=lambda one: not isinstance(one, _CONTAINERS))
-        if shared := next((one for one in found if not isinstance(one, _VALUES)), None):
+        found = tree_leaves(
+            (args, kwargs), is_leaf=lambda value: not isinstance(value, _CONTAINERS)
+        )
+        if shared := next((value for value in found if not isinstance(value, _VALUES)), None):
             raise AdapterError(
                 f"{self.path}: this module is trained in full (modules_to_save) and is given a "
                 f"{type(shared).__name__}, to which the copies of all adapters in the batch would "

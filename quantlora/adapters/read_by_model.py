@@ -39,12 +39,14 @@ def read_by_model(model: nn.Module, paths: Iterable[str]) -> set[str]:
 def readable_bases(adapted: AdaptedModel) -> dict[LoraLayer, nn.Module]:
     """What takes the place of each LoRA layer: its base; if packed here and read, in float."""
     layers, model = adapted.lora_layers, adapted.model
-    codes = [p for p, one in layers.items() if one.packed_here and one.own_weight("weight") is None]
+    codes = [
+        p for p, layer in layers.items() if layer.packed_here and layer.own_weight("weight") is None
+    ]
     read = read_by_model(model, codes) | {p for p in codes if layers[p].weight_was_used}
     say_float(read)
     return {
-        one: _in_float(one, model) if path in read else one.base_layer
-        for path, one in layers.items()
+        layer: _in_float(layer, model) if path in read else layer.base_layer
+        for path, layer in layers.items()
     }
 
 
@@ -73,7 +75,7 @@ def _above(path: str) -> Iterator[str]:
 def _names_read(kind: type[nn.Module]) -> frozenset[str]:
     """Every ``name`` of which a method of ``kind`` reads ``name.weight``."""
     own = kind.__mro__[: kind.__mro__.index(nn.Module)]
-    methods = (item for one in own for item in vars(one).items())
+    methods = (item for cls in own for item in vars(cls).items())
     codes = (_code(value) for key, value in methods if not any(w in key for w in _NO_FORWARD))
     return frozenset(name for code in codes if code is not None for name in _read_in(code))
 
@@ -86,9 +88,9 @@ def _code(value: object) -> CodeType | None:
 
 def _read_in(code: CodeType) -> Iterator[str]:
     steps = list(dis.get_instructions(code))
-    for one, after in pairwise(steps):
-        if (one.opname, after.opname, after.argval) == ("LOAD_ATTR", "LOAD_ATTR", "weight"):
-            yield str(one.argval)
+    for step, after in pairwise(steps):
+        if (step.opname, after.opname, after.argval) == ("LOAD_ATTR", "LOAD_ATTR", "weight"):
+            yield str(step.argval)
     for inner in code.co_consts:
         if isinstance(inner, CodeType):
             yield from _read_in(inner)

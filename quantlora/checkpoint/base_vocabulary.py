@@ -45,9 +45,9 @@ def _file(name: str, revision: str | None) -> Path | None:
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
-    for one in dict.fromkeys((revision, None)):
+    for asked in dict.fromkeys((revision, None)):
         try:
-            found = try_to_load_from_cache(name, _CONFIG, revision=one)
+            found = try_to_load_from_cache(name, _CONFIG, revision=asked)
         except HFValidationError:  # a folder that is gone
             return None
         if isinstance(found, str):

@@ -30,7 +30,9 @@ def by_path(
     for key, tensor in tensors.items():
         path, name = split_key(key)
         if not path:
-            path = next((one for one in map(plain_path, saved) if name.startswith(f"{one}.")), "")
+            path = next(
+                (module for module in map(plain_path, saved) if name.startswith(f"{module}.")), ""
+            )
             name = name.removeprefix(f"{path}.")
         if path and name.startswith("modules_to_save."):  # PEFT writes resized copies twice
             found.setdefault(path, {}).setdefault(name.removeprefix("modules_to_save."), tensor)
@@ -57,7 +59,7 @@ def split_biases(
             )
         values[names[0]] = tensors[found[0]]
     taken = {plain[name] for names in biases for name in names if name in plain}
-    return values, {key: one for key, one in tensors.items() if key not in taken}
+    return values, {key: tensor for key, tensor in tensors.items() if key not in taken}
 
 
 def check_paths(
@@ -87,7 +89,9 @@ def check_ranks(source: str, found: ByPath, plan: list[PlannedLayer]) -> None:
     """No memory is taken for a rank that no tensor of the file has."""
     for planned in plan:
         tensors = found.get(plain_path(planned.path), {}).values()
-        largest = max((size for one in tensors for size in one.shape), default=planned.target.r)
+        largest = max(
+            (size for tensor in tensors for size in tensor.shape), default=planned.target.r
+        )
         if planned.target.r > largest:
             raise AdapterFileError(
                 f"{source} does not fit this model: {planned.path} has rank {planned.target.r} by "

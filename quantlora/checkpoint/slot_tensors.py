@@ -47,17 +47,17 @@ def slot_tensors(
     """
     slot = layer.adapter_tensors(name)
     if given is None:
-        return {key: torch.zeros_like(one) for key, one in slot.items()}
+        return {key: torch.zeros_like(tensor) for key, tensor in slot.items()}
     r = by_pattern(path, config.rank_pattern, config.r)
     _check_rank(path, layer, name, r)
     _check_tensors(f"{source}, {path}", layer, name, given, r, config.lora_bias)
     ratio = file_scaling(path, layer, name, config) / layer.scaling[name]
     scaled = {layer.factor_names[1]: ratio, "lora_B.bias": ratio}
     new = {
-        key: widened(layer, key, given[key].to(one), one) * scaled.get(key, 1.0)
+        key: widened(layer, key, given[key].to(tensor), tensor) * scaled.get(key, 1.0)
         if key in given
-        else torch.zeros_like(one)
-        for key, one in slot.items()
+        else torch.zeros_like(tensor)
+        for key, tensor in slot.items()
     }
     for key, tensor in new.items():
         check_finite(f"{source}, {path}", key, tensor)
@@ -84,7 +84,7 @@ def _check_tensors(
     slot = layer.adapter_tensors(name)
     if extra := [key for key in given if key not in slot]:
         raise AdapterError(f"{source}: the slot has no {extra[0]} (lora_bias?).")
-    shapes = {key: _shape_at(layer, key, one, r) for key, one in slot.items()}
+    shapes = {key: _shape_at(layer, key, tensor, r) for key, tensor in slot.items()}
     if not bias:
         shapes.pop("lora_B.bias", None)
     check_shapes(source, shapes, given)

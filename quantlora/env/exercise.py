@@ -32,8 +32,8 @@ def steps(check: Check) -> Iterator[tuple[str, Step]]:
     """The steps by name, in order; the layers of all are made as that of the first."""
     yield "quantize", partial(_quantize, check)
     trial = Trial(Sample(check), torch.float32)
-    for name, one in OPERATIONS.items():
-        yield name, partial(one.check, trial)
+    for name, operation in OPERATIONS.items():
+        yield name, partial(operation.check, trial)
 
 
 def _quantize(check: Check) -> None:
@@ -43,7 +43,7 @@ def _quantize(check: Check) -> None:
 def main(backend: str) -> int:
     out = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # libraries print at import
-    found = {one.check.backend: one.check for one in backend_checks(registry().plugins)}
+    found = {offer.check.backend: offer.check for offer in backend_checks(registry().plugins)}
     for name, step in steps(found[backend]):
         print(json.dumps({"begin": name}), file=out)
         start = time.perf_counter()

@@ -93,8 +93,8 @@ def make_report(backend: str | None = None, deep: bool = False) -> Report:
     """Look at this machine; ``backend`` restricts the verdicts to one, ``deep`` runs them."""
     plugins = quiet_plugins()
     checks = backend_checks(plugins)
-    chosen = [one for one in checks if backend in (None, one.check.backend)]
-    backends = [_backend(one, deep) for one in chosen]
+    chosen = [offer for offer in checks if backend in (None, offer.check.backend)]
+    backends = [_backend(offer, deep) for offer in chosen]
     if not chosen and backend is not None:
         backends = [Backend("", unknown_backend(backend, checks, plugins))]
     return Report(
@@ -107,13 +107,13 @@ def make_report(backend: str | None = None, deep: bool = False) -> Report:
     )
 
 
-def _backend(one: BackendCheck, deep: bool) -> Backend:
-    backend = Backend(one.plugin, one.run())
+def _backend(offer: BackendCheck, deep: bool) -> Backend:
+    backend = Backend(offer.plugin, offer.run())
     if not deep or not backend.usable:
         return backend
     steps = run_deep(backend.verdict.backend)
     if bad := failed_step(steps):
-        return Backend(one.plugin, _failed(backend.verdict, bad, one.check.requires), steps)
+        return Backend(offer.plugin, _failed(backend.verdict, bad, offer.check.requires), steps)
     return replace(backend, deep=steps)
 
 

@@ -38,14 +38,16 @@ def sections(report: Report) -> list[Section]:
 def remedies(report: Report) -> list[tuple[str, str]]:
     """``(whom it helps, what to type)``, commands kept whole so that they can be copied."""
     notes = [(note.text, note.fix) for note in report.accelerators.notes]
-    fixes = [(one.verdict.backend, one.verdict.fix) for one in report.backends]
+    fixes = [(backend.verdict.backend, backend.verdict.fix) for backend in report.backends]
     return [(whom, fix) for whom, fix in (*fixes, *notes) if fix]
 
 
 def summary(report: Report) -> str:
     """One line: which backends can be used here, which cannot."""
     names = {
-        good: ", ".join(one.verdict.backend for one in report.backends if one.usable is good)
+        good: ", ".join(
+            backend.verdict.backend for backend in report.backends if backend.usable is good
+        )
         for good in (True, False)
     }
     return f"usable here: {names[True] or 'none'}; not usable: {names[False] or 'none'}"
@@ -86,9 +88,9 @@ def _packages(report: Report) -> Iterable[tuple[str, str]]:
 
 
 def _plugins(report: Report) -> Iterable[tuple[str, ...]]:
-    for one in report.plugins:
-        state = f"disabled: {one.error}" if one.error else "loaded"
-        yield one.name, f"{one.distribution} {one.version}", str(one.api), state
+    for plugin in report.plugins:
+        state = f"disabled: {plugin.error}" if plugin.error else "loaded"
+        yield plugin.name, f"{plugin.distribution} {plugin.version}", str(plugin.api), state
 
 
 def _notes(report: Report) -> Iterable[tuple[str, ...]]:

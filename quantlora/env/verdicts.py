@@ -64,6 +64,8 @@ def _checks(plugins: Plugins, record: PluginRecord) -> Iterator[BackendCheck]:
 
 def unknown_backend(name: str, checks: list[BackendCheck], plugins: Plugins) -> Verdict:
     """The verdict on a backend that no plugin speaks for, with what may explain it."""
-    reason = unknown("backend", name, [one.check.backend for one in checks])
-    disabled = [f"Plugin {one.name!r} is disabled: {one.error}" for one in plugins.disabled]
+    reason = unknown("backend", name, [offer.check.backend for offer in checks])
+    disabled = [
+        f"Plugin {plugin.name!r} is disabled: {plugin.error}" for plugin in plugins.disabled
+    ]
     return Verdict(name, Status.UNAVAILABLE, None, "\n".join([reason, *disabled]))

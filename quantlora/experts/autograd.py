@@ -26,7 +26,7 @@ def experts_product(
 ) -> Tensor:
     """What ``call.plain`` gives for a frozen module."""
     inputs = (rows, weights, *call.factors)
-    wanted = any(one is not None and one.requires_grad for one in inputs)
+    wanted = any(tensor is not None and tensor.requires_grad for tensor in inputs)
     keep = torch.is_grad_enabled() and wanted
     out: Tensor = _Experts.apply(call, routing, keep, *inputs)  # type: ignore[no-untyped-call]
     return out
@@ -81,8 +81,8 @@ class _Experts(torch.autograd.Function):
 def _room(call: ExpertCall, routing: Routing, rows: Tensor) -> dict[int, Tensor]:
     """For each branch a place for its inner products, ``(routed, r)``."""
     return {
-        i: rows.new_empty(routing.rows, one.A.shape[1], dtype=one.dtype)
-        for i, one in enumerate(call.branches)
+        i: rows.new_empty(routing.rows, branch.A.shape[1], dtype=branch.dtype)
+        for i, branch in enumerate(call.branches)
     }
 
 
@@ -96,7 +96,7 @@ def _again(
 ) -> tuple[Tensor | None, ...]:
     """A gradient that is to be differentiated once more: through torch's own operations."""
     inputs = (rows, weights, *factors)
-    wanted = [one for one in inputs if one is not None and one.requires_grad]
+    wanted = [tensor for tensor in inputs if tensor is not None and tensor.requires_grad]
     out = call.plain(rows, weights, routing, factors)
     found = iter(torch.autograd.grad(out, wanted, grad, create_graph=True, allow_unused=True))
     return tuple(next(found) if o is not None and o.requires_grad else None for o in inputs)
@@ -122,8 +122,8 @@ class _Backward:
         self.of_rows = torch.zeros_like(rows, dtype=wide) if needs[0] else None
         self.of_weights = torch.zeros_like(weights) if needs[1] and weights is not None else None
         self.of_factors = [
-            torch.zeros_like(one, memory_format=torch.contiguous_format) if need else None
-            for one, need in zip(factors, needs[2:], strict=True)
+            torch.zeros_like(factor, memory_format=torch.contiguous_format) if need else None
+            for factor, need in zip(factors, needs[2:], strict=True)
         ]
 
     def add(self, hit: Hit, z: Tensor, grad: Tensor) -> None:
@@ -185,7 +185,7 @@ class _Backward:
         call, expert = self.call, hit.expert
         of_x = g @ call.matrix(name, expert) if need else torch.zeros_like(x)
         for i, branch, (start, stop) in call.beside(name, hit):
-            A, B = (one[expert].to(branch.dtype) for one in self.factors[2 * i : 2 * i + 2])
+            A, B = (factor[expert].to(branch.dtype) for factor in self.factors[2 * i : 2 * i + 2])
             own = g[start:stop].to(branch.dtype)
             of_inner = own @ B * branch.scaling
             factor = 1 if weight is None else weight[start:stop].to(branch.dtype)

@@ -56,7 +56,7 @@ class ExpertCall:
     @property
     def factors(self) -> list[Tensor]:
         """A and B of each branch, one after the other."""
-        return [one for branch in self.branches for one in (branch.A, branch.B)]
+        return [factor for branch in self.branches for factor in (branch.A, branch.B)]
 
     def plain(
         self, rows: Tensor, weights: Tensor | None, routing: Routing, factors: Sequence[Tensor]
@@ -119,8 +119,8 @@ class ExpertCall:
         stack: Any = getattr(self.module, name)
         if isinstance(stack, ExpertStack):
             return stack.dequantize([expert], self.dtype)[0]
-        one: Tensor = stack[expert].to(self.dtype)
-        return one.t() if self.layout.transposed else one
+        weight: Tensor = stack[expert].to(self.dtype)
+        return weight.t() if self.layout.transposed else weight
 
     @property
     def experts(self) -> int:

@@ -52,7 +52,7 @@ class ExpertsLayout:
         else:
             return None
         stacks = [module._parameters.get(name) for name in found.names]
-        fits = all(one is not None and one.dim() == 3 for one in stacks)
+        fits = all(stack is not None and stack.dim() == 3 for stack in stacks)
         return found if fits and not _called_otherwise(module) else None
 
 

@@ -43,7 +43,7 @@ class PackedExperts(nn.Module):
     def stacks(self) -> dict[str, ExpertStack]:
         """The packed ones of the two matrices, by name."""
         own = {name: getattr(self, name) for name in self.layout.names}
-        return {name: one for name, one in own.items() if isinstance(one, ExpertStack)}
+        return {name: stack for name, stack in own.items() if isinstance(stack, ExpertStack)}
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         return cast(Tensor, routed_experts(self, self.layout, *args, *kwargs.values()))
@@ -81,10 +81,10 @@ class PackedExperts(nn.Module):
 
 def take_over(old: nn.Module, new: nn.Module) -> None:
     """Give ``new`` the attributes, parameters, buffers and submodules of ``old``, shared."""
-    for name, one in vars(old).items():
+    for name, value in vars(old).items():
         if name in _TABLES:
-            vars(new)[name] = type(one)(one)
+            vars(new)[name] = type(value)(value)
         elif name == "_non_persistent_buffers_set":
-            vars(new)[name] = set(one)
+            vars(new)[name] = set(value)
         elif name not in vars(new):
-            vars(new)[name] = one
+            vars(new)[name] = value

@@ -57,5 +57,5 @@ def routed_experts(
 def _asked_dtype(module: nn.Module, layout: ExpertsLayout) -> torch.dtype | None:
     """What a packed format wants products taken in."""
     stacks = (getattr(module, name) for name in layout.names)
-    asked = (one.compute_dtype for one in stacks if isinstance(one, ExpertStack))
+    asked = (stack.compute_dtype for stack in stacks if isinstance(stack, ExpertStack))
     return next((dtype for dtype in asked if dtype is not None), None)

@@ -82,7 +82,7 @@ class MergedTensors:
                 f'experts. Use mode="dequantize" for float ones, or keep the adapter apart.'
             )
         return module.unpacked(
-            {n: whole_stack(module, n).to(one.dtype) for n, one in module.stacks.items()}
+            {n: whole_stack(module, n).to(stack.dtype) for n, stack in module.stacks.items()}
         )
 
     def _walk(self, module: nn.Module, path: str) -> Iterator[tuple[str, Tensor]]:

@@ -41,10 +41,13 @@ def checked_options(quantizer: Quantizer, options: Mapping[str, Any]) -> dict[st
             f"backend {quantizer.name!r}: Only support {', '.join(map(str, quantizer.bits))} bits "
             f"quantization, got bits={options['bits']!r}."
         )
-    return {name: one for name, one in options.items() if name in known}
+    return {name: value for name, value in options.items() if name in known}
 
 
 def _named(function: Callable[..., Any]) -> Iterator[str]:
-    for name, one in inspect.signature(function).parameters.items():
-        if name not in _OTHERS and one.kind not in (one.VAR_KEYWORD, one.VAR_POSITIONAL):
+    for name, parameter in inspect.signature(function).parameters.items():
+        if name not in _OTHERS and parameter.kind not in (
+            parameter.VAR_KEYWORD,
+            parameter.VAR_POSITIONAL,
+        ):
             yield name

@@ -74,7 +74,7 @@ class AdapterModule(nn.Module):
         for table in self.tables().values():
             if name in table:
                 del table[name]
-        self.active = tuple(one for one in self.active if one != name)
+        self.active = tuple(adapter for adapter in self.active if adapter != name)
 
     def rename_adapter(self, old: str, new: str) -> None:
         self._known(old)
@@ -82,8 +82,10 @@ class AdapterModule(nn.Module):
             if old in table:
                 table[new] = table[old]
                 del table[old]
-        self.active = tuple(new if one == old else one for one in self.active)
-        self.merged_adapters = tuple(new if one == old else one for one in self.merged_adapters)
+        self.active = tuple(new if adapter == old else adapter for adapter in self.active)
+        self.merged_adapters = tuple(
+            new if adapter == old else adapter for adapter in self.merged_adapters
+        )
 
     def _known(self, name: str) -> None:
         if name not in self.adapters:
@@ -163,8 +165,8 @@ def give_samples(
         What held before, for `give_samples_back`.
     """
     before = calls()
-    keys, later = ({id(one) for one in some} for some in (modules, time_first))
-    others = {key: one for key, one in calls().samples.items() if key not in keys}
+    keys, later = ({id(module) for module in some} for some in (modules, time_first))
+    others = {key: names for key, names in calls().samples.items() if key not in keys}
     given = {} if names is None else dict.fromkeys(keys, names)
     turned = calls().time_first - keys | later
     store(replace(calls(), samples={**others, **given}, time_first=turned))
@@ -177,8 +179,8 @@ def give_samples(
 def give_samples_back(modules: Collection[AdapterModule], before: Calls) -> None:
     """Let ``modules`` have the samples that they had ``before``: of a block around this one."""
     keys, now = {id(module) for module in modules}, calls()
-    samples = {key: one for key, one in now.samples.items() if key not in keys}
-    samples |= {key: one for key, one in before.samples.items() if key in keys}
+    samples = {key: names for key, names in now.samples.items() if key not in keys}
+    samples |= {key: names for key, names in before.samples.items() if key in keys}
     turned = now.time_first - keys | before.time_first & keys
     store(replace(now, samples=samples, time_first=turned))
     for module in modules:

@@ -90,7 +90,7 @@ class LoraConv(LoraLayer):
                 f"{self.path}: rank {r} is no multiple of the convolution's groups "
                 f"({conv.groups}); give this layer another rank by rank_pattern."
             )
-        kind = next(one for one in CONVOLUTIONS if isinstance(conv, one))
+        kind = next(convolution for convolution in CONVOLUTIONS if isinstance(conv, convolution))
         place: dict[str, Any] = {"device": self.quantizer.device(conv), "dtype": dtype}
         same: dict[str, Any] = {
             "stride": conv.stride,

@@ -104,7 +104,9 @@ class LoraExperts(LoraParameters):
             return [self.active_unmerged], None
         names = self.sample_adapters
         kinds = list(dict.fromkeys(names))
-        adapters: list[tuple[str, ...]] = [(one,) if one in self.adapters else () for one in kinds]
+        adapters: list[tuple[str, ...]] = [
+            (kind,) if kind in self.adapters else () for kind in kinds
+        ]
         tokens = hidden.numel() // hidden.shape[-1]
         rows = tokens if self.layout.routed else tokens // self.shapes[self.layout.up][0]
         if rows % len(names):
@@ -113,7 +115,7 @@ class LoraExperts(LoraParameters):
                 f"tokens, which are not as many for each: give one name per sample, in a batch "
                 f"without packing."
             )
-        own = torch.tensor([kinds.index(one) for one in names], device=hidden.device)
+        own = torch.tensor([kinds.index(name) for name in names], device=hidden.device)
         later = self.sample_dim(hidden.reshape(-1, 1, 1))
         of_token = (
             own.repeat(rows // len(own)) if later else own.repeat_interleave(rows // len(own))

@@ -177,7 +177,9 @@ def _named(module: nn.Module) -> Iterable[tuple[str, nn.Parameter]]:
     """The parameters of a factor, in most cases its weight: asked for often, so without a walk."""
     if module._modules:
         return module.named_parameters()
-    return [(key, one) for key, one in module._parameters.items() if one is not None]
+    return [
+        (key, parameter) for key, parameter in module._parameters.items() if parameter is not None
+    ]
 
 
 def _dropout(p: float) -> nn.Module:

@@ -55,7 +55,7 @@ class Magnitudes(LoraLayer):
 
     def matrices(self, name: str) -> tuple[Tensor, Tensor]:
         """A ``(r, in)`` and B ``(out, r)``, whose product is the update."""
-        A, B = (cast(nn.Linear, one[name]).weight for one in (self.lora_A, self.lora_B))
+        A, B = (cast(nn.Linear, factors[name]).weight for factors in (self.lora_A, self.lora_B))
         return A.flatten(1), B.flatten(1)
 
     def magnitude_shape(self) -> tuple[int, ...]:

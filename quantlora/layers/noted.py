@@ -34,7 +34,7 @@ class Noted:
         for name in names:
             if name in self.module.adapters and name not in self.tensors:
                 own = self.module.adapter_tensors(name).values()
-                self.tensors[name] = [(one, one.requires_grad) for one in own]
+                self.tensors[name] = [(tensor, tensor.requires_grad) for tensor in own]
 
     def change(self) -> str:
         """What has become of the module, for an error; empty where it can stand so again."""
@@ -46,7 +46,7 @@ class Noted:
         for name, tensors in self.tensors.items():
             known = name in self.module.adapters
             own = self.module.adapter_tensors(name).values() if known else ()
-            if [id(one) for one, _ in tensors] != [id(one) for one in own]:
+            if [id(tensor) for tensor, _ in tensors] != [id(tensor) for tensor in own]:
                 return f"adapter {name!r} was deleted, renamed or replaced"
         return ""
 

@@ -47,7 +47,7 @@ class LoraParameters(LoraLayer):
 
     def __init__(self, base_layer: nn.Module, quantizer: Quantizer, path: str) -> None:
         super().__init__(base_layer, quantizer, path)
-        self.shapes = {name: one.shape for name, one in weights(base_layer).items()}
+        self.shapes = {name: weight.shape for name, weight in weights(base_layer).items()}
         self.transposed = bool(getattr(base_layer, "is_transposed", False))
         #: By adapter and parameter: its scale, as a multiple of the adapter's.
         self.relative_scales: dict[str, dict[str, float]] = {}
@@ -66,14 +66,16 @@ class LoraParameters(LoraLayer):
 
     def _with(self, parts: _Parts) -> Callable[..., Any]:
         """The module's forward with ``parts``, also where backward finds others in their place."""
-        known = {id(one) for own, deltas in parts.values() for one in (own, *sum(deltas, ()))}
+        known = {id(tensor) for own, deltas in parts.values() for tensor in (own, *sum(deltas, ()))}
         compared = not (torch.compiler.is_compiling() or is_offloaded(self.base_layer))
         seen = Seen(self, self.path) if compared else None
 
         def run(*args: Any, **kwargs: Any) -> Any:
             if seen is not None:
                 found = seen.exchanged(self)
-                seen.check_own({name: one for name, one in found.items() if id(one) not in known})
+                seen.check_own(
+                    {name: tensor for name, tensor in found.items() if id(tensor) not in known}
+                )
             return call_with(self.base_layer, self._updated(parts), *args, **kwargs)
 
         return run
@@ -219,7 +221,7 @@ class LoraParameters(LoraLayer):
 
 def picked_parameters(path: str, names: Mapping[str, Any], config: LoraConfig) -> list[str]:
     """Those of ``names`` in the module at ``path`` that ``target_parameters`` picks."""
-    wanted = tuple(f".{one}" for one in config.target_parameters or ())
+    wanted = tuple(f".{target}" for target in config.target_parameters or ())
     return [name for name in names if f".{path}.{name}".endswith(wanted)]
 
 

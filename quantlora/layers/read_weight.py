@@ -44,7 +44,7 @@ def _traced() -> bool:
 
 def _view(layer: Any, key: str, names: tuple[str, ...] | None) -> Tensor:
     counts = names is not None and torch.is_grad_enabled()
-    trained = [one for one in layer.parameters() if one.requires_grad] if counts else []
+    trained = [p for p in layer.parameters() if p.requires_grad] if counts else []
     read = _Reading(layer, key, names)
     view: Tensor = _Read.apply(read, *trained)  # type: ignore[no-untyped-call]
     return view

@@ -61,7 +61,7 @@ class CheckpointedCall(Notes):
             yield
         finally:
             store(replace(calls(), noting=before.noting))
-            self.traced = [(one, one.traced_standing()) for one in _TRACED]
+            self.traced = [(module, module.traced_standing()) for module in _TRACED]
 
     @contextmanager
     def again(self) -> Iterator[None]:
@@ -107,11 +107,11 @@ class CheckpointedCall(Notes):
         """Those that were in place and are not (True), and those that were not and are."""
         then = {id(bias) for bias, _ in self.biases}
         back = [(bias, True) for bias, _ in self.biases if not bias.placed]
-        return [(one, False) for one, _ in _placed_biases() if id(one) not in then] + back
+        return [(bias, False) for bias, _ in _placed_biases() if id(bias) not in then] + back
 
 
 def _placed_biases() -> list[tuple[TrainedBias, bool]]:
-    return [(one, one.own.requires_grad) for one in TrainedBias.alive if one.placed]
+    return [(bias, bias.own.requires_grad) for bias in TrainedBias.alive if bias.placed]
 
 
 def _train(tensor: Tensor, trained: bool) -> None:

@@ -56,7 +56,10 @@ def sub_batches(
             f"model computes with (time, batch, features), use mixed_batch(..., batch_dim=1)."
         )
     return [
-        (name, torch.tensor([i for i, one in enumerate(names) if one == name], device=x.device))
+        (
+            name,
+            torch.tensor([i for i, sample in enumerate(names) if sample == name], device=x.device),
+        )
         for name in known
         if name in names
     ]
@@ -84,7 +87,7 @@ def put_samples(y: Any, rows: Tensor, other: Any, samples: int, path: str) -> An
     if form != other_form:
         raise AdapterError(f"{path}: its trained copy gives another kind of output in this batch.")
     return tree_unflatten(
-        [_put(one, rows, two, samples, path) for one, two in zip(mine, theirs, strict=True)], form
+        [_put(ours, rows, two, samples, path) for ours, two in zip(mine, theirs, strict=True)], form
     )
 
 

@@ -124,7 +124,7 @@ def _others_dtype(func: Any, args: tuple[Any, ...]) -> torch.dtype | None:
     """In a product: the dtype of the factors that are no views."""
     if func.__name__.partition(".")[0] not in _PRODUCTS:
         return None
-    others = (one.dtype for one in args if isinstance(one, Tensor) and not _is(one))
+    others = (other.dtype for other in args if isinstance(other, Tensor) and not _is(other))
     return next(others, None)
 
 
@@ -134,25 +134,25 @@ def _grounded(view: WeightView) -> Tensor:
 
 
 def _writes_to_view(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    names = [one.name for one in func._schema.arguments if func._schema.is_mutable]
+    names = [argument.name for argument in func._schema.arguments if func._schema.is_mutable]
     given = {**dict(zip(names, args, strict=False)), **kwargs}
     return any(
-        isinstance(given.get(one.name), WeightView)
-        for one in func._schema.arguments
-        if one.alias_info is not None and one.alias_info.is_write
+        isinstance(given.get(argument.name), WeightView)
+        for argument in func._schema.arguments
+        if argument.alias_info is not None and argument.alias_info.is_write
     )
 
 
 def _unchanged(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Allow a write that changes nothing (RWKV divides by 1); refuse any other."""
-    view = cast(WeightView, next(one for one in (*args, *kwargs.values()) if _is(one)))
+    view = cast(WeightView, next(arg for arg in (*args, *kwargs.values()) if _is(arg)))
     old = view.value()
-    new_args, new_kwargs = tree_map_only(WeightView, lambda one: one.value(), (args, kwargs))
+    new_args, new_kwargs = tree_map_only(WeightView, lambda arg: arg.value(), (args, kwargs))
     new = func(*new_args, **new_kwargs)
     if isinstance(new, Tensor) and new.shape == old.shape and torch.equal(new, old):
         return view
     raise AdapterError(_READ_ONLY.format(path=view._path))
 
 
-def _is(one: Any) -> bool:
-    return isinstance(one, WeightView)
+def _is(value: Any) -> bool:
+    return isinstance(value, WeightView)

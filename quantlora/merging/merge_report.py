@@ -48,7 +48,7 @@ class MergeReport:
 
     @property
     def worst(self) -> LayerMerge | None:
-        return max(self.layers, key=lambda one: one.loss, default=None)
+        return max(self.layers, key=lambda layer: layer.loss, default=None)
 
     def warning(self) -> str:
         """What to say when most of an update was lost; empty when all is well."""
@@ -63,5 +63,5 @@ class MergeReport:
         )
 
     def __str__(self) -> str:
-        rows = [f"{one.loss:10.4f}  {one.format:20}  {one.path}" for one in self.layers]
+        rows = [f"{layer.loss:10.4f}  {layer.format:20}  {layer.path}" for layer in self.layers]
         return "\n".join([f"{'loss':>10}  {'format':20}  layer", *rows])

@@ -12,7 +12,7 @@ from quantlora.errors import warn
 
 def untie(config: Any) -> None:
     """Let ``config`` say that the embeddings are apart, with a warning where it said otherwise."""
-    parts = [one for one in {id(c): c for c in (config, _text(config))}.values() if _ties(one)]
+    parts = [part for part in {id(c): c for c in (config, _text(config))}.values() if _ties(part)]
     for part in parts:
         part.tie_word_embeddings = False
     if parts:
@@ -28,7 +28,7 @@ def untie_merged(model: nn.Module) -> None:
     if not (_ties(config) or _ties(_text(config))):
         return
     weights = [getattr(end, "weight", None) for end in embedding_ends(model)]
-    if all(one is not None for one in weights) and weights[0] is not weights[1]:
+    if all(weight is not None for weight in weights) and weights[0] is not weights[1]:
         untie(config)
 
 

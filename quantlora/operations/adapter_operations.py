@@ -89,7 +89,7 @@ def delete(trial: Trial) -> None:
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         delete_adapter(model, "second")
-    ours = [one for one in said if issubclass(one.category, AdapterWarning)]
+    ours = [warning for warning in said if issubclass(warning.category, AdapterWarning)]
     hold(len(ours) == 1, f"{len(ours)} warnings say that another adapter is active")
     hold(model.lora.adapters == ("default",), f"the adapters are {model.lora.adapters}")
     trial.check(model, x, "default")
@@ -182,7 +182,7 @@ def mixed_training(trial: Trial) -> None:
 
 def _grads(model: OneLayerModel, adapter: str) -> dict[str, Tensor]:
     tensors = model.lora.adapter_tensors(adapter)
-    return {name: one.grad for name, one in tensors.items() if one.grad is not None}
+    return {name: tensor.grad for name, tensor in tensors.items() if tensor.grad is not None}
 
 
 @operation("weighted combination")

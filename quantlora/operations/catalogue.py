@@ -9,8 +9,8 @@ _CHAPTERS = (training_operations, adapter_operations, merge_operations)
 
 #: Every operation by its name.
 OPERATIONS: dict[str, Operation] = {
-    one.name: one
+    value.name: value
     for chapter in _CHAPTERS
-    for one in vars(chapter).values()
-    if isinstance(one, Operation)
+    for value in vars(chapter).values()
+    if isinstance(value, Operation)
 }

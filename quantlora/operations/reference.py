@@ -30,9 +30,9 @@ def float64(tensor: Tensor) -> Tensor:
 def float64_adapters(lora: LoraLinear) -> LoraLinear:
     """A copy of ``lora`` with float64 adapters, around the very same base."""
     bases = [lora.base_layer, *(base for base, _ in lora.bases_before_merge)]
-    same: list[Any] = [one for base in bases for one in base.modules()]
-    same += [one for base in bases for one in (*base.parameters(), *base.buffers())]
-    twin: LoraLinear = copy.deepcopy(lora, {id(one): one for one in (*same, lora.quantizer)})
+    same: list[Any] = [module for base in bases for module in base.modules()]
+    same += [tensor for base in bases for tensor in (*base.parameters(), *base.buffers())]
+    twin: LoraLinear = copy.deepcopy(lora, {id(kept): kept for kept in (*same, lora.quantizer)})
     for name in twin.adapters:
         for tensor in twin.adapter_tensors(name).values():
             tensor.data = tensor.data.double()
@@ -78,7 +78,7 @@ def measured_step(model: nn.Module, lora: LoraLinear, x: Tensor, grad: Tensor) -
     y: Tensor = model(x)
     inputs = {"x": x, **trained_tensors(lora)}
     grads = torch.autograd.grad(y, list(inputs.values()), grad.to(y.dtype), allow_unused=True)
-    found = {name: one for name, one in zip(inputs, grads, strict=True) if one is not None}
+    found = {name: grad for name, grad in zip(inputs, grads, strict=True) if grad is not None}
     return {"output": y.detach(), **found}
 
 
@@ -112,8 +112,8 @@ def distance(actual: Tensor, wanted: Tensor) -> float:
 def errors(actual: Result, wanted: Result) -> dict[str, float]:
     """The relative error of each part; infinite for a gradient that did not arrive."""
     return {
-        name: relative(actual[name], one) if name in actual else float("inf")
-        for name, one in wanted.items()
+        name: relative(actual[name], expected) if name in actual else float("inf")
+        for name, expected in wanted.items()
     }
 
 

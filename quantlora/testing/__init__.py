@@ -14,7 +14,7 @@ import pytest
 
 # Before they are imported: so a failing assert in them shows its values.
 pytest.register_assert_rewrite(
-    *(f"{__name__}.{one.name}" for one in pkgutil.iter_modules(__path__))
+    *(f"{__name__}.{module.name}" for module in pkgutil.iter_modules(__path__))
 )
 
 from quantlora.testing.initializers import InitializerSuite  # noqa: E402

@@ -78,6 +78,6 @@ def _bytes(tensor: Tensor) -> Tensor:
 
 def _same(before: dict[str, Any], after: dict[str, Any]) -> bool:
     return before.keys() == after.keys() and all(
-        one[:2] == after[name][:2] and torch.equal(one[2], after[name][2])
-        for name, one in before.items()
+        facts[:2] == after[name][:2] and torch.equal(facts[2], after[name][2])
+        for name, facts in before.items()
     )

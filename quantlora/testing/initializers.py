@@ -92,8 +92,8 @@ class InitializerSuite:
     def test_first_values_are_finite_and_not_all_zero(self) -> None:
         for path, layer in lora_layers(self.wrapped()):
             tensors = layer.adapter_tensors("default")
-            assert all(torch.isfinite(one).all() for one in tensors.values()), path
-            assert any(one.any() for one in tensors.values()), path
+            assert all(torch.isfinite(tensor).all() for tensor in tensors.values()), path
+            assert any(tensor.any() for tensor in tensors.values()), path
 
     def test_a_saved_adapter_computes_the_same_on_its_base(self, tmp_path: Path) -> None:
         model = self.wrapped()

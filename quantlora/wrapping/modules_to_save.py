@@ -45,14 +45,14 @@ def find_saved(adapted: AdaptedModel, config: LoraConfig) -> dict[str, nn.Module
     modules = {path: module for path, module in adapted.modules.items() if path}
     found = [path for path in modules if plain_path(path).endswith(tuple(names))]
     if names and not found:
-        close = [one for name in names for one in near(name, modules)]
+        close = [hint for name in names for hint in near(name, modules)]
         raise TargetError(
             f"modules_to_save={names!r} matches no module of this model. Near "
             f"names: {', '.join(dict.fromkeys(close)) or 'none'}."
         )
     if config.ensure_weight_tying:
         found = ties_of(adapted).joined(found)
-    outer = [path for path in found if not any(path.startswith(f"{one}.") for one in found)]
+    outer = [path for path in found if not any(path.startswith(f"{other}.") for other in found)]
     for path in outer:
         _check(path, modules[path])
     return {path: modules[path] for path in outer}
@@ -69,7 +69,7 @@ def _check(path: str, module: nn.Module) -> None:
             f"{path}: modules_to_save cannot have a {type(plain).__name__}, whose items the model "
             f"calls and not the list itself: name the items ({path}.0 and so on)."
         )
-    if any(isinstance(one, (LoraLayer, TiedLayer)) for one in module.modules()):
+    if any(isinstance(part, (LoraLayer, TiedLayer)) for part in module.modules()):
         raise AdapterError(
             f"{path}: another adapter has LoRA layers here, so it cannot be trained in full as "
             f"well; leave it out of modules_to_save."
@@ -94,7 +94,7 @@ def trainable_copy(module: nn.Module, path: str) -> nn.Module:
         bias = None if bias is None else bias.clone()
         return linear_from(quantizer.dequantize(module).clone(), bias).train(module.training)
     packed = [
-        f"{path}.{name}" for name, one in module.named_modules() if registry().packed_format(one)
+        f"{path}.{name}" for name, part in module.named_modules() if registry().packed_format(part)
     ]
     if packed:
         raise LayerError(

@@ -56,12 +56,12 @@ def _names(module: nn.Module) -> tuple[str, ...]:
 
 def _check_names(wanted: list[str], own: Mapping[str, tuple[str, ...]]) -> None:
     known = [f"{path}.{name}" for path, names in own.items() for name in names if path]
-    for one in wanted:
-        if not any(f".{key}".endswith(f".{one}") for key in known):
-            close = ", ".join(near(one, known)) or "none"
+    for target in wanted:
+        if not any(f".{key}".endswith(f".{target}") for key in known):
+            close = ", ".join(near(target, known)) or "none"
             raise TargetError(
-                f"target_parameters: {one!r} matches no parameter of this model that is free for "
-                f"an adapter. Near names: {close}."
+                f"target_parameters: {target!r} matches no parameter of this model that is free "
+                f"for an adapter. Near names: {close}."
             )
 
 

@@ -90,7 +90,7 @@ def _nothing(config: LoraConfig, modules: Mapping[str, nn.Module]) -> str:
     linear = [path for path, module in modules.items() if path and looks_linear(module)]
     targets = config.target_modules
     asked = [targets] if isinstance(targets, str) else targets or []
-    close = dict.fromkeys(name for one in asked[:_HINTS] for name in near(one, linear))
+    close = dict.fromkeys(name for wanted in asked[:_HINTS] for name in near(wanted, linear))
     hint = f" Near names: {', '.join(close)}." if close else ""
     return (
         f"target_modules={shortened(targets)} (exclude_modules="

@@ -44,7 +44,7 @@ class Transaction:
         """
         full = [module for _, module in frozen_modules(self._model)]
         tables = [table for module in full for table in adapter_tables(module)]
-        within = [one for table in tables for one in modules_of_table(table)]
+        within = [module for table in tables for module in modules_of_table(table)]
         self._modules = [_Memory(module) for module in (*full, *tables)]
         self._adapters = [(module, module.training) for module in within]
         self._flags = [
@@ -83,17 +83,17 @@ class _Memory:
         self.attributes = vars(module)
         self.before = self.attributes.copy()
         self.filled: dict[int, Any] = {
-            id(one): dict(one) if isinstance(one, dict) else list(one)
-            for one in self.before.values()
-            if isinstance(one, (dict, list)) and one
+            id(value): dict(value) if isinstance(value, dict) else list(value)
+            for value in self.before.values()
+            if isinstance(value, (dict, list)) and value
         }
 
     def restore(self) -> None:
-        for one in self.before.values():
-            if isinstance(one, dict):
-                _refill(one, self.filled.get(id(one), {}))
-            elif isinstance(one, list):
-                one[:] = self.filled.get(id(one), ())
+        for value in self.before.values():
+            if isinstance(value, dict):
+                _refill(value, self.filled.get(id(value), {}))
+            elif isinstance(value, list):
+                value[:] = self.filled.get(id(value), ())
         _refill(self.attributes, self.before)
 
 

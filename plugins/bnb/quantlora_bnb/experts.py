@@ -41,16 +41,16 @@ class Bitsandbytes4bitExperts(ExpertStack):
         self.settings, self.dtype = Settings4bit.of(layers[0]), dtype
         self.compute_dtype = self.settings.compute_dtype
         self.out_features, self.in_features = states[0].shape
-        codes = [one.weight.data.view(-1, 1).view(torch.uint8).view(-1) for one in layers]
+        codes = [layer.weight.data.view(-1, 1).view(torch.uint8).view(-1) for layer in layers]
         tensors: dict[str, Tensor | None] = {
             "packed": torch.stack(codes),
-            "absmax": torch.stack([one.absmax for one in states]),
+            "absmax": torch.stack([state.absmax for state in states]),
             **dict.fromkeys(("nested_absmax", "nested_code", "offset")),
         }
         if states[0].nested:
-            tensors["nested_absmax"] = torch.stack([one.state2.absmax for one in states])
+            tensors["nested_absmax"] = torch.stack([state.state2.absmax for state in states])
             tensors["nested_code"] = states[0].state2.code
-            tensors["offset"] = torch.stack([torch.as_tensor(one.offset) for one in states])
+            tensors["offset"] = torch.stack([torch.as_tensor(state.offset) for state in states])
         for name, tensor in tensors.items():
             self.register_buffer(name, tensor)
 

@@ -97,7 +97,7 @@ class Bitsandbytes4bit(BitsandbytesQuantizer):
         """A stack with the codes and scales of a `Linear4bit` for each expert."""
         if isinstance(like, Bitsandbytes4bitExperts):
             options = asdict(like.settings)
-        layers = [self.quantize(linear_from(one), **options) for one in weight]
+        layers = [self.quantize(linear_from(matrix), **options) for matrix in weight]
         dtype = weight.dtype if like is None else like.dtype
         return Bitsandbytes4bitExperts(layers, dtype)
 

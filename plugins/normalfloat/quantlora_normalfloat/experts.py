@@ -31,11 +31,11 @@ class NormalFloatExperts(ExpertStack):
         first = experts[0]
         self.in_features, self.out_features = first.in_features, first.out_features
         self.settings, self.dtype = settings(first), first.dtype
-        self.register_buffer("packed", torch.stack([one.packed for one in experts]))
+        self.register_buffer("packed", torch.stack([expert.packed for expert in experts]))
         self.register_buffer("levels", first.levels)
-        zeros = [one.zeros for one in experts if one.zeros is not None]
+        zeros = [expert.zeros for expert in experts if expert.zeros is not None]
         self.register_buffer("zeros", torch.stack(zeros) if zeros else None)
-        self.scales = _stacked([one.scales for one in experts])
+        self.scales = _stacked([expert.scales for expert in experts])
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -64,7 +64,7 @@ def _stacked(scales: Sequence[nn.Module]) -> nn.Module:
     kind = DoubleScales if isinstance(scales[0], DoubleScales) else Scales
     new = kind((0, 0), "meta")
     for name in new._buffers:
-        setattr(new, name, torch.stack([getattr(one, name) for one in scales]))
+        setattr(new, name, torch.stack([getattr(scale, name) for scale in scales]))
     return new
 
 

@@ -112,7 +112,7 @@ class NormalFloatQuantizer(Quantizer):
             del options["bits"]
         bits = by_pattern(path, bits_pattern or {}, bits)
         return NormalFloatExperts(
-            [_pack(linear_from(one, None), path, bits=bits, **options) for one in weight]
+            [_pack(linear_from(matrix, None), path, bits=bits, **options) for matrix in weight]
         )
 
     def inference_copy(self, layer: nn.Module, dtype: torch.dtype) -> InferenceCopy:
