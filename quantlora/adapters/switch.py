@@ -16,6 +16,7 @@ from quantlora.adapters.biases import (
 )
 from quantlora.adapters.disabling import train_only
 from quantlora.adapters.modules_to_save import ModulesToSaveWrapper
+from quantlora.adapters.packed_config import note_packed
 from quantlora.adapters.read_by_model import readable_bases
 from quantlora.adapters.state import adapter_state, set_state
 from quantlora.errors import AdapterError, warn
@@ -161,3 +162,4 @@ def remove_adapters(model: nn.Module) -> None:
             move_hooks(module, module.base_layer)
             model.set_submodule(path, module.base_layer)
     set_state(model, None)
+    note_packed(model)

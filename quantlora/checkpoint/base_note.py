@@ -33,6 +33,8 @@ from quantlora.names import plain_path
 _FIELDS = ("r", "lora_alpha", "rank_pattern", "alpha_pattern")
 #: So many times nearer (squared) to one of the two bases than to the other: it is that one.
 _CLEARLY = 4.0
+#: So far (squared, of the weight's size) from both, it is neither: more than 2 bits lose.
+_STRANGE = 0.5
 
 
 def base_note(model: nn.Module, config: LoraConfig, adapter: str, converted: bool) -> Any:
@@ -83,7 +85,7 @@ def fitted(saved: SavedAdapter, model: nn.Module, source: str) -> SavedAdapter:
     note = saved.note.get("base_change")
     if not note:
         return saved
-    found = _which_base(note["layers"], model)
+    found, distance = _which_base(note["layers"], model)
     if note["fits"] == "original":
         try:
             return _first_rows(saved, note) if found == "changed" else saved
@@ -99,6 +101,14 @@ def fitted(saved: SavedAdapter, model: nn.Module, source: str) -> SavedAdapter:
             f"be wrong. Load it on the base that was saved with it; or save it again, in the "
             f"session that trained it, with save_adapter(..., convert=True), which fits this one."
         )
+    if distance > _STRANGE:
+        raise AdapterFileError(
+            f"{source}: the adapter was trained on a base that initializer "
+            f"{note['initializer']!r} has changed, and this is neither that one nor the original "
+            f"one: its layers have other weights, or random ones, as where a packed checkpoint "
+            f"was loaded without its format. Load the base that was saved with the adapter, and "
+            f"look at what from_pretrained says of its weights."
+        )
     return saved
 
 
@@ -111,7 +121,7 @@ def remember(
         scales: those of the file, by path, where the layers have others.
     """
     note = file.note.get("base_change")
-    if not note or _which_base(note["layers"], model) == "original":
+    if not note or _which_base(note["layers"], model)[0] == "original":
         return
     for path, layer in lora_layers(model):
         facts = note["layers"].get(plain_path(path))
@@ -134,18 +144,23 @@ def _first_values(
     return A[r:], -scaling * B[:, r:]
 
 
-def _which_base(layers: dict[str, Any], model: nn.Module) -> str:
-    """``"original"``, ``"changed"``, or nothing where it cannot be told."""
-    to = {"original": 0.0, "changed": 0.0}
+def _which_base(layers: dict[str, Any], model: nn.Module) -> tuple[str, float]:
+    """``"original"``, ``"changed"``, or nothing where it cannot be told; how far it is from either.
+
+    The distance is ``mean(‖W - W'‖² / ‖W‖²)`` over the layers, to the nearer one: 2 on average for
+    weights that have nothing to do with each other.
+    """
+    to, count = {"original": 0.0, "changed": 0.0}, 0
     for path, module in model.named_modules():
         if plain_path(path) in layers and (weight := _weight(path, module)) is not None:
             now, facts = sketch(weight), layers[plain_path(path)]
-            size = max(float(now.norm()), 1e-300)
+            size, count = max(float(now.norm()), 1e-300), count + 1
             for name in to:
                 was = torch.tensor(facts[name], dtype=torch.float64)
                 to[name] += (float((now - was).norm()) / size) ** 2
     nearer, other = sorted(to, key=lambda name: to[name])
-    return nearer if to[nearer] * _CLEARLY < to[other] else ""
+    found = nearer if to[nearer] * _CLEARLY < to[other] else ""
+    return found, to[nearer] / max(count, 1)
 
 
 @torch.no_grad()

@@ -16,12 +16,14 @@ import torch
 from torch import Tensor, nn
 
 from quantlora.adapters.adapter_modules import lora_layers
+from quantlora.adapters.packed_config import writable_base
 from quantlora.checkpoint.keys import file_key, file_path
 from quantlora.config.lora_config import LoraConfig
 from quantlora.config.patterns import as_pattern
 from quantlora.errors import AdapterFileError, AdapterWarning
 from quantlora.layers.base_change import BaseChange
 from quantlora.layers.layer import LoraLayer
+from quantlora.transformers_models import is_transformers_model
 
 #: Relative error of the weight up to which a converted adapter is as good: rounding of bfloat16.
 _SMALL = 0.01
@@ -55,14 +57,26 @@ def is_converted(model: nn.Module, adapter: str, asked: bool | None) -> bool:
     if impossible or (change.gap > _SMALL and asked is None):
         _warn(
             f"{path}: {change.initializer!r} has changed the base, and converted the adapter would "
-            f"be off by {gap} of the weight: the file fits the changed base and no other. Save "
-            f"that too (quantlora.unload, then save_pretrained), or give convert=True and evaluate "
-            f"the result. convert=False saves without this warning."
+            f"be off by {gap} of the weight: the file fits the changed base and no other. "
+            f"{_remedy(model)}, or give convert=True and evaluate the result. convert=False saves "
+            f"without this warning."
         )
         return False
     if change.gap > _SMALL:
         _warn(f"{path}: converted, the adapter is off by {gap} of the weight: evaluate it.")
     return True
+
+
+def _remedy(model: nn.Module) -> str:
+    """How the changed base is kept."""
+    if not is_transformers_model(model):
+        return "Save that too (quantlora.unload, then its state_dict)"
+    if writable_base(model):
+        return "Save that too (quantlora.unload, then model.save_pretrained)"
+    return (
+        "No checkpoint of Transformers holds that base: save base and adapter as one "
+        "(quantlora.export_merged)"
+    )
 
 
 def _warn(message: str) -> None:

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 from torch import nn
 
 from quantlora.adapters.adapted_model import AdaptedModel
+from quantlora.adapters.packed_config import note_packed
 from quantlora.adapters.read_by_model import read_by_model, say_float
 from quantlora.config.lora_config import LoraConfig
 from quantlora.wrapping.add_adapter import given_config
@@ -51,4 +52,5 @@ def quantize(
         packed = {id(planned.layer): bases[planned.path] for planned in once_each(plan)}
         for planned in plan:
             model.set_submodule(planned.path, packed[id(planned.layer)])
+    note_packed(model)
     return model
