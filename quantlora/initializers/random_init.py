@@ -44,3 +44,7 @@ class Gaussian(Initializer):
         for name, parameter in layer.adapter_tensors(context.adapter).items():
             if name.endswith(("lora_A.weight", "lora_embedding_B")):
                 nn.init.normal_(parameter, std=1 / layer.r[context.adapter])
+
+
+#: The core's own, which look at no base.
+RANDOM = (Default, Uniform, Gaussian)

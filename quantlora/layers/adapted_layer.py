@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from quantlora.errors import LayerError, MergeError
+from quantlora.errors import AdapterError, LayerError, MergeError
 from quantlora.formats.inference_memory import drop_copy
 from quantlora.formats.layouts import layout_of, with_weights
 from quantlora.formats.offloaded import onloaded
@@ -75,6 +75,14 @@ class AdaptedLayer(AdapterModule):
             if self.bases_before_merge
             else (self.base_layer, self.quantizer)
         )
+
+    def check_unmerged(self, before: str) -> None:
+        """Raise `AdapterError` where adapters are merged into the base, to do ``before`` later."""
+        if self.merged_adapters:
+            raise AdapterError(
+                f"{self.path}: {', '.join(self.merged_adapters)} is merged into the base; call "
+                f"quantlora.unmerge(model) before {before}."
+            )
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> AdaptedLayer:
         """The base from before a merge moves and changes its dtype with the rest."""

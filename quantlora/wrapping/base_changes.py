@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from quantlora.errors import ConfigError
+from quantlora.formats.fingerprint import fingerprint, same
 from quantlora.initializers.initializer import InitContext, Initializer
+from quantlora.initializers.random_init import RANDOM
 from quantlora.layers.base_change import BaseChange, sketch
 from quantlora.layers.layer import LoraLayer
 
@@ -16,11 +18,12 @@ def initialize(initializer: Initializer, layer: LoraLayer, context: InitContext)
 
     Raises `ConfigError` where it changes the base without declaring it, or changes it in place.
     """
+    if type(initializer) in RANDOM:
+        return initializer.initialize(layer, context)
     base, quantizer = layer.base_layer, layer.quantizer
-    tensors = _tensors(base)
-    versions = [tensor._version for tensor in tensors]
+    before = fingerprint(base)
     initializer.initialize(layer, context)
-    if [tensor._version for tensor in tensors] != versions:
+    if not same(before, fingerprint(base)):
         raise ConfigError(
             f"{context.path}: initializer {initializer.name!r} has changed the base's tensors in "
             f"place, and they cannot be restored: load the model again. An initializer puts a new "
@@ -45,11 +48,6 @@ def initialize(initializer: Initializer, layer: LoraLayer, context: InitContext)
             sketch(changed),
         )
     layer.base_change = change.after(layer.base_change)
-
-
-def _tensors(base: nn.Module) -> list[Tensor]:
-    every = [*base.parameters(), *base.buffers()]
-    return [tensor for tensor in every if not tensor.is_inference()]
 
 
 def _first_values(layer: LoraLayer, adapter: str) -> tuple[Tensor, Tensor] | None:

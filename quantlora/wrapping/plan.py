@@ -203,11 +203,7 @@ def check_model(model: nn.Module, plan: list[PlannedLayer]) -> None:
 def _check_addable(path: str, layer: LoraLayer, adapter: str) -> None:
     if adapter in layer.adapters:
         raise AdapterError(f"{path}: {taken(adapter)}")
-    if layer.merged_adapters:
-        raise AdapterError(
-            f"{path}: {', '.join(layer.merged_adapters)} is merged into the base; call "
-            f"quantlora.unmerge(model) before another adapter is added."
-        )
+    layer.check_unmerged("another adapter is added")
 
 
 def _format(path: str, layer: nn.Module, own: Quantizer, asked: Quantizer | None) -> Quantizer:

@@ -186,9 +186,11 @@ class _Declared(_Doubling):
 class _InPlace(Initializer):
     name = "in_place"
 
+    def __init__(self, change):
+        self.change = change
+
     def initialize(self, layer, context):
-        layer.base_layer.weight.data.mul_(2)
-        layer.base_layer.weight.detach().mul_(2)
+        self.change(layer.base_layer.weight)
 
 
 def with_initializer(monkeypatch, one):
@@ -203,8 +205,19 @@ def test_an_undeclared_change_is_refused(monkeypatch):
     assert type(net[0]) is nn.Linear
 
 
-def test_a_change_in_place_is_refused(monkeypatch):
-    with_initializer(monkeypatch, _InPlace())
+IN_PLACE = {
+    "detach": lambda weight: weight.detach().mul_(2),
+    "data": lambda weight: weight.data.mul_(2),
+    "other data": lambda weight: setattr(weight, "data", 2 * weight.data),
+    "numpy": lambda weight: weight.detach().numpy().__imul__(2),
+    "rolled": lambda weight: weight.data.copy_(weight.detach().roll(1, 0)),
+    "last element": lambda weight: weight.data[-1].__setitem__(-1, 7),
+}
+
+
+@pytest.mark.parametrize("change", IN_PLACE)
+def test_a_change_in_place_is_refused(change, monkeypatch):
+    with_initializer(monkeypatch, _InPlace(IN_PLACE[change]))
     with pytest.raises(ConfigError, match="in place"):
         quantlora.wrap(base(), r=4, init_lora_weights="in_place")
 

@@ -45,8 +45,13 @@ def replace_lora_weights_loftq(
 
     Returns:
         Paths of the layers that were kept. If anything fails, all A and B are as they were.
+
+    Raises:
+        AdapterError: an adapter is merged: the bases are not those that A and B are added to.
     """
     weights, config = open_reference(reference), known_adapter(model, adapter_name)
+    for _, layer in lora_layers(model):
+        layer.check_unmerged("A and B are fitted to it")
     kept: list[str] = []
     with _taken_back_on_failure(model, adapter_name) as before:
         for path, layer in lora_layers(model):

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 import quantlora
-from quantlora import BackendError, ConfigError
+from quantlora import AdapterError, BackendError, ConfigError
 
 R = 16
 SIZE = 256
@@ -227,3 +227,14 @@ def test_a_wrong_setting_is_refused(config):
         quantlora.wrap(
             model(), backend="normalfloat", init_lora_weights="loftq", loftq_config=config
         )
+
+
+@pytest.mark.parametrize("mode", ["requantize", "dequantize"])
+def test_nothing_is_fitted_to_a_merged_base(mode):
+    net = model()
+    floats = {"0": net[0].weight.detach().clone()}
+    quantlora.wrap(net, backend="normalfloat", r=R)
+    quantlora.merge(net, mode=mode)
+    with pytest.raises(AdapterError, match=r"^0: default is merged into the base; call .*unmerge"):
+        replace_lora_weights_loftq(net, floats.get)
+    assert not net[0].lora_B["default"].weight.any()

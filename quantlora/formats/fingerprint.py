@@ -1,0 +1,49 @@
+"""Whether a module's tensors still hold the same bytes, however they were written to.
+
+Version counters see what autograd sees: not ``.data``, not numpy. One pass over the bytes does,
+and what is kept is small: a sum for each stretch of them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+#: Words of 8 bytes that one sum is over.
+_STRETCH = 512
+_WORD = 8
+
+
+def fingerprint(module: nn.Module) -> list[Tensor]:
+    """Sums over the bytes of each tensor of ``module``, to be compared with `same`."""
+    tensors = [*module.parameters(), *module.buffers()]
+    return [sums for tensor in tensors for part in _plain(tensor) for sums in _sums(part)]
+
+
+def same(one: list[Tensor], other: list[Tensor]) -> bool:
+    """Whether two fingerprints are of the same bytes."""
+    return len(one) == len(other) and all(
+        a.device == b.device and torch.equal(a, b) for a, b in zip(one, other, strict=True)
+    )
+
+
+def _plain(tensor: Any) -> list[Tensor]:
+    """``tensor`` without what its class puts around it: the tensors that hold the numbers."""
+    if is_traceable_wrapper_subclass(tensor):
+        names, _ = tensor.__tensor_flatten__()
+        return [part for name in names for part in _plain(getattr(tensor, name))]
+    plain = tensor.detach().as_subclass(Tensor)
+    held = not plain.is_meta and plain.numel() and plain.untyped_storage().nbytes()
+    return [plain] if held else []
+
+
+def _sums(tensor: Tensor) -> list[Tensor]:
+    flat = tensor.reshape(-1).view(torch.uint8)
+    if flat.storage_offset() % _WORD:
+        flat = flat.clone()  # it does not begin at a whole word
+    whole = len(flat) // (_STRETCH * _WORD) * _STRETCH * _WORD
+    stretches = flat[:whole].view(torch.int64).view(-1, _STRETCH)
+    return [stretches.sum(1), flat[whole:].clone()]
