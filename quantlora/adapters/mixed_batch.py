@@ -14,6 +14,7 @@ from torch import nn
 from quantlora.adapters.adapted_model import AdaptedModel
 from quantlora.adapters.adapter_modules import adapter_modules, frozen_modules
 from quantlora.adapters.biases import check_biases_shared
+from quantlora.adapters.expert_lists import check_no_experts
 from quantlora.adapters.modules_to_save import ModulesToSaveWrapper
 from quantlora.errors import AdapterError
 from quantlora.layers.adapter_module import AdapterModule, give_samples, give_samples_back
@@ -64,6 +65,7 @@ def assign_samples(
     for name in set(adapter_names) - {BASE}:
         adapted.state.known(name)
     check_biases_shared(adapted.state, adapter_names)
+    check_no_experts(adapted, adapter_names)
     layers = list(adapted.adapter_modules.values())
     if merged := adapted.merged:
         raise AdapterError(
