@@ -14,8 +14,8 @@ def match_base_dtype(model: nn.Module, adapter: str) -> None:
     As in PEFT an adapter on a packed layer stays in float32.
     """
     for _, layer in lora_layers(model):
-        stored = next(layer.plain_base[0].parameters(), None)
-        half = stored is not None and stored.dtype in (torch.float16, torch.bfloat16)
-        if stored is not None and half and adapter in layer.adapters:
+        weight = next(layer.plain_base[0].parameters(), None)
+        half = weight is not None and weight.dtype in (torch.float16, torch.bfloat16)
+        if weight is not None and half and adapter in layer.adapters:
             for parameter in layer.adapter_tensors(adapter).values():
-                parameter.data = parameter.data.to(stored.dtype)
+                parameter.data = parameter.data.to(weight.dtype)

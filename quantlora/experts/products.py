@@ -11,7 +11,7 @@ from quantlora.experts.autograd import experts_product
 from quantlora.experts.branch import Branch
 from quantlora.experts.call import ExpertCall
 from quantlora.experts.layout import ExpertsLayout
-from quantlora.experts.routing import by_index, by_place
+from quantlora.experts.routing import by_index, by_position
 from quantlora.formats.autocast import autocast_off, working_dtype
 from quantlora.formats.expert_stack import ExpertStack
 from quantlora.formats.offloaded import is_offloaded, onloaded
@@ -42,7 +42,7 @@ def routed_experts(
         dtype = working_dtype(hidden, _asked_dtype(module, layout) or hidden.dtype)
         call = ExpertCall(module, layout, path, branches, dtype)
         if index is None:
-            routing = by_place(rows, call.experts, groups)
+            routing = by_position(rows, call.experts, groups)
         else:
             routing = by_index(index.reshape(-1, index.shape[-1]), call.experts, groups)
         flat = None if weights is None else weights.reshape(-1)

@@ -56,13 +56,13 @@ def by_index(index: Tensor, experts: int, groups: Tensor | None = None) -> Routi
     return _sorted(index.reshape(-1), k, experts, each)
 
 
-def by_place(hidden: Tensor, experts: int, groups: Tensor | None = None) -> Routing:
+def by_position(hidden: Tensor, experts: int, groups: Tensor | None = None) -> Routing:
     """Rows ``(experts · tokens, hidden)`` that are sorted already; those of zeros are left out.
 
     That is how Llama 4 says that a token is not for an expert, and its gate gives zero for zero.
     """
-    places = torch.arange(experts, device=hidden.device)
-    index = places.repeat_interleave(len(hidden) // experts)
+    positions = torch.arange(experts, device=hidden.device)
+    index = positions.repeat_interleave(len(hidden) // experts)
     index = torch.where(hidden.any(-1), index, experts)
     return _sorted(index, 1, experts, groups)
 

@@ -23,8 +23,8 @@ def sketch(weight: Tensor) -> Tensor:
 
 def _signs(size: int, salt: int, like: Tensor) -> Tensor:
     """Signs ``(size, SKETCH)`` by a hash of the position: the same in every version of torch."""
-    place = torch.arange(size * SKETCH, dtype=torch.int64).view(size, SKETCH)
-    mixed = (place + salt * 0x51ED27 + 1) * 0x9E3779B1 & 0xFFFFFFFF
+    positions = torch.arange(size * SKETCH, dtype=torch.int64).view(size, SKETCH)
+    mixed = (positions + salt * 0x51ED27 + 1) * 0x9E3779B1 & 0xFFFFFFFF
     mixed = ((mixed ^ mixed >> 15) * 0x85EBCA6B) & 0xFFFFFFFF
     mixed = ((mixed ^ mixed >> 13) * 0xC2B2AE35) & 0xFFFFFFFF
     return ((mixed >> 16 & 1) * 2 - 1).to(like.device, torch.float32)

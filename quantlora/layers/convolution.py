@@ -91,15 +91,19 @@ class LoraConv(LoraLayer):
                 f"({conv.groups}); give this layer another rank by rank_pattern."
             )
         kind = next(convolution for convolution in CONVOLUTIONS if isinstance(conv, convolution))
-        place: dict[str, Any] = {"device": self.quantizer.device(conv), "dtype": dtype}
+        factory_kwargs: dict[str, Any] = {"device": self.quantizer.device(conv), "dtype": dtype}
         same: dict[str, Any] = {
             "stride": conv.stride,
             "padding": conv.padding,
             "dilation": conv.dilation,
             "padding_mode": conv.padding_mode,
         }
-        A = kind(conv.in_channels, r, cast(Any, conv.kernel_size), bias=False, **same, **place)
-        B = kind(r, conv.out_channels, 1, groups=conv.groups, bias=config.lora_bias, **place)
+        A = kind(
+            conv.in_channels, r, cast(Any, conv.kernel_size), bias=False, **same, **factory_kwargs
+        )
+        B = kind(
+            r, conv.out_channels, 1, groups=conv.groups, bias=config.lora_bias, **factory_kwargs
+        )
         for parameter in (*A.parameters(), *B.parameters()):
             nn.init.zeros_(parameter)
         return A, B

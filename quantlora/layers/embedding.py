@@ -112,11 +112,18 @@ class LoraEmbedding(LoraLayer):
     def add_factors(self, name: str, config: LoraConfig, r: int, dtype: torch.dtype) -> None:
         if config.lora_bias:
             raise ConfigError(f"{self.path}: an embedding has no bias, so lora_bias cannot be.")
-        place: dict[str, Any] = {"device": self.quantizer.device(self.base_layer), "dtype": dtype}
-        self.lora_embedding_A[name] = nn.Parameter(torch.zeros(r, self.in_features, **place))
-        self.lora_embedding_B[name] = nn.Parameter(torch.zeros(self.out_features, r, **place))
+        factory_kwargs: dict[str, Any] = {
+            "device": self.quantizer.device(self.base_layer),
+            "dtype": dtype,
+        }
+        self.lora_embedding_A[name] = nn.Parameter(
+            torch.zeros(r, self.in_features, **factory_kwargs)
+        )
+        self.lora_embedding_B[name] = nn.Parameter(
+            torch.zeros(self.out_features, r, **factory_kwargs)
+        )
 
     def adapter_tensors(self, name: str) -> dict[str, nn.Parameter]:
         self._known(name)
-        tables = (self.lora_embedding_A, self.lora_embedding_B)
-        return {key: table[name] for key, table in zip(self.factor_names, tables, strict=True)}
+        sides = (self.lora_embedding_A, self.lora_embedding_B)
+        return {key: side[name] for key, side in zip(self.factor_names, sides, strict=True)}

@@ -37,9 +37,9 @@ def move_hooks(old: nn.Module, new: nn.Module) -> None:
     """
     staying = computing_hooks(old)
     for name in _CALL:
-        table, own = vars(old)[name], vars(new)[name]
-        table.update(own)
-        vars(old)[name], vars(new)[name] = type(table)(), table
+        hooks, own = vars(old)[name], vars(new)[name]
+        hooks.update(own)
+        vars(old)[name], vars(new)[name] = type(hooks)(), hooks
     for number in staying:
         old._forward_pre_hooks[number] = new._forward_pre_hooks.pop(number)
     if vars(old).get(_FULL) is not None:

@@ -192,9 +192,9 @@ class LoraParameters(LoraLayer):
             experts, out, into = self._sizes(self.shapes[key])
             r, scales[key] = self._rank_and_scale(key, config) if picked else (r, 1.0)
             device = self.quantizer.device(self.base_layer)
-            place: dict[str, Any] = {"bias": False, "device": device, "dtype": dtype}
-            A[key] = nn.Linear(into, r * experts, **place)
-            B[key] = nn.Linear(r * experts, out, **place)
+            factory_kwargs: dict[str, Any] = {"bias": False, "device": device, "dtype": dtype}
+            A[key] = nn.Linear(into, r * experts, **factory_kwargs)
+            B[key] = nn.Linear(r * experts, out, **factory_kwargs)
         for parameter in (*A.parameters(), *B.parameters()):
             nn.init.zeros_(parameter)
         self.lora_A[name], self.lora_B[name] = A, B

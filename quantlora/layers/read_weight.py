@@ -1,6 +1,6 @@
 """``layer.weight`` of a LoRA layer, read from outside: the weight the layer computes with.
 
-It is the frozen layer's own parameter while no adapter counts, and a `WeightView` of ``W + Σ ΔW``
+It is the frozen layer's parameter while no adapter is active, and a `WeightView` of ``W + Σ ΔW``
 otherwise, or where the frozen layer has no float weight to show. Either is as the layer stores it:
 transposed for an embedding, in the compute dtype for a packed layer.
 """
@@ -43,8 +43,8 @@ def _traced() -> bool:
 
 
 def _view(layer: Any, key: str, names: tuple[str, ...] | None) -> Tensor:
-    counts = names is not None and torch.is_grad_enabled()
-    trained = [p for p in layer.parameters() if p.requires_grad] if counts else []
+    recorded = names is not None and torch.is_grad_enabled()
+    trained = [p for p in layer.parameters() if p.requires_grad] if recorded else []
     read = _Reading(layer, key, names)
     view: Tensor = _Read.apply(read, *trained)  # type: ignore[no-untyped-call]
     return view

@@ -36,11 +36,11 @@ def merge_requantize(trial: Trial) -> None:
     merge(model, ["default", "second"])
     lora = model.lora
     hold(lora.quantizer.name == name, f"the merged layer is in {lora.quantizer.name}, not {name}")
-    stored = lora.dequantize()
-    limit = max(trial.subject.closeness, 8 * torch.finfo(stored.dtype).eps)
-    hold_close(reference.distance(stored, wanted), limit, "the merged weight is off")
+    merged = lora.dequantize()
+    limit = max(trial.subject.closeness, 8 * torch.finfo(merged.dtype).eps)
+    hold_close(reference.distance(merged, wanted), limit, "the merged weight is off")
     bias = 0 if lora.base_bias is None else reference.float64(lora.base_bias)
-    product = reference.float64(x) @ reference.float64(stored).t() + bias
+    product = reference.float64(x) @ reference.float64(merged).t() + bias
     limit = trial.tolerance(lora.base_layer, x.dtype)
     hold_close(reference.relative(model(x), product), limit, OUTPUT)
 

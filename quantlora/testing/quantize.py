@@ -88,8 +88,11 @@ class QuantizeTests(SuiteBase):
     ) -> nn.Linear:
         out_features, in_features = shape or self.held_shapes[0]
         bias = self.biases[0] if bias is None else bias
-        place = {"dtype": dtype or self.dtypes[0], "device": self.format.device(self.layer())}
-        return nn.Linear(in_features, out_features, bias, **place)
+        factory_kwargs = {
+            "dtype": dtype or self.dtypes[0],
+            "device": self.format.device(self.layer()),
+        }
+        return nn.Linear(in_features, out_features, bias, **factory_kwargs)
 
 
 def _distance(weight: Tensor, wanted: Tensor) -> float:

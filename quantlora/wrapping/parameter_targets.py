@@ -72,9 +72,9 @@ def _check_owner(path: str, module: nn.Module, names: list[str], layers: Collect
             f"one to its {names[0]!r}: leave it out of one of them."
         )
     base = module.base_layer if isinstance(module, LoraParameters) else module
-    fitting = parameter_shapes(base)
+    shapes = parameter_shapes(base)
     for name in names:
-        if name not in fitting:
+        if name not in shapes:
             raise TargetError(
                 f"{path}.{name}: target_parameters takes float parameters with two or three "
                 f"dimensions, and this is none. Packed layers are for target_modules."

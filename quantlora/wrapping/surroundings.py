@@ -57,9 +57,9 @@ def check_surroundings(
 
 def _own_forward(path: str, function: Callable[..., Any], why: str) -> str:
     name = getattr(function, "__qualname__", type(function).__qualname__)
-    place = getattr(function, "__module__", None) or "?"
+    home = getattr(function, "__module__", None) or "?"
     return (
-        f"{path}: its forward is one of its own, {place}.{name}, which {why} would pass by, for "
-        f"that reads the weight itself. Put it on the wrapped layer instead, use a forward hook, "
+        f"{path}: its forward is one of its own, {home}.{name}, which {why} would pass by, "
+        f"for that reads the weight itself. Put it on the wrapped layer instead, use a forward hook, "
         f"or leave the layer out by exclude_modules."
     )

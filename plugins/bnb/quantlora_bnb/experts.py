@@ -62,7 +62,7 @@ class Bitsandbytes4bitExperts(ExpertStack):
         out = self.packed.new_empty((len(experts), *self.shape[1:]), dtype=dtype)
         target = dtype if dtype in _FLOATS else torch.float32
         count = self.out_features * self.in_features
-        for place, expert in enumerate(experts):
+        for i, expert in enumerate(experts):
             weight = torch.ops.bitsandbytes.dequantize_4bit.default(
                 self.packed[expert].view(-1, 1),
                 self._scales(expert),
@@ -71,7 +71,7 @@ class Bitsandbytes4bitExperts(ExpertStack):
                 (1, count),  # the CPU kernel counts blocks by row
                 target,
             )
-            out[place] = weight.view(self.out_features, self.in_features)
+            out[i] = weight.view(self.out_features, self.in_features)
         return out
 
     def _scales(self, expert: int) -> Tensor:

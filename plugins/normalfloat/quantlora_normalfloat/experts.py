@@ -43,8 +43,8 @@ class NormalFloatExperts(ExpertStack):
 
     def dequantize(self, experts: Sequence[int], dtype: torch.dtype) -> Tensor:
         out = self.levels.new_empty((len(experts), *self.shape[1:]), dtype=dtype)
-        for place, expert in enumerate(experts):
-            out[place] = self._one(expert)
+        for i, expert in enumerate(experts):
+            out[i] = self._one(expert)
         return out
 
     def _one(self, expert: int) -> Tensor:
