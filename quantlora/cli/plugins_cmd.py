@@ -65,16 +65,24 @@ def plugin_rows() -> list[PluginRow]:
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", PluginWarning)  # the list says it
-        known = registry()
-        checks = [(offer.plugin, offer.check.backend) for offer in backend_checks(known.plugins)]
-    return [_row(record, known, checks) for record in known.plugins.records]
+        plugin_registry = registry()
+        checks = [
+            (offer.plugin, offer.check.backend) for offer in backend_checks(plugin_registry.plugins)
+        ]
+    return [_row(record, plugin_registry, checks) for record in plugin_registry.plugins.records]
 
 
-def _row(record: PluginRecord, known: Registry, checks: list[tuple[str, str]]) -> PluginRow:
+def _row(
+    record: PluginRecord, plugin_registry: Registry, checks: list[tuple[str, str]]
+) -> PluginRow:
     from quantlora.discovery.offers import INITIALIZERS, QUANTIZERS, WRAPPERS
 
     def names(hook: str) -> list[str]:
-        offers = [offer for offer in known.offers if offer.record is record and offer.hook == hook]
+        offers = [
+            offer
+            for offer in plugin_registry.offers
+            if offer.record is record and offer.hook == hook
+        ]
         return list(dict.fromkeys(offer.name for offer in offers))
 
     return PluginRow(

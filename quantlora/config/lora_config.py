@@ -111,10 +111,10 @@ class LoraConfig:
     @classmethod
     def from_fields(cls, fields: Mapping[str, Any]) -> LoraConfig:
         """A config from keyword arguments; an unknown name is an error with near names."""
-        known = [f.name for f in dataclasses.fields(cls)]
+        names = [f.name for f in dataclasses.fields(cls)]
         for name in fields:
-            if name not in known:
-                raise ConfigError(unknown("LoraConfig field", name, known))
+            if name not in names:
+                raise ConfigError(unknown("LoraConfig field", name, names))
         return cls(**fields)
 
 

@@ -22,8 +22,10 @@ def best_quantizer(*bits: int) -> Quantizer:
 
 
 def _best(quantizers: Iterable[Quantizer], bits: tuple[int, ...]) -> Quantizer:
-    known = sorted((q for q in quantizers if q.can_quantize), key=lambda q: (-q.preference, q.name))
-    able = [quantizer for quantizer in known if set(bits) <= set(quantizer.bits)]
+    packing = sorted(
+        (q for q in quantizers if q.can_quantize), key=lambda q: (-q.preference, q.name)
+    )
+    able = [quantizer for quantizer in packing if set(bits) <= set(quantizer.bits)]
     for quantizer in able:
         if not quantizer.availability_error():
             return quantizer
@@ -33,5 +35,5 @@ def _best(quantizers: Iterable[Quantizer], bits: tuple[int, ...]) -> Quantizer:
             f"{quantizer.name}: {quantizer.availability_error()}" for quantizer in able
         )
         raise BackendError(f"no backend for {wanted} bits is installed. Install one:\n{missing}")
-    offered = ", ".join(map(str, sorted({n for quantizer in known for n in quantizer.bits})))
+    offered = ", ".join(map(str, sorted({n for quantizer in packing for n in quantizer.bits})))
     raise BackendError(f"no backend quantizes to {wanted} bits; offered: {offered or 'none'}.")

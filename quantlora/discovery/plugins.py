@@ -100,8 +100,8 @@ def _check_hooks(callers: list[pluggy.HookCaller]) -> None:
     for caller in callers:
         optional = all(impl.optionalhook for impl in caller.get_hookimpls())
         if not caller.has_spec() and not optional:
-            known = ", ".join(hookspecs.HOOKS)
-            raise ValueError(f"unknown hook {caller.name!r}; the hooks are {known}")
+            hooks = ", ".join(hookspecs.HOOKS)
+            raise ValueError(f"unknown hook {caller.name!r}; the hooks are {hooks}")
 
 
 def _listed(result: Any) -> list[Any]:

@@ -47,10 +47,10 @@ class Case:
 def _packed(model: nn.Module) -> Iterator[tuple[str, nn.Module, Quantizer]]:
     for path, module in own_modules(model):
         if isinstance(module, LoraLayer):
-            base, known = module.base_layer, [module.quantizer]
+            base, quantizers = module.base_layer, [module.quantizer]
         else:
-            base, known = module, registry().candidates(module)
-        yield from ((path, base, quantizer) for quantizer in known if not quantizer.is_float)
+            base, quantizers = module, registry().candidates(module)
+        yield from ((path, base, quantizer) for quantizer in quantizers if not quantizer.is_float)
 
 
 def short(dtype: torch.dtype) -> str:

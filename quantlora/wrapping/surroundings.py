@@ -59,7 +59,7 @@ def _own_forward(path: str, function: Callable[..., Any], why: str) -> str:
     name = getattr(function, "__qualname__", type(function).__qualname__)
     home = getattr(function, "__module__", None) or "?"
     return (
-        f"{path}: its forward is one of its own, {home}.{name}, which {why} would pass by, "
-        f"for that reads the weight itself. Put it on the wrapped layer instead, use a forward hook, "
+        f"{path}: its forward is one of its own, {home}.{name}, which {why} would pass by, for "
+        f"that reads the weight itself. Put it on the wrapped layer instead, use a forward hook, "
         f"or leave the layer out by exclude_modules."
     )

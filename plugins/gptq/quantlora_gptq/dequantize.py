@@ -30,24 +30,24 @@ def dequantize(layer: nn.Module) -> Tensor:
     )
 
 
-def codes(qweight: Tensor, own: Layout) -> Tensor:
+def codes(qweight: Tensor, form: Layout) -> Tensor:
     """Codes uint8 ``(out_features, in_features)``."""
-    return unpack(qweight.t(), own.bits)[:, : own.in_features]
+    return unpack(qweight.t(), form.bits)[:, : form.in_features]
 
 
-def zeros(qzeros: Tensor, own: Layout) -> Tensor:
+def zeros(qzeros: Tensor, form: Layout) -> Tensor:
     """Zero-points int16 ``(out_features, groups)``."""
-    raw = unpack(qzeros, own.bits)[:, : own.out_features].to(torch.int16) + own.zero_offset
-    return (raw & (2**own.bits - 1) if own.zero_wraps else raw).t()
+    raw = unpack(qzeros, form.bits)[:, : form.out_features].to(torch.int16) + form.zero_offset
+    return (raw & (2**form.bits - 1) if form.zero_wraps else raw).t()
 
 
-def matrix(qweight: Tensor, qzeros: Tensor, scales: Tensor, own: Layout) -> Tensor:
+def matrix(qweight: Tensor, qzeros: Tensor, scales: Tensor, form: Layout) -> Tensor:
     """``(out_features, in_features)`` from the three buffers."""
-    weight = codes(qweight, own).to(scales.dtype)
-    zero, scale = zeros(qzeros, own).to(scales.dtype), scales.t()
-    if own.group_index is not None:
-        return weight.sub_(zero[:, own.group_index]).mul_(scale[:, own.group_index])
-    grouped = weight.view(own.out_features, own.groups, -1)
+    weight = codes(qweight, form).to(scales.dtype)
+    zero, scale = zeros(qzeros, form).to(scales.dtype), scales.t()
+    if form.group_index is not None:
+        return weight.sub_(zero[:, form.group_index]).mul_(scale[:, form.group_index])
+    grouped = weight.view(form.out_features, form.groups, -1)
     return grouped.sub_(zero.unsqueeze(-1)).mul_(scale.unsqueeze(-1)).view_as(weight)
 
 

@@ -26,21 +26,21 @@ def round_like(linear: nn.Linear, like: nn.Module) -> nn.Module:
     Each group keeps ``like``'s scale, its zero-point moved by whole steps (which holds QA-LoRA's
     updates, rounded), or gets a new grid where that errs less.
     """
-    own, scales = layout(like), tensor(like, "scales")
-    weight, index = linear.weight.detach().float(), _index(own, scales.device)
-    old = Grid(scales.t(), zeros(tensor(like, "qzeros"), own).float(), own.bits)
-    sym = bool((old.zeros == 2 ** (own.bits - 1)).all())
+    form, scales = layout(like), tensor(like, "scales")
+    weight, index = linear.weight.detach().float(), _index(form, scales.device)
+    old = Grid(scales.t(), zeros(tensor(like, "qzeros"), form).float(), form.bits)
+    sym = bool((old.zeros == 2 ** (form.bits - 1)).all())
     grid = best(
         [
             old,
-            old.moved(weight, codes(tensor(like, "qweight"), own), index),
-            fit(weight, index, own.groups, own.bits, sym, scales.dtype),
+            old.moved(weight, codes(tensor(like, "qweight"), form), index),
+            fit(weight, index, form.groups, form.bits, sym, scales.dtype),
         ],
         weight,
         index,
     )
     layer = copy.deepcopy(like)
-    _fill(layer, grid.codes(weight, index), grid, own.zero_offset)
+    _fill(layer, grid.codes(weight, index), grid, form.zero_offset)
     return _with_bias(layer, linear)
 
 
@@ -90,10 +90,10 @@ def checkpoint_tensors(layer: nn.Module, checkpoint_format: str | None) -> dict[
 
     GPTQModel adds the one when it loads; AutoGPTQ keeps them as they are.
     """
-    own, tensors = layout(layer), dict(layer.state_dict())
-    if checkpoint_format == "gptq" and own.zero_offset == 0:
-        whole = unpack(tensor(layer, "qzeros"), own.bits).int()
-        tensors["qzeros"] = pack(_lacking(whole, 1, own.bits), own.bits)
+    form, tensors = layout(layer), dict(layer.state_dict())
+    if checkpoint_format == "gptq" and form.zero_offset == 0:
+        whole = unpack(tensor(layer, "qzeros"), form.bits).int()
+        tensors["qzeros"] = pack(_lacking(whole, 1, form.bits), form.bits)
     return tensors
 
 
@@ -103,10 +103,10 @@ def _lacking(zero_points: Tensor, offset: int, bits: int) -> Tensor:
     return lacking
 
 
-def _index(own: Layout, device: torch.device) -> Tensor:
-    if own.group_index is not None:
-        return own.group_index
-    return torch.arange(own.in_features, device=device) // own.group_size
+def _index(form: Layout, device: torch.device) -> Tensor:
+    if form.group_index is not None:
+        return form.group_index
+    return torch.arange(form.in_features, device=device) // form.group_size
 
 
 def _fill(layer: nn.Module, codes: Tensor, grid: Grid, zero_offset: int) -> None:

@@ -108,24 +108,24 @@ class GptqQuantizer(Quantizer):
         return layout(layer).group_index
 
     def affine(self, layer: nn.Module) -> AffineWeight | None:
-        own, scales = layout(layer), tensor(layer, "scales").t()
+        form, scales = layout(layer), tensor(layer, "scales").t()
         return AffineWeight(
-            codes(tensor(layer, "qweight"), own),
+            codes(tensor(layer, "qweight"), form),
             scales,
-            zeros(tensor(layer, "qzeros"), own).to(scales.dtype),
-            own.bits,
-            own.group_size,
-            own.group_index,
+            zeros(tensor(layer, "qzeros"), form).to(scales.dtype),
+            form.bits,
+            form.group_size,
+            form.group_index,
         )
 
     def checkpoint_tensors(self, layer: nn.Module, model: nn.Module) -> Mapping[str, Tensor]:
         return checkpoint_tensors(layer, checkpoint_format(model))
 
     def describe(self, layer: nn.Module) -> dict[str, Any]:
-        own = layout(layer)
+        form = layout(layer)
         return {
-            "bits": own.bits,
-            "group_size": own.group_size,
-            "desc_act": own.group_index is not None,
+            "bits": form.bits,
+            "group_size": form.group_size,
+            "desc_act": form.group_index is not None,
             "library": library_of(layer),
         }

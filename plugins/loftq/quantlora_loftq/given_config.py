@@ -20,9 +20,9 @@ def from_given(kind: type[T], given: Any, name: str) -> T:
     if isinstance(given, kind):
         return given
     fields = dict(given) if isinstance(given, Mapping) else dict(vars(given))
-    known = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
-    if unknown := sorted(set(fields) - set(known)):
+    known_fields = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
+    if unknown := sorted(set(fields) - set(known_fields)):
         raise ConfigError(
-            f"{name} has unknown fields {', '.join(unknown)}; known: {', '.join(known)}."
+            f"{name} has unknown fields {', '.join(unknown)}; known: {', '.join(known_fields)}."
         )
     return kind(**fields)

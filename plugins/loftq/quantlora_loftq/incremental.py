@@ -59,5 +59,5 @@ class IncrementalDirections:
 
     def settled(self, r: int, tau: float) -> bool:
         """Whether the last batch has left a cosine of ``tau`` to each of the first ``r``."""
-        known = self.similarity[:r]
-        return r == 0 or (len(known) >= r and bool((known >= tau).all()))
+        cosines = self.similarity[:r]
+        return r == 0 or (len(cosines) >= r and bool((cosines >= tau).all()))

@@ -121,10 +121,10 @@ def _start(matrix: Tensor, r: int, seed: int, start: Tensor | None) -> Tensor:
 
     The random ones are drawn on the CPU: the same on every device.
     """
-    known = 0 if start is None else start.shape[0]
-    block = max(_NARROW if r <= _NARROW else _WIDE, known + 8 if known else 0)
+    started = 0 if start is None else start.shape[0]
+    block = max(_NARROW if r <= _NARROW else _WIDE, started + 8 if started else 0)
     generator = torch.Generator().manual_seed(seed)
-    fresh = torch.randn(matrix.shape[1], block - known, generator=generator).to(matrix)
+    fresh = torch.randn(matrix.shape[1], block - started, generator=generator).to(matrix)
     return fresh if start is None else torch.cat([start.t().to(matrix), fresh], 1)
 
 

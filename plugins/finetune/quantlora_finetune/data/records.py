@@ -63,9 +63,9 @@ def record_of(row: Any, location: str) -> Record:
 
 def _columns(row: Mapping[str, Any]) -> str:
     """The names, and of those that should be text what they hold instead."""
-    known = ("text", "prompt", "completion", "messages")
+    forms = ("text", "prompt", "completion", "messages")
     return ", ".join(
-        f"{name} ({type(value).__name__})" if name in known and not isinstance(value, str) else name
+        f"{name} ({type(value).__name__})" if name in forms and not isinstance(value, str) else name
         for name, value in ((str(key), value) for key, value in row.items())
     )
 
