@@ -22,6 +22,7 @@ from typing import Any, cast
 from torch import nn
 
 from quantlora.adapters.adapted_model import AdaptedModel
+from quantlora.adapters.adapter_modules import frozen_modules
 from quantlora.errors import warn
 from quantlora.formats.layouts import linear_from
 from quantlora.layers.layer import LoraLayer
@@ -32,7 +33,8 @@ _NO_FORWARD = ("init", "reset", "tie", "save", "load")
 
 def read_by_model(model: nn.Module, paths: Iterable[str]) -> set[str]:
     """Those of ``paths`` whose weight is read in the code of a module they are in."""
-    names = {path: _names_read(cast(Any, type(module))) for path, module in model.named_modules()}
+    every = frozen_modules(model, repeat=True)
+    names = {path: _names_read(cast(Any, type(module))) for path, module in every}
     return {path for path in paths if any(path.split(".")[-1] in names[up] for up in _above(path))}
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from quantlora.adapters.adapted_model import AdaptedModel
+from quantlora.adapters.adapter_modules import frozen_modules
 from quantlora.adapters.biases import (
     check_biases_stay,
     check_biases_together,
@@ -148,7 +149,7 @@ def remove_adapters(model: nn.Module) -> None:
     adapted = AdaptedModel.of(model)
     leave_biases(adapted)
     plain = readable_bases(adapted)
-    every = list(model.named_modules(remove_duplicate=False))
+    every = list(frozen_modules(model, repeat=True))
     for one in adapted.adapter_modules.values():
         one.left_model = True
     for path, module in reversed(every):  # what is inside another one of ours comes first

@@ -8,7 +8,7 @@ import torch
 from packaging.version import InvalidVersion, Version
 from torch import nn
 
-from quantlora.adapters.adapter_modules import lora_layers
+from quantlora.adapters.adapter_modules import frozen_modules, lora_layers
 from quantlora.adapters.state import known_adapter
 from quantlora.errors import warn
 from quantlora.formats.attention import OUT_PROJ, is_attention
@@ -34,7 +34,7 @@ def warn_of_later_peft(source: str, model: nn.Module, adapter: str, peft_version
 def warn_of_lone_out_proj(model: nn.Module, adapter: str) -> None:
     """Say which trained layers of ``adapter`` have no effect in PEFT, whoever wrote the file."""
     whole = set(_whole(model, adapter))
-    modules = dict(model.named_modules())
+    modules = dict(frozen_modules(model, repeat=True))
     lone = [
         outer_path(plain_path(path))
         for path, layer in lora_layers(model)

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from quantlora.adapters.adapter_modules import lora_layers
+from quantlora.adapters.adapter_modules import frozen_modules, lora_layers
 from quantlora.checkpoint.conversion import changed_layers
 from quantlora.checkpoint.keys import file_key
 from quantlora.checkpoint.saved_adapter import SavedAdapter
@@ -151,7 +151,7 @@ def _which_base(layers: dict[str, Any], model: nn.Module) -> tuple[str, float]:
     weights that have nothing to do with each other.
     """
     to, count = {"original": 0.0, "changed": 0.0}, 0
-    for path, module in model.named_modules():
+    for path, module in frozen_modules(model):
         if plain_path(path) in layers and (weight := _weight(path, module)) is not None:
             now, facts = sketch(weight), layers[plain_path(path)]
             size, count = max(float(now.norm()), 1e-300), count + 1

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from quantlora.adapters.adapter_modules import embedding_ends, lora_layers
+from quantlora.adapters.adapter_modules import embedding_ends, frozen_modules, lora_layers
 from quantlora.discovery.registration import registry
 from quantlora.errors import MergeError
 from quantlora.exporting.export_tensors import MergedTensors
@@ -42,7 +42,7 @@ def _check_all_adapted(model: nn.Module, names: tuple[str, ...]) -> None:
     """An exact merge changes the format, and config.json can name one format only."""
     layers = (layer for _, layer in lora_layers(model) if {*names} & {*layer.adapters})
     adapted = {id(layer.plain_base[0]) for layer in layers}
-    for path, module in model.named_modules():
+    for path, module in frozen_modules(model):
         if (
             id(module) not in adapted
             and not isinstance(module, LoraLayer)
@@ -93,7 +93,7 @@ def _quantization(source: MergedTensors) -> dict[str, Any]:
 
 def _float_linears(model: nn.Module) -> dict[str, nn.Module]:
     inside = {id(module) for _, layer in lora_layers(model) for module in layer.modules()}
-    found = model.named_modules()
+    found = frozen_modules(model)
     return {
         p: module
         for p, module in found
@@ -104,5 +104,5 @@ def _float_linears(model: nn.Module) -> dict[str, nn.Module]:
 def _both_ends(model: Any, written: set[str]) -> bool:
     """Whether the input and the output embeddings are each in the export."""
     ends = embedding_ends(model)
-    paths = [path for path, module in model.named_modules() if any(module is e for e in ends)]
+    paths = [path for path, module in frozen_modules(model) if any(module is e for e in ends)]
     return len(paths) == 2 and all(f"{path}.weight" in written for path in paths)

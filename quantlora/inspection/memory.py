@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from quantlora.adapters.adapter_modules import adapter_modules
+from quantlora.adapters.adapter_modules import adapter_modules, frozen_modules
 from quantlora.discovery.registration import registry
 from quantlora.formats.expert_stack import ExpertStack
 from quantlora.units import format_size
@@ -96,7 +96,7 @@ def optimizer_bytes(optimizer: Any) -> int:
 def _packed_layers(model: nn.Module) -> Iterator[nn.Module]:
     return (
         module
-        for module in model.modules()
+        for _, module in frozen_modules(model)
         if isinstance(module, ExpertStack) or registry().packed_format(module)
     )
 

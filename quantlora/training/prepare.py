@@ -15,9 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from quantlora.adapters.adapted_model import AdaptedModel
+from quantlora.adapters.disabling import trainable_tensors
 from quantlora.discovery.registration import registry
 from quantlora.errors import ConfigError
-from quantlora.layers.layer import LoraLayer
 
 UPCASTS = ("norms", "all", "none")
 _HALF = (torch.float16, torch.bfloat16)
@@ -75,13 +76,10 @@ def prepare(
 
 
 def _base_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
-    own = {
-        id(parameter)
-        for layer in model.modules()
-        if isinstance(layer, LoraLayer)
-        for name in layer.adapters
-        for parameter in layer.adapter_tensors(name).values()
-    }
+    """All but what adapters train: their factors, modules in full and biases."""
+    adapted = AdaptedModel(model)
+    names = {name for one in adapted.adapter_modules.values() for name in one.adapters}
+    own = {id(one) for one in trainable_tensors(adapted, names | {*adapted.state.biases})}
     return (parameter for parameter in model.parameters() if id(parameter) not in own)
 
 

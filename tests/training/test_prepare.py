@@ -101,3 +101,14 @@ def test_norms_in_float32_are_nearer_to_the_float32_model() -> None:
 def test_an_unknown_upcast_is_an_error() -> None:
     with pytest.raises(quantlora.ConfigError, match="norms, all, none, got 'some'"):
         quantlora.prepare(nn.Linear(2, 2), upcast="some")
+
+
+def test_modules_and_biases_that_an_adapter_trains_are_trained_still() -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 4))
+    fields = {"target_modules": ["0"], "modules_to_save": ["2"], "bias": "all"}
+    quantlora.wrap(model, r=2, **fields)
+    before = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert any("modules_to_save" in name for name in before)
+    assert any(name.endswith("1.bias") for name in before)
+    quantlora.prepare(model, gradient_checkpointing=False)
+    assert {name for name, p in model.named_parameters() if p.requires_grad} == before
