@@ -47,6 +47,8 @@ class AdapterModule(nn.Module):
         self.number = next_number()
         self.active: tuple[str, ...] = ()
         self.merged_adapters: tuple[str, ...] = ()
+        #: How often an adapter of a name was removed, or given another one.
+        self.removals: dict[str, int] = {}
 
     # -- what a subclass keeps
 
@@ -71,6 +73,7 @@ class AdapterModule(nn.Module):
 
     def remove_adapter(self, name: str) -> None:
         self._known(name)
+        self.removals[name] = self.removals.get(name, 0) + 1
         for table in self.tables().values():
             if name in table:
                 del table[name]
@@ -78,6 +81,7 @@ class AdapterModule(nn.Module):
 
     def rename_adapter(self, old: str, new: str) -> None:
         self._known(old)
+        self.removals[old] = self.removals.get(old, 0) + 1
         for table in self.tables().values():
             if old in table:
                 table[new] = table[old]

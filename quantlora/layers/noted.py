@@ -21,19 +21,23 @@ class Noted:
     """``module`` as it stood.
 
     Args:
-        tensors: by name of the adapters that counted, theirs, and whether each was trained.
+        tensors: by name of the adapters that counted, theirs, and whether each was trained. Where
+            a model is sharded or offloaded they are those of that moment.
+        removals: how often an adapter of that name had been removed before.
     """
 
     module: Any
     standing: Standing
     merged: tuple[str, ...]
     tensors: dict[str, list[tuple[Tensor, bool]]] = field(default_factory=dict)
+    removals: dict[str, int] = field(default_factory=dict)
 
     def count(self, names: Iterable[str]) -> None:
         """Adapters ``names`` counted."""
         for name in names:
             if name in self.module.adapters and name not in self.tensors:
                 own = self.module.adapter_tensors(name).values()
+                self.removals[name] = self.module.removals.get(name, 0)
                 self.tensors[name] = [(tensor, tensor.requires_grad) for tensor in own]
 
     def change(self) -> str:
@@ -43,10 +47,8 @@ class Noted:
         if self.merged != self.module.merged_adapters:
             names = {*self.merged} ^ {*self.module.merged_adapters}
             return f"adapter {', '.join(sorted(names))} was merged or unmerged"
-        for name, tensors in self.tensors.items():
-            known = name in self.module.adapters
-            own = self.module.adapter_tensors(name).values() if known else ()
-            if [id(tensor) for tensor, _ in tensors] != [id(tensor) for tensor in own]:
+        for name, before in self.removals.items():
+            if self.module.removals.get(name, 0) != before:
                 return f"adapter {name!r} was deleted, renamed or replaced"
         return ""
 

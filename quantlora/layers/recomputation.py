@@ -79,7 +79,7 @@ class CheckpointedCall(Notes):
                 stack.callback(bias.restore if placed else bias.place)
                 bias.place() if placed else bias.restore()
             for tensor, trained in self._tensors():
-                if tensor.requires_grad != trained:
+                if tensor.requires_grad != trained and tensor.is_leaf:
                     stack.callback(_train, tensor, not trained)
                     tensor.requires_grad_(trained)
             yield

@@ -80,10 +80,15 @@ def test_afterwards_that_is_trained_which_was_chosen(reentrant: bool) -> None:
     assert torch.equal(x.grad, other.grad)  # type: ignore[arg-type]
 
 
+def add_a(one: nn.Module) -> None:
+    quantlora.wrap(one, adapter_name="a", r=2, target_modules=["0", "2"])
+
+
 GONE = {
     "merged": quantlora.merge,
     "removed": quantlora.unload,
     "deleted, renamed": lambda one: quantlora.delete_adapter(one, "a"),
+    "replaced": lambda one: [quantlora.delete_adapter(one, "a"), add_a(one)],
     "renamed": lambda one: quantlora.rename_adapter(one, "a", "c"),
     "put on": lambda one: quantlora.wrap(one, adapter_name="d", r=2, use_dora=True),
 }
@@ -95,6 +100,22 @@ GONE = {
 def test_what_cannot_be_had_again_is_named(what: str, reentrant: bool) -> None:
     with pytest.raises(AdapterError, match=rf"^0: gradient checkpointing .* {what}.*: call back"):
         gradients(made(), reentrant, after(GONE[what]))
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_parameters_that_sharding_puts_others_in_the_place_of_are_no_other_adapter(
+    reentrant: bool,
+) -> None:
+    """FSDP2 has whole parameters in a module while it runs, and shards before and after."""
+    wanted = gradients(made(), None)
+    one = made()
+    x, y = computed(one, reentrant)
+    kept = {name: p for name, p in one.named_parameters() if "lora" in name}
+    for name in kept:
+        owner, _, key = name.rpartition(".")
+        one.get_submodule(owner)._parameters[key] = nn.Parameter(kept[name].detach().clone())
+    y.backward()
+    assert torch.equal(wanted[0], x.grad)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("reentrant", [True, False])
