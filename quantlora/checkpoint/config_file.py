@@ -60,7 +60,7 @@ def config_text(
     for name in _WHERE_USED:
         if fields[name] == defaults[name]:
             del fields[name]
-    del fields["loftq_config"], fields["eva_config"]
+    del fields["loftq_config"], fields["eva_config"], fields["target_experts"]
     return json.dumps(fields, indent=2, sort_keys=True)
 
 
@@ -91,6 +91,7 @@ def config_from(fields: Mapping[str, Any], source: str, base_is_noted: bool = Fa
         init = _first_values(source, init)
     known["init_lora_weights"] = True if isinstance(init, str) else init
     known["loftq_config"] = known["eva_config"] = None
+    known["target_experts"] = False  # a file names the parameters that it has
     try:
         return LoraConfig(**known)
     except ConfigError as error:

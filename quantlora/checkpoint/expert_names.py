@@ -2,7 +2,8 @@
 
 Transformers 5 holds a mixture's experts as one parameter and reads older checkpoints by a table of
 conversions. PEFT (0.19 to 0.21, ``transformers_weight_conversion.py``) applies it to the targets of
-an adapter by their last name only, so dense layers and shared experts called alike get none.
+an adapter by their last name only, so dense layers and shared experts called alike get none. It
+also doubles the rank of ``gate_up_proj`` then: a file with adapters on the experts too fails.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from torch import nn
 
 from quantlora.adapters.adapter_modules import lora_layers
 from quantlora.errors import warn
+from quantlora.layers.experts import LoraExperts
 from quantlora.layers.parameters import LoraParameters
 from quantlora.names import plain_path
 from quantlora.transformers_models import is_transformers_model
@@ -21,17 +23,19 @@ from quantlora.transformers_models import is_transformers_model
 def warn_of_expert_names(model: nn.Module, adapter: str) -> None:
     """Say which of ``adapter``'s layers PEFT would leave out when it loads the file."""
     taken = _expert_names(model)
-    paths = [
+    adapted = {path: one for path, one in lora_layers(model) if adapter in one.adapters}
+    experts = any(isinstance(one, LoraExperts) for one in adapted.values())
+    lost = [
         plain_path(path)
-        for path, layer in lora_layers(model)
-        if adapter in layer.adapters and not isinstance(layer, LoraParameters)
+        for path, one in adapted.items()
+        if not isinstance(one, LoraParameters) and path.rsplit(".", 1)[-1] in taken
     ]
-    lost = [path for path in paths if path.rsplit(".", 1)[-1] in taken]
+    what = "does not load the file for" if experts else "leaves out of it"
     if lost:
         warn(
             f"PEFT takes the names {', '.join(sorted(taken))} in this architecture for its "
-            f"experts' and leaves {len(lost)} layers of the saved adapter out ({lost[0]} and so "
-            f"on): load it with quantlora, or leave these layers out by exclude_modules."
+            f"experts' and {what} {len(lost)} layers ({lost[0]} and so on): load it with "
+            f"quantlora, or leave these layers out by exclude_modules."
         )
 
 

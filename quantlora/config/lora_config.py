@@ -41,6 +41,9 @@ class LoraConfig:
         bias: ``"none"``, ``"all"`` or ``"lora_only"``: which of the model's biases are trained.
         lora_bias: give B a bias of its own.
         modules_to_save: modules trained in full and saved with the adapter.
+        target_parameters: parameters that are no layer's weight, by the end of their names.
+        target_experts: ``"all-linear"`` means the fused experts of mixtures too, where
+            ``target_parameters`` names none.
         trainable_token_indices: tokens whose rows are trained in full: of the input embeddings, or
             by the names of modules. What has their weight too (a tied head) follows.
         ensure_weight_tying: what has the weight of adapted input embeddings has the adapter too.
@@ -69,6 +72,7 @@ class LoraConfig:
     layers_to_transform: list[int] | int | None = None
     layers_pattern: list[str] | str | None = None
     target_parameters: list[str] | None = None
+    target_experts: bool = True
     trainable_token_indices: list[int] | dict[str, list[int]] | None = None
     ensure_weight_tying: bool = False
     task_type: str | None = None

@@ -7,7 +7,7 @@ and its undoing are those of any layer. Only a merge unpacks all experts of a mo
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -102,23 +102,31 @@ def _check_packed(stack: ExpertStack, place: str) -> None:
 
 
 def parameter_shapes(module: nn.Module) -> dict[str, torch.Size]:
-    """Shapes of what can be adapted in ``module``, in the order of its format's row."""
+    """Shapes of what can be adapted in ``module``, in the order of its format's row.
+
+    The matrices are last, in their order in the float module: files go by it.
+    """
     shapes = {name: one.shape for name, one in weights(module).items()}
     if isinstance(module, PackedExperts):
-        for name, stack in module.stacks.items():
-            experts, out, into = stack.shape
-            turned = (experts, into, out) if module.layout.transposed else (experts, out, into)
-            shapes[name] = torch.Size(turned)
+        for name in module.layout.names:
+            own = shapes.pop(name) if name in shapes else _whole_shape(module, name)
+            shapes[name] = own
     return shapes
+
+
+def _whole_shape(module: PackedExperts, name: str) -> torch.Size:
+    experts, out, into = module.stacks[name].shape
+    turned = (experts, into, out) if module.layout.transposed else (experts, out, into)
+    return torch.Size(turned)
 
 
 def whole_weights(module: nn.Module) -> dict[str, Tensor]:
     """The tensors of those shapes, packed ones unpacked."""
-    found = {name: one.detach() for name, one in weights(module).items()}
-    if isinstance(module, PackedExperts):
-        for name in module.stacks:
-            found[name] = whole_stack(module, name)
-    return found
+    own = weights(module)
+    return {
+        name: own[name].detach() if name in own else whole_stack(cast(PackedExperts, module), name)
+        for name in parameter_shapes(module)
+    }
 
 
 def whole_stack(module: PackedExperts, name: str) -> Tensor:

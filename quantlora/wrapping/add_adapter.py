@@ -26,6 +26,7 @@ from quantlora.names import check_name
 from quantlora.wrapping.apply_plan import NewAdapter, apply_plan
 from quantlora.wrapping.base_changes import initialize
 from quantlora.wrapping.bases import as_linear, reference_for
+from quantlora.wrapping.expert_targets import with_experts
 from quantlora.wrapping.modules_to_save import find_saved, with_heads
 from quantlora.wrapping.plan import AUTO, PlannedLayer, asked_format, make_plan
 
@@ -65,13 +66,14 @@ def add_adapter(
     """`quantlora.wrap` but for Transformers' methods; arguments and errors are described there."""
     settings = with_heads(model, given_config(config, fields))
     check_name(adapter_name)
+    adapted = AdaptedModel(model)
+    settings = with_experts(adapted.modules, settings)
     initializer = registry().initializer(settings)
     initializer.check(settings)
     asked = asked_format(backend)
     wishes = {} if asked is None else initializer.quantize_options(settings, asked)
     weights = None if reference is None else open_reference(reference)
     adapter = FreshAdapter(adapter_name, settings, initializer, weights)
-    adapted = AdaptedModel(model)
     plan = make_plan(adapted, settings, asked, adapter_name)
     saved = find_saved(adapted, settings)
     apply_plan(adapted, plan, saved, adapter, {**wishes, **(quantize_options or {})})

@@ -22,6 +22,7 @@ from quantlora.wrapping.all_linear import (
     output_heads,
 )
 from quantlora.wrapping.expert_formats import parameters_format
+from quantlora.wrapping.expert_targets import with_experts
 from quantlora.wrapping.explanation import Explanation, LayerRow
 from quantlora.wrapping.inference_rule import inference_rule
 from quantlora.wrapping.plan import (
@@ -77,6 +78,7 @@ def _explain(
     adapter: str,
     problems: list[str],
 ) -> Explanation:
+    config = with_experts(adapted.modules, config)
     targets: dict[str, Target] = {}
     try:
         targets = {target.path: target for target in find_targets(adapted, config)}

@@ -28,7 +28,7 @@ from quantlora.wrapping.surroundings import check_surroundings
 from quantlora.wrapping.target import Target
 from quantlora.wrapping.targets import find_targets
 from quantlora.wrapping.ties import two_ways
-from quantlora.wrapping.without_adapter import says_left, without_adapter
+from quantlora.wrapping.without_adapter import expert_notices
 
 AUTO = "auto"
 
@@ -86,15 +86,11 @@ def make_plan(
 
 def notices(adapted: AdaptedModel, config: LoraConfig, plan: list[PlannedLayer]) -> list[str]:
     """What `wrap` gets through with, and says."""
-    found = [too_wide(plan), _left_out(adapted, config), _stacked(adapted, config, plan)]
+    floats = [one.target for one in plan if one.quantizer.is_float]
+    packed = len(floats) < len(plan)
+    about_experts = expert_notices(adapted, config, [one.target for one in plan], floats, packed)
+    found = [too_wide(plan), _left_out(adapted, config), *about_experts]
     return [notice for notice in found if notice]
-
-
-def _stacked(adapted: AdaptedModel, config: LoraConfig, plan: list[PlannedLayer]) -> str:
-    """Experts that "all-linear" passes by, or that stay float among packed layers."""
-    if not is_all_linear(config) and all(one.quantizer.is_float for one in plan):
-        return ""
-    return says_left(without_adapter(adapted, config, [one.target for one in plan]))
 
 
 def _left_out(adapted: AdaptedModel, config: LoraConfig) -> str:
@@ -170,6 +166,9 @@ def _plan_parameters(target: Target, config: LoraConfig, asked: Quantizer | None
     own = parameters_format(target.layer) if own is None else own
     if asked is None or not floating_names(target, own, asked):
         return PlannedLayer(target, own, False, wrapper)
+    unable = own.is_float and not asked.can_quantize_experts
+    if is_all_linear(config) and unable and issubclass(wrapper, LoraExperts):
+        return PlannedLayer(target, own, False, wrapper)  # nobody has named them
     if why := why_not_packed(target, own, asked, wrapper):
         raise _backend_error(target.path, asked, why)
     return PlannedLayer(target, PackedStacks(asked), True, wrapper)

@@ -17,8 +17,11 @@ from torch import Tensor, nn
 from quantlora.adapters.adapted_model import AdaptedModel
 from quantlora.adapters.adapter_modules import OURS
 from quantlora.config.lora_config import LoraConfig
-from quantlora.config.picked_paths import ALL_LINEAR, TargetNames
+from quantlora.config.picked_paths import ALL_LINEAR, TargetNames, is_all_linear
+from quantlora.discovery.registration import registry
+from quantlora.layers.experts import experts_layout
 from quantlora.names import plain_path
+from quantlora.wrapping.expert_targets import why_no_experts
 from quantlora.wrapping.target import Target
 
 #: What names a class of experts; a router or a gate beside them is left out on purpose.
@@ -53,6 +56,27 @@ class WithoutAdapter:
         return f"{', '.join(self.names)}: {self.share:.1%} of the parameters, no linear layers"
 
 
+def expert_notices(
+    adapted: AdaptedModel,
+    config: LoraConfig,
+    targets: Iterable[Target],
+    floats: Iterable[Target],
+    packed: bool,
+) -> list[str]:
+    """What to say of experts without adapter, and of those that stay float among packed layers.
+
+    Args:
+        floats: those of ``targets`` that are float, and stay so.
+        packed: whether others are packed.
+    """
+    found = []
+    if packed or (is_all_linear(config) and config.target_experts):
+        found.append(says_left(without_adapter(adapted, config, targets), why_no_experts(config)))
+    if packed:
+        found.append(says_float(adapted, [one for one in floats if one.parameters]))
+    return found
+
+
 def without_adapter(
     adapted: AdaptedModel, config: LoraConfig, targets: Iterable[Target]
 ) -> list[WithoutAdapter]:
@@ -67,7 +91,8 @@ def without_adapter(
     found = []
     for path, module in adapted.modules.items():
         stacked = {} if isinstance(module, OURS) else stacked_matrices(module)
-        left = {k: one for k, one in stacked.items() if k not in taken.get(path, ())}
+        free = (k for k in stacked if names.pick(f"{plain_path(path)}.{k}"))
+        left = {k: stacked[k] for k in free if k not in taken.get(path, ())}
         share = sum(one.numel() for one in left.values()) / total
         if left and names.pick(plain_path(path)) and (_of_experts(module) or share >= _LEAST):
             dtype = next(iter(left.values())).dtype
@@ -94,8 +119,12 @@ def _of_experts(module: nn.Module) -> bool:
     return _EXPERTS in type(module).__name__.lower()
 
 
-def says_left(left: Iterable[WithoutAdapter]) -> str:
-    """One sentence about all of them; empty where there are none."""
+def says_left(left: Iterable[WithoutAdapter], why: str = "") -> str:
+    """One sentence about all of them; empty where there are none.
+
+    Args:
+        why: what of the config is not for them, if that is the reason.
+    """
     left = list(left)
     if not left:
         return ""
@@ -106,8 +135,34 @@ def says_left(left: Iterable[WithoutAdapter]) -> str:
     return (
         f"{first.path}{more} ({', '.join(dict.fromkeys(one.kind for one in left))}) hold "
         f"{share:.0%} of the model's parameters in {', '.join(_names(left))}, which are no layers: "
-        f"they stay as they are ({', '.join(dtypes)}) and get no adapter. Name them for one: "
-        f"target_parameters={_ends(left)}."
+        f"they stay as they are ({', '.join(dtypes)}) and get no adapter, "
+        f"{_remedy(left, why)}."
+    )
+
+
+def _remedy(left: Iterable[WithoutAdapter], why: str) -> str:
+    if why:
+        return f"for they cannot have {why}; leave them out by exclude_modules"
+    return f"unless they are named: target_parameters={_ends(left)}"
+
+
+def says_float(adapted: AdaptedModel, targets: Iterable[Target]) -> str:
+    """What to say of adapted experts that no format packs; empty where there are none."""
+    stacks = {
+        f"{one.path}.{name}": one.layer._parameters.get(name)
+        for one in targets
+        for name in one.parameters
+        if experts_layout(one.layer) is not None
+    }
+    numbers = sum(one.numel() for one in stacks.values() if one is not None)
+    if not numbers:
+        return ""
+    total = sum(one.numel() for one in adapted.model.parameters())
+    able = [one.name for one in registry().quantizers.values() if one.can_quantize_experts]
+    return (
+        f"{next(iter(stacks))} and {len(stacks) - 1} more stacks of experts get adapters and stay "
+        f"float among packed layers, {numbers / total:.0%} of the model's parameters. Backends "
+        f"that pack experts: {', '.join(able)}; target_experts=False leaves experts without."
     )
 
 

@@ -38,11 +38,20 @@ def loaded_by_peft(plain: Any, folder: Path) -> Any:
 
 @pytest.mark.parametrize("model_type", ["deepseek_v3", "glm4_moe"])
 def test_layers_that_peft_leaves_out_are_told_when_saving(model_type: str, tmp_path: Path) -> None:
-    plain, model = wrapped(model_type)
+    plain, model = wrapped(model_type, target_experts=False)
     with pytest.warns(AdapterWarning, match=NAMES):
         quantlora.save_adapter(model, tmp_path)
     theirs = loaded_by_peft(plain, tmp_path).base_model.model
     assert not hasattr(theirs.get_submodule("model.layers.0.mlp.gate_proj"), "lora_A")
+
+
+def test_with_experts_peft_does_not_load_such_a_file(tmp_path: Path) -> None:
+    """It gives ``gate_up_proj`` twice the rank, for the dense layers' names."""
+    plain, model = wrapped("deepseek_v3")
+    with pytest.warns(AdapterWarning, match="does not load the file for"):
+        quantlora.save_adapter(model, tmp_path)
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        loaded_by_peft(plain, tmp_path)
 
 
 def test_without_these_layers_peft_computes_the_same(tmp_path: Path) -> None:

@@ -1,0 +1,65 @@
+""" "all-linear" means the linear maps of fused experts too: their parameters are named here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from torch import nn
+
+from quantlora.config.lora_config import LoraConfig
+from quantlora.config.picked_paths import TargetNames, is_all_linear
+from quantlora.layers.experts import LoraExperts, experts_layout
+from quantlora.layers.layer import LoraLayer
+from quantlora.names import plain_path
+
+
+def with_experts(modules: Mapping[str, nn.Module], config: LoraConfig) -> LoraConfig:
+    """``config`` with the parameters of all fused experts in ``target_parameters``.
+
+    As it is where ``target_modules`` is no "all-linear", ``target_experts`` is off, parameters are
+    named already, or experts cannot have such an adapter (`why_no_experts`).
+    """
+    if not (is_all_linear(config) and config.target_experts) or config.target_parameters:
+        return config
+    names = [] if why_no_experts(config) else _names(modules, config)
+    return replace(config, target_parameters=names) if names else config
+
+
+def why_no_experts(config: LoraConfig) -> str:
+    """What in ``config`` adapters on experts cannot have; empty where they can."""
+    asked = {
+        f"variant {config.variant!r}": config.variant != "lora",
+        "lora_bias": config.lora_bias,
+        "fan_in_fan_out": config.fan_in_fan_out,
+        f"init_lora_weights={config.init_lora_weights!r}": (
+            config.init_lora_weights not in (True, False, "gaussian")
+        ),
+    }
+    return ", ".join(name for name, given in asked.items() if given)
+
+
+def _names(modules: Mapping[str, nn.Module], config: LoraConfig) -> list[str]:
+    """The shortest endings with the module's own name that pick no excluded parameter."""
+    picks = TargetNames(config).pick
+    stacks = [(path, name) for path, module in modules.items() for name in _stacks(module)]
+    wanted = [
+        (plain_path(path), name)
+        for path, name in stacks
+        if picks(plain_path(path)) and picks(f"{plain_path(path)}.{name}")
+    ]
+    left = {f"{plain_path(path)}.{name}" for path, name in stacks}
+    left -= {f"{path}.{name}" for path, name in wanted}
+    names = []
+    for path, name in wanted:
+        ending = f"{path.rpartition('.')[2]}.{name}"
+        unique = not any(f".{one}".endswith(f".{ending}") for one in left)
+        names.append(ending if unique else f"{path}.{name}")
+    return list(dict.fromkeys(names))
+
+
+def _stacks(module: nn.Module) -> tuple[str, ...]:
+    if isinstance(module, LoraLayer):
+        return module.layout.names if isinstance(module, LoraExperts) else ()
+    layout = experts_layout(module)
+    return () if layout is None else layout.names
