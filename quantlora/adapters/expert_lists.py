@@ -19,10 +19,12 @@ _LISTS = (nn.ModuleList, nn.ModuleDict)
 
 def check_no_experts(adapted: AdaptedModel, names: Collection[str]) -> None:
     """Raise `AdapterError` where one of the adapters ``names`` is on such a layer."""
-    with_them = [p for p, one in adapted.adapter_modules.items() if {*names} & {*one.adapters}]
+    with_them = [
+        p for p, module in adapted.adapter_modules.items() if {*names} & {*module.adapters}
+    ]
     lists = _expert_lists(adapted.model) if with_them else ()
     for path in with_them:
-        if any(path.startswith(f"{one}.") for one in lists):
+        if any(path.startswith(f"{prefix}.") for prefix in lists):
             raise AdapterError(
                 f"{path}: this layer is one expert of a mixture, whose tokens are of no sample in "
                 f"particular, so it cannot be in a mixed batch: call the model for each adapter by "
@@ -35,8 +37,8 @@ def _expert_lists(model: nn.Module) -> list[str]:
     return [
         f"{path}.{name}" if path else name
         for path, module in frozen_modules(model)
-        for name, one in module._modules.items()
-        if isinstance(one, _LISTS) and (_is_named_so(name) or _is_routed(module, one))
+        for name, child in module._modules.items()
+        if isinstance(child, _LISTS) and (_is_named_so(name) or _is_routed(module, child))
     ]
 
 
@@ -49,7 +51,7 @@ def _is_routed(owner: nn.Module, experts: nn.Module) -> bool:
     size = len(experts._modules)
     return size > 1 and any(
         parameter.ndim == 2 and len(parameter) == size
-        for name, one in owner._modules.items()
-        if one is not None and one is not experts and ("gate" in name or "router" in name)
-        for parameter in one.parameters()
+        for name, child in owner._modules.items()
+        if child is not None and child is not experts and ("gate" in name or "router" in name)
+        for parameter in child.parameters()
     )

@@ -72,7 +72,7 @@ def _checkpoint_config(
         if path not in linears:
             return None, f"{path} is no nn.Linear in the float model."
     try:
-        found = quantizer.checkpoint_config({p: one for p, (one, _) in packed.items()}, linears)
+        found = quantizer.checkpoint_config({p: layer for p, (layer, _) in packed.items()}, linears)
     except BackendError as error:
         return None, str(error)
     return found, f"Transformers has no way to load format {quantizer.name!r}."
@@ -87,7 +87,7 @@ def _float_linears(model: Any) -> dict[str, nn.Module]:
             plain = type(model)(config)
     except Exception:  # a model's own code: whatever it raises, the answer is that nobody knows
         return {}
-    return {path: one for path, one in plain.named_modules() if isinstance(one, nn.Linear)}
+    return {path: module for path, module in plain.named_modules() if isinstance(module, nn.Linear)}
 
 
 def _forget(model: Any) -> None:
@@ -100,7 +100,9 @@ def _forget(model: Any) -> None:
             vars(owner).pop(name, None)
     conversions = vars(model).get("_weight_conversions")
     if conversions:  # what has read packed tensors cannot be reversed
-        model._weight_conversions = [one for one in conversions if not _reads_packed(one)]
+        model._weight_conversions = [
+            conversion for conversion in conversions if not _reads_packed(conversion)
+        ]
 
 
 def _reads_packed(conversion: Any) -> bool:

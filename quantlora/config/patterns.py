@@ -68,7 +68,7 @@ def ends_in(path: str, pattern: str) -> bool:
     start = len(path) - len(plain)
     if start < 0 or (start and (pattern[:1] == "^" or path[start - 1] != ".")):
         return False
-    return all(one in (two, _ANY) for one, two in zip(plain, path[start:], strict=True))
+    return all(wanted in (two, _ANY) for wanted, two in zip(plain, path[start:], strict=True))
 
 
 #: Stands for any character; in no path.

@@ -23,10 +23,10 @@ def fingerprint(module: nn.Module) -> list[Tensor]:
     return [sums for tensor in tensors for part in _plain(tensor) for sums in _sums(part)]
 
 
-def same(one: list[Tensor], other: list[Tensor]) -> bool:
+def same(first: list[Tensor], other: list[Tensor]) -> bool:
     """Whether two fingerprints are of the same bytes."""
-    return len(one) == len(other) and all(
-        a.device == b.device and torch.equal(a, b) for a, b in zip(one, other, strict=True)
+    return len(first) == len(other) and all(
+        a.device == b.device and torch.equal(a, b) for a, b in zip(first, other, strict=True)
     )
 
 

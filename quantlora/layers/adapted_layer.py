@@ -192,8 +192,8 @@ class AdaptedLayer(AdapterModule):
 
     def trained_weight(self, base: nn.Module, quantizer: Quantizer) -> Tensor | None:
         """The weight of ``base`` where it needs a gradient: made trainable after `wrap`."""
-        own = (one for name, one in base.named_parameters() if name != "bias")
-        if not any(one.requires_grad for one in own):
+        own = (p for name, p in base.named_parameters() if name != "bias")
+        if not any(p.requires_grad for p in own):
             return None
         weight = quantizer.trainable(base)
         if weight is None:

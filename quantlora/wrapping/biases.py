@@ -48,8 +48,8 @@ def find_biases(
 def _plain(adapted: AdaptedModel, owner: nn.Module, own: Tensor | None) -> Tensor | None:
     """The model's ``own`` bias, also where an adapter's is in its place."""
     every = adapted.state.biases.values()
-    placed = (one for biases in every for one in biases if one.owner is owner)
-    return next((one.plain for one in placed), own)
+    placed = (bias for biases in every for bias in biases if bias.owner is owner)
+    return next((bias.plain for bias in placed), own)
 
 
 def _of_layer(layer: LoraLayer, base: nn.Module, path: str) -> Tensor | None:

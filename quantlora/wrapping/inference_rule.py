@@ -46,9 +46,9 @@ def _copy(planned_layer: PlannedLayer, dtype: torch.dtype) -> InferenceCopy | No
 
 def _dtype(model: nn.Module) -> torch.dtype:
     """That of the activations, as far as the parameters tell."""
-    floats = (one.dtype for one in model.parameters() if one.is_floating_point())
+    floats = (p.dtype for p in model.parameters() if p.is_floating_point())
     return next(floats, torch.get_default_dtype())
 
 
 def _is_meta(layer: nn.Module) -> bool:
-    return any(one.is_meta for one in (*layer.parameters(), *layer.buffers()))
+    return any(tensor.is_meta for tensor in (*layer.parameters(), *layer.buffers()))

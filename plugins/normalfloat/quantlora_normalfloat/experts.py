@@ -44,10 +44,10 @@ class NormalFloatExperts(ExpertStack):
     def dequantize(self, experts: Sequence[int], dtype: torch.dtype) -> Tensor:
         out = self.levels.new_empty((len(experts), *self.shape[1:]), dtype=dtype)
         for i, expert in enumerate(experts):
-            out[i] = self._one(expert)
+            out[i] = self._weight_of(expert)
         return out
 
-    def _one(self, expert: int) -> Tensor:
+    def _weight_of(self, expert: int) -> Tensor:
         """``(out_features, in_features)`` in float32."""
         count = self.in_features * self.out_features
         values = look_up(self.packed[expert], self.levels, count)
