@@ -7,7 +7,8 @@ taken from it.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from torch import nn
@@ -17,6 +18,7 @@ from quantlora.adapters.switch import remove_adapters
 from quantlora.bridge.adapter_method import detach
 from quantlora.bridge.transformers_bridge import attach
 from quantlora.checkpoint.load import add_loaded_adapter
+from quantlora.checkpoint.place import AdapterLocation
 from quantlora.config.lora_config import LoraConfig
 from quantlora.errors import AdapterError, ConfigError
 from quantlora.files.reference import Reference
@@ -62,8 +64,7 @@ def wrap(
             names the setting or the layer's path, and what to do.
     """
     _check_loaded(model, "wrap")
-    inner = _innermost(model)
-    with Transaction(inner):
+    with _opened(model, adapter_name, autocast_adapter_dtype) as inner:
         add_adapter(
             inner,
             config,
@@ -73,10 +74,6 @@ def wrap(
             reference=reference,
             **fields,
         )
-        if not autocast_adapter_dtype:
-            match_base_dtype(inner, adapter_name)
-        attach(inner)
-    watch_first_step(inner)
     return model
 
 
@@ -120,23 +117,14 @@ def load_adapter(
         LayerError, BackendError, MissingLibraryError: as in `wrap`.
     """
     _check_loaded(model, "load_adapter")
-    inner = _innermost(model, trained=is_trainable)
-    with Transaction(inner):
+    with _opened(model, adapter_name, autocast_adapter_dtype, is_trainable) as inner:
         add_loaded_adapter(
             inner,
-            folder,
-            adapter_name,
+            AdapterLocation(folder, adapter_name, revision, token, key_mapping),
             is_trainable=is_trainable,
             backend=backend,
             quantize_options=quantize_options,
-            revision=revision,
-            token=token,
-            key_mapping=key_mapping,
         )
-        if not autocast_adapter_dtype:
-            match_base_dtype(inner, adapter_name)
-        attach(inner)
-    watch_first_step(inner)
     return model
 
 
@@ -158,6 +146,20 @@ def merge_and_unload(
     merge_and_remove(model, adapters, mode=mode)
     detach(model)
     return model
+
+
+@contextmanager
+def _opened(
+    model: nn.Module, adapter: str, autocast_adapter_dtype: bool, trained: bool = True
+) -> Iterator[nn.Module]:
+    """The model that ``adapter`` is put on within the block; all of it or nothing."""
+    inner = _innermost(model, trained)
+    with Transaction(inner):
+        yield inner
+        if not autocast_adapter_dtype:
+            match_base_dtype(inner, adapter)
+        attach(inner)
+    watch_first_step(inner)
 
 
 def _check_loaded(model: object, what: str) -> None:

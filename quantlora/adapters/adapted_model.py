@@ -9,6 +9,7 @@ from quantlora.adapters.modules_to_save import ModulesToSaveWrapper
 from quantlora.adapters.state import AdapterState, adapter_state, has_adapters
 from quantlora.layers.adapter_module import AdapterModule
 from quantlora.layers.layer import LoraLayer
+from quantlora.layers.tied import TiedLayer
 
 
 class AdaptedModel:
@@ -19,6 +20,7 @@ class AdaptedModel:
     Args:
         modules: all modules, also under a second path; what is inside one of ours is left out.
         adapter_modules: all that holds adapters, each once, also inside another one.
+        tied_layers: those that follow the adapters of another one, each once.
         state: its adapters; an empty one where it was never wrapped.
     """
 
@@ -27,15 +29,18 @@ class AdaptedModel:
         self.state = adapter_state(model) if has_adapters(model) else AdapterState()
         self.modules: dict[str, nn.Module] = {}
         self.adapter_modules: dict[str, AdapterModule] = {}
+        self.tied_layers: dict[str, TiedLayer] = {}
         seen: set[int] = set()
         inside = None
         for path, module in frozen_modules(model, repeat=True):
             if inside is None or not path.startswith(inside):
                 self.modules[path] = module
                 inside = f"{path}." if isinstance(module, OURS) else None
-            if isinstance(module, AdapterModule) and id(module) not in seen:
-                seen.add(id(module))
+            if id(module) not in seen and isinstance(module, AdapterModule):
                 self.adapter_modules[path] = module
+            elif id(module) not in seen and isinstance(module, TiedLayer):
+                self.tied_layers[path] = module
+            seen.add(id(module))
 
     @classmethod
     def of(cls, model: nn.Module) -> AdaptedModel:

@@ -90,13 +90,6 @@ def adapter_modules(model: nn.Module) -> Iterator[tuple[str, AdapterModule]]:
             yield path, module
 
 
-def saved_modules(model: nn.Module) -> Iterator[tuple[str, ModulesToSaveWrapper]]:
-    """The modules that adapters train in full, by path."""
-    for path, module in adapter_modules(model):
-        if isinstance(module, ModulesToSaveWrapper):
-            yield path, module
-
-
 def lora_layers(model: nn.Module) -> Iterator[tuple[str, LoraLayer]]:
     """The model's LoRA layers by path, each once."""
     for path, module in frozen_modules(model):
@@ -118,8 +111,3 @@ def _end(model: nn.Module, method: str) -> nn.Module | None:
     except (NotImplementedError, AttributeError):
         return None
     return found if isinstance(found, nn.Module) else None
-
-
-def tied_layers(model: nn.Module) -> list[tuple[str, TiedLayer]]:
-    """The layers that follow the adapters of another one, by path."""
-    return [(path, one) for path, one in frozen_modules(model) if isinstance(one, TiedLayer)]

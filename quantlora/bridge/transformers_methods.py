@@ -15,6 +15,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from quantlora.adapters import switch as adapters
+from quantlora.adapters.adapted_model import AdaptedModel
 from quantlora.adapters.adapter_dtype import match_base_dtype
 from quantlora.adapters.disabling import disable_adapters, enable_adapters
 from quantlora.adapters.state import adapter_state
@@ -27,7 +28,7 @@ from quantlora.checkpoint.current_names import current_names
 from quantlora.checkpoint.hot_swap import hot_swap, prepare_hot_swap
 from quantlora.checkpoint.keys import PREFIX
 from quantlora.checkpoint.load import add_loaded_adapter, put_on
-from quantlora.checkpoint.place import DEFAULT
+from quantlora.checkpoint.place import DEFAULT, AdapterLocation
 from quantlora.checkpoint.save import adapter_tensors
 from quantlora.checkpoint.weights_file import check_values
 from quantlora.config.lora_config import LoraConfig
@@ -62,23 +63,17 @@ def _load_adapter(
             model, peft_model_id, name, revision=revision, token=token, key_mapping=key_mapping
         )
     elif peft_model_id is not None:
-        add_loaded_adapter(
-            model,
-            peft_model_id,
-            name,
-            is_trainable=is_trainable,
-            revision=revision,
-            token=token,
-            key_mapping=key_mapping,
-        )
+        location = AdapterLocation(peft_model_id, name, revision, token, key_mapping)
+        add_loaded_adapter(model, location, is_trainable=is_trainable)
     elif peft_config is None or adapter_state_dict is None:
         raise AdapterError("give a folder or hub id, or peft_config and adapter_state_dict.")
     else:
         config = replace(_own_config(peft_config), inference_mode=not is_trainable)
         source = "adapter_state_dict"
         check_values(source, adapter_state_dict)
-        config, tensors = current_names(source, model, config, adapter_state_dict, key_mapping)
-        put_on(model, config, tensors, name, source)
+        adapted = AdaptedModel(model)
+        names = current_names(source, adapted, config, adapter_state_dict, key_mapping)
+        put_on(adapted, *names, name, source)
     if not (autocast_adapter_dtype or hotswap):
         match_base_dtype(model, name)
 
@@ -120,7 +115,8 @@ def _get_adapter_state_dict(
     state_dict: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
     """The adapter's tensors by their keys in the file, without the prefix."""
-    tensors = adapter_tensors(model, adapter_name or some_active(model)[0], state_dict)
+    name = adapter_name or some_active(model)[0]
+    tensors = adapter_tensors(AdaptedModel.of(model), name, state_dict)
     return {key.removeprefix(PREFIX): tensor for key, tensor in tensors.items()}
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from quantlora.adapters.adapted_model import AdaptedModel
 from quantlora.adapters.switch import active_adapters
 from quantlora.checkpoint.save import save_adapter, write_adapter, write_trained
 from quantlora.errors import AdapterError, warn
@@ -66,7 +67,9 @@ def _save(
     if _CHECKPOINT.fullmatch(folder.name):
         write_trained(model, folder, values)
     if len(active) == 1:
-        write_adapter(model, folder, active[0], values, save_embedding_layers=embeddings)
+        write_adapter(
+            AdaptedModel.of(model), folder, active[0], values, save_embedding_layers=embeddings
+        )
         return
     for name in active:
         save_adapter(model, folder, name, state_dict=values, save_embedding_layers=embeddings)

@@ -6,10 +6,8 @@ from collections.abc import Iterator
 
 import torch
 from packaging.version import InvalidVersion, Version
-from torch import nn
 
-from quantlora.adapters.adapter_modules import frozen_modules, lora_layers
-from quantlora.adapters.state import known_adapter
+from quantlora.adapters.adapted_model import AdaptedModel
 from quantlora.errors import warn
 from quantlora.formats.attention import OUT_PROJ, is_attention
 from quantlora.layers.parameters import LoraParameters, picked_parameters
@@ -19,9 +17,9 @@ from quantlora.names import outer_path, plain_path
 _MEASURED = (0, 21)
 
 
-def warn_of_later_peft(source: str, model: nn.Module, adapter: str, peft_version: str) -> None:
+def warn_of_later_peft(source: str, adapted: AdaptedModel, adapter: str, peft_version: str) -> None:
     """Say that a later PEFT may have trained an attention's ``out_proj`` to count once."""
-    whole = next(_whole(model, adapter), None)
+    whole = next(_whole(adapted, adapter), None)
     if whole is not None and _release(peft_version) > _MEASURED:
         last = ".".join(map(str, _MEASURED))
         warn(
@@ -31,15 +29,15 @@ def warn_of_later_peft(source: str, model: nn.Module, adapter: str, peft_version
         )
 
 
-def warn_of_lone_out_proj(model: nn.Module, adapter: str) -> None:
+def warn_of_lone_out_proj(adapted: AdaptedModel, adapter: str) -> None:
     """Say which trained layers of ``adapter`` have no effect in PEFT, whoever wrote the file."""
-    whole = set(_whole(model, adapter))
-    modules = dict(frozen_modules(model, repeat=True))
+    whole = set(_whole(adapted, adapter))
+    parent = adapted.model.get_submodule
     lone = [
         outer_path(plain_path(path))
-        for path, layer in lora_layers(model)
+        for path, layer in adapted.lora_layers.items()
         if adapter in layer.adapters and not isinstance(layer, LoraParameters)
-        if (around := path.rpartition(".")[0]) and is_attention(modules[around])
+        if (around := path.rpartition(".")[0]) and is_attention(parent(around))
         if around.removesuffix(".base_layer") not in whole
         if adapter in layer.lora_B and any(map(torch.any, layer.lora_B[adapter].parameters()))
     ]
@@ -50,11 +48,11 @@ def warn_of_lone_out_proj(model: nn.Module, adapter: str) -> None:
         )
 
 
-def _whole(model: nn.Module, adapter: str) -> Iterator[str]:
+def _whole(adapted: AdaptedModel, adapter: str) -> Iterator[str]:
     """The attentions that are targets of ``adapter`` as a whole, by path in the wrapped model."""
-    for path, layer in lora_layers(model):
+    for path, layer in adapted.lora_layers.items():
         if isinstance(layer, LoraParameters) and adapter in layer.adapters:
-            config = known_adapter(model, adapter)
+            config = adapted.state.known(adapter)
             picked = picked_parameters(layer.path, layer.shapes, config)
             if is_attention(layer.base_layer) and not picked:
                 yield path

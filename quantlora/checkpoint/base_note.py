@@ -18,7 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from quantlora.adapters.adapter_modules import frozen_modules, lora_layers
+from quantlora.adapters.adapted_model import AdaptedModel
+from quantlora.adapters.adapter_modules import frozen_modules
 from quantlora.checkpoint.conversion import changed_layers
 from quantlora.checkpoint.keys import file_key
 from quantlora.checkpoint.saved_adapter import SavedAdapter
@@ -37,9 +38,9 @@ _CLEARLY = 4.0
 _STRANGE = 0.5
 
 
-def base_note(model: nn.Module, config: LoraConfig, adapter: str, converted: bool) -> Any:
+def base_note(adapted: AdaptedModel, config: LoraConfig, adapter: str, converted: bool) -> Any:
     """The note for ``adapter``; None where its base is as it was."""
-    changes = changed_layers(model, adapter)
+    changes = changed_layers(adapted, adapter)
     if not changes:
         return None
     return {
@@ -113,7 +114,10 @@ def fitted(saved: SavedAdapter, model: nn.Module, source: str) -> SavedAdapter:
 
 
 def remember(
-    file: SavedAdapter, model: nn.Module, adapter: str, scales: Mapping[str, float] | None = None
+    file: SavedAdapter,
+    adapted: AdaptedModel,
+    adapter: str,
+    scales: Mapping[str, float] | None = None,
 ) -> None:
     """Note on the layers of ``adapter`` that their base is a changed one, for the next save.
 
@@ -121,9 +125,9 @@ def remember(
         scales: those of the file, by path, where the layers have others.
     """
     note = file.note.get("base_change")
-    if not note or _which_base(note["layers"], model)[0] == "original":
+    if not note or _which_base(note["layers"], adapted.model)[0] == "original":
         return
-    for path, layer in lora_layers(model):
+    for path, layer in adapted.lora_layers.items():
         facts = note["layers"].get(plain_path(path))
         if facts and adapter in layer.adapters and layer.base_change is None:
             sketches = (

@@ -13,8 +13,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from quantlora.adapters.adapter_modules import embedding_ends, own_modules, plain_module
-from quantlora.adapters.state import adapter_state, has_adapters, known_adapter
+from quantlora.adapters.adapted_model import AdaptedModel
+from quantlora.adapters.adapter_modules import embedding_ends, plain_module
 from quantlora.checkpoint.base_vocabulary import base_vocabulary, vocabulary
 from quantlora.checkpoint.keys import base_name
 from quantlora.distributed.gather import is_shard
@@ -25,9 +25,9 @@ _BROUGHT = "quantlora_base_values"
 
 
 def changed_base(
-    model: nn.Module, adapter: str, save_embedding_layers: bool | str = "auto"
+    adapted: AdaptedModel, adapter: str, save_embedding_layers: bool | str = "auto"
 ) -> dict[str, nn.Parameter]:
-    """The base's parameters that the file of ``adapter`` must hold, by their names in ``model``.
+    """The base's parameters that the file of ``adapter`` must hold, by their names in the model.
 
     Args:
         save_embedding_layers: ``"auto"``, or whether to write the embeddings whatever they are.
@@ -38,15 +38,16 @@ def changed_base(
         )
     if not save_embedding_layers:
         return {}
-    brought = vars(model).get(_BROUGHT, ())
-    found = {n: p for n, p in base_parameters(model).items() if base_name(n) in brought}
-    if save_embedding_layers is True or _resized(model, adapter):
-        found |= _embeddings(model)
+    brought = vars(adapted.model).get(_BROUGHT, ())
+    found = {n: p for n, p in base_parameters(adapted).items() if base_name(n) in brought}
+    if save_embedding_layers is True or _resized(adapted, adapter):
+        found |= _embeddings(adapted)
     return _once(found)
 
 
-def _resized(model: nn.Module, adapter: str) -> bool:
-    named = (known_adapter(model, adapter).base_model_name_or_path, vars(model).get("name_or_path"))
+def _resized(adapted: AdaptedModel, adapter: str) -> bool:
+    model = adapted.model
+    named = (adapted.state.known(adapter).base_model_name_or_path, vars(model).get("name_or_path"))
     names = [name for name in named if name]
     before, now = base_vocabulary(model, names), vocabulary(getattr(model, "config", None))
     if not names or now in (None, before):
@@ -63,17 +64,17 @@ def _resized(model: nn.Module, adapter: str) -> bool:
     return before is not None
 
 
-def _embeddings(model: nn.Module) -> dict[str, nn.Parameter]:
+def _embeddings(adapted: AdaptedModel) -> dict[str, nn.Parameter]:
     """The frozen parameters of all modules with one row for each token."""
-    heads = [plain_module(end)[0] for end in embedding_ends(model) if end is not None]
+    heads = [plain_module(end)[0] for end in embedding_ends(adapted.model) if end is not None]
     if not heads:
         raise AdapterError(
-            f"save_embedding_layers: a {type(model).__name__} does not say which its embeddings "
-            f"are (get_input_embeddings): name them in modules_to_save."
+            f"save_embedding_layers: a {type(adapted.model).__name__} does not say which its "
+            f"embeddings are (get_input_embeddings): name them in modules_to_save."
         )
     rows = {getattr(head, "num_embeddings", None) for head in heads} - {None}
     found: dict[str, nn.Parameter] = {}
-    for path, module in own_modules(model):
+    for path, module in adapted.modules.items():
         plain, prefix = plain_module(module)
         tokens = isinstance(plain, nn.Embedding) and plain.num_embeddings in rows
         if not (tokens or any(plain is head for head in heads)):
@@ -95,10 +96,10 @@ def _once(named: Mapping[str, nn.Parameter]) -> dict[str, nn.Parameter]:
     return {name: one for name, one in named.items() if first[id(one)] == name}
 
 
-def base_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+def base_parameters(adapted: AdaptedModel) -> dict[str, nn.Parameter]:
     """The base's own parameters by their names in ``model``; one of several names will do."""
     found: dict[str, nn.Parameter] = {}
-    for path, module in own_modules(model):
+    for path, module in adapted.modules.items():
         plain, prefix = plain_module(module)
         ours = plain is not module
         for name, one in plain.named_parameters(recurse=ours, remove_duplicate=False):
@@ -107,14 +108,14 @@ def base_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def base_values(
-    source: str, others: Mapping[str, Tensor], model: nn.Module
+    source: str, others: Mapping[str, Tensor], adapted: AdaptedModel
 ) -> dict[str, tuple[nn.Parameter, Tensor]]:
     """For each of a file's other tensors that the base does not have already: where it goes.
 
     Raises `AdapterFileError` for a tensor that is nobody's, has another shape, or is not what the
     adapters that are on the model already were trained with.
     """
-    own = {base_name(name): p for name, p in base_parameters(model).items()} if others else {}
+    own = {base_name(name): p for name, p in base_parameters(adapted).items()} if others else {}
     found: dict[str, tuple[nn.Parameter, Tensor]] = {}
     for key, tensor in others.items():
         name = base_name(key)
@@ -125,7 +126,7 @@ def base_values(
             )
         if not _same(source, key, own[name], tensor):
             found[name] = own[name], tensor
-    if found and has_adapters(model) and (there := adapter_state(model).configs):
+    if found and (there := adapted.state.configs):
         raise AdapterFileError(
             f"{source}: it brings values of the base itself ({next(iter(found))}) that are not "
             f"those under {', '.join(there)}, which would compute something else with them: load "

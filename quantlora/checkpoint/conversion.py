@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from quantlora.adapters.adapter_modules import lora_layers
+from quantlora.adapters.adapted_model import AdaptedModel
 from quantlora.adapters.packed_config import writable_base
 from quantlora.checkpoint.keys import file_key, file_path
 from quantlora.config.lora_config import LoraConfig
@@ -31,18 +31,18 @@ _SMALL = 0.01
 _LARGE = 0.5
 
 
-def changed_layers(model: nn.Module, adapter: str) -> dict[str, tuple[LoraLayer, BaseChange]]:
+def changed_layers(adapted: AdaptedModel, adapter: str) -> dict[str, tuple[LoraLayer, BaseChange]]:
     """The layers of ``adapter`` whose base an initializer has changed, by path."""
     return {
         path: (layer, layer.base_change)
-        for path, layer in lora_layers(model)
+        for path, layer in adapted.lora_layers.items()
         if adapter in layer.adapters and layer.base_change is not None
     }
 
 
-def is_converted(model: nn.Module, adapter: str, asked: bool | None) -> bool:
+def is_converted(adapted: AdaptedModel, adapter: str, asked: bool | None) -> bool:
     """Whether the file is to fit the original base. ``asked`` None: where that loses nothing."""
-    changes = changed_layers(model, adapter)
+    changes = changed_layers(adapted, adapter)
     if not changes or asked is False:
         return False
     path, (layer, change) = max(changes.items(), key=lambda one: one[1][1].gap)
@@ -58,8 +58,8 @@ def is_converted(model: nn.Module, adapter: str, asked: bool | None) -> bool:
         _warn(
             f"{path}: {change.initializer!r} has changed the base, and converted the adapter would "
             f"be off by {gap} of the weight: the file fits the changed base and no other. "
-            f"{_remedy(model)}, or give convert=True and evaluate the result. convert=False saves "
-            f"without this warning."
+            f"{_remedy(adapted.model)}, or give convert=True and evaluate the result. "
+            f"convert=False saves without this warning."
         )
         return False
     if change.gap > _SMALL:
@@ -83,11 +83,11 @@ def _warn(message: str) -> None:
     warnings.warn(message, AdapterWarning, stacklevel=6)
 
 
-def converted_config(model: nn.Module, config: LoraConfig, adapter: str) -> LoraConfig:
+def converted_config(adapted: AdaptedModel, config: LoraConfig, adapter: str) -> LoraConfig:
     """``config`` with the ranks of the converted adapter, and alphas that keep the scaling."""
-    changes = changed_layers(model, adapter)
+    changes = changed_layers(adapted, adapter)
     ranks, alphas = {}, {}
-    for path, layer in lora_layers(model):
+    for path, layer in adapted.lora_layers.items():
         if adapter in layer.adapters:
             r, alpha = layer.r[adapter], layer.lora_alpha[adapter] * layer.alpha_factor(adapter)
             ranks[path] = r + (_rank(changes[path][1]) if path in changes else 0)
@@ -98,24 +98,27 @@ def converted_config(model: nn.Module, config: LoraConfig, adapter: str) -> Lora
     return replace(config, r=r, lora_alpha=alpha, **changed)
 
 
-def add_first_values(model: nn.Module, adapter: str, tensors: dict[str, Tensor]) -> None:
+def add_first_values(adapted: AdaptedModel, adapter: str, tensors: dict[str, Tensor]) -> None:
     """Put A₀ and B₀ into ``tensors``, an adapter's by their keys in the file."""
-    for path, (layer, change) in changed_layers(model, adapter).items():
+    for path, (layer, change) in changed_layers(adapted, adapter).items():
         assert change.factors is not None
-        A, B = (file_key(file_path(model, path, adapter), f"lora_{side}.weight") for side in "AB")
+        A, B = (
+            file_key(file_path(adapted.model, path, adapter), f"lora_{side}.weight")
+            for side in "AB"
+        )
         first_A, first_B = (factor.to(tensors[A]) for factor in change.factors)
         tensors[A] = torch.cat([tensors[A], first_A])
         tensors[B] = torch.cat([tensors[B], -first_B / layer.scaling[adapter]], 1)
 
 
-def written_init(model: nn.Module, adapter: str) -> bool | str:
+def written_init(adapted: AdaptedModel, adapter: str) -> bool | str:
     """What a file for a changed base says in ``init_lora_weights``.
 
     PEFT takes the same part out of the original base by a name it knows, and stops at another. A
     name with a number ("pissa_niter_4") is a random search's, which finds another part each time;
     of OLoRA's part PEFT takes out as much as the scaling says, we take it once.
     """
-    changes = changed_layers(model, adapter).values()
+    changes = changed_layers(adapted, adapter).values()
     for _, change in changes:
         once = change.initializer == "olora" and any(a.scaling[adapter] != 1 for a, _ in changes)
         random = any(map(str.isdigit, change.initializer))

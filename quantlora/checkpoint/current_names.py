@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from quantlora.adapters.adapter_modules import own_modules
+from quantlora.adapters.adapted_model import AdaptedModel
 from quantlora.checkpoint.key_mapping import KeyMapping
 from quantlora.checkpoint.keys import PREFIX, base_name, split_key
 from quantlora.checkpoint.renamed_config import renamed_config
@@ -30,12 +30,12 @@ Rename = Callable[[str], str]
 
 def current_names(
     source: str,
-    model: nn.Module,
+    adapted: AdaptedModel,
     config: LoraConfig,
     tensors: Mapping[str, Tensor],
     key_mapping: Mapping[str, str] | None = None,
 ) -> tuple[LoraConfig, Mapping[str, Tensor]]:
-    """``config`` and ``tensors`` of a file, renamed where ``model`` calls its modules otherwise.
+    """``config`` and ``tensors`` of a file, renamed where the model calls its modules otherwise.
 
     A config whose names pick other layers then gets the paths of the file's own.
 
@@ -47,8 +47,8 @@ def current_names(
     Raises:
         AdapterFileError: two tensors would have one name, or an expression is none.
     """
-    known = {plain_path(path) for path, _ in own_modules(model)}
-    by_hand, renames = KeyMapping(source, key_mapping or {}), _by_transformers(model)
+    known = {plain_path(path) for path, _ in adapted.modules.items()}
+    by_hand, renames = KeyMapping(source, key_mapping or {}), _by_transformers(adapted.model)
     given = {key: by_hand.rename(_forms(key.removeprefix(PREFIX))) for key in tensors}
     by_hand.warn_of_unused()
     new = {key: _current(name, known, renames) for key, name in given.items()}

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from quantlora.adapters.adapter_modules import lora_layers
+from quantlora.adapters.adapted_model import AdaptedModel
 from quantlora.errors import warn
 from quantlora.layers.experts import LoraExperts
 from quantlora.layers.parameters import LoraParameters
@@ -20,14 +20,15 @@ from quantlora.names import plain_path
 from quantlora.transformers_models import is_transformers_model
 
 
-def warn_of_expert_names(model: nn.Module, adapter: str) -> None:
+def warn_of_expert_names(adapted: AdaptedModel, adapter: str) -> None:
     """Say which of ``adapter``'s layers PEFT would leave out when it loads the file."""
-    taken = _expert_names(model)
-    adapted = {path: one for path, one in lora_layers(model) if adapter in one.adapters}
-    experts = any(isinstance(one, LoraExperts) for one in adapted.values())
+    taken = _expert_names(adapted.model)
+    every = adapted.lora_layers.items()
+    layers = {path: one for path, one in every if adapter in one.adapters}
+    experts = any(isinstance(one, LoraExperts) for one in layers.values())
     lost = [
         plain_path(path)
-        for path, one in adapted.items()
+        for path, one in layers.items()
         if not isinstance(one, LoraParameters) and path.rsplit(".", 1)[-1] in taken
     ]
     what = "does not load the file for" if experts else "leaves out of it"

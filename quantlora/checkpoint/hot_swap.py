@@ -18,14 +18,12 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from quantlora.adapters.adapter_modules import lora_layers
-from quantlora.adapters.state import adapter_state, known_adapter
-from quantlora.checkpoint.base_note import fitted, remember
+from quantlora.adapters.adapted_model import AdaptedModel
+from quantlora.checkpoint.base_note import remember
 from quantlora.checkpoint.base_tensors import base_values
-from quantlora.checkpoint.current_names import current_names
 from quantlora.checkpoint.match_tensors import ByPath, by_path
-from quantlora.checkpoint.place import find_folder
-from quantlora.checkpoint.read import read_adapter
+from quantlora.checkpoint.place import AdapterLocation
+from quantlora.checkpoint.read import read_for
 from quantlora.checkpoint.side_file import report_differences
 from quantlora.checkpoint.slot_tensors import file_scaling, slot_tensors, widened
 from quantlora.config.lora_config import LoraConfig
@@ -47,15 +45,16 @@ def prepare_hot_swap(model: nn.Module, r: int, adapter_name: str = "default") ->
     Raises:
         AdapterError: there is no such adapter, or it is merged.
     """
-    config = known_adapter(model, adapter_name)
+    adapted = AdaptedModel.of(model)
+    config = adapted.state.known(adapter_name)
     _check_factors_only(config, "the slot")
-    slots = _slots(model, adapter_name)
+    slots = _slots(adapted, adapter_name)
     for layer in slots.values():
         _pad(layer, adapter_name, config, r)
     r, ranks = as_pattern({path: layer.r[adapter_name] for path, layer in slots.items()})
     alphas = {path: layer.lora_alpha[adapter_name] for path, layer in slots.items()}
     alpha, other_alphas = as_pattern(alphas)
-    adapter_state(model).configs[adapter_name] = replace(
+    adapted.state.configs[adapter_name] = replace(
         config, r=r, lora_alpha=alpha, rank_pattern=ranks, alpha_pattern=other_alphas
     )
 
@@ -85,14 +84,14 @@ def hot_swap(
         AdapterError: the adapter does not fit the slot: a larger rank (see `prepare_hot_swap`),
             other layers, another variant; or the slot is merged.
     """
-    place = find_folder(folder, adapter_name, revision, token)
-    source, file = str(place), read_adapter(place)
-    slots = _slots(model, adapter_name)
-    saved = fitted(file, model, source)
-    config, tensors = current_names(source, model, saved.config, saved.tensors, key_mapping)
-    given, others = by_path(tensors, ())
-    base_values(source, others, model)  # embeddings of its own are refused
-    _check(known_adapter(model, adapter_name), config, slots, given)
+    adapted = AdaptedModel.of(model)
+    location = AdapterLocation(folder, adapter_name, revision, token, key_mapping)
+    found = read_for(adapted, location)
+    source, config = found.source, found.config
+    slots = _slots(adapted, adapter_name)
+    given, others = by_path(found.tensors, ())
+    base_values(source, others, adapted)  # embeddings of its own are refused
+    _check(adapted.state.known(adapter_name), config, slots, given)
     _check_whole(source, config, slots, given)
     new = {
         path: slot_tensors(source, path, layer, adapter_name, config, given.get(path))
@@ -104,13 +103,14 @@ def hot_swap(
     scales = {
         path: file_scaling(path, layer, adapter_name, config) for path, layer in slots.items()
     }
-    remember(file, model, adapter_name, scales)
-    report_differences(file.note, model, adapter_name, source)
+    remember(found.file, adapted, adapter_name, scales)
+    report_differences(found.file.note, adapted, adapter_name, source)
 
 
-def _slots(model: nn.Module, adapter: str) -> dict[str, LoraLayer]:
-    known_adapter(model, adapter)
-    slots = {plain_path(p): layer for p, layer in lora_layers(model) if adapter in layer.adapters}
+def _slots(adapted: AdaptedModel, adapter: str) -> dict[str, LoraLayer]:
+    adapted.state.known(adapter)
+    layers = adapted.lora_layers.items()
+    slots = {plain_path(path): layer for path, layer in layers if adapter in layer.adapters}
     for path, layer in slots.items():
         if isinstance(layer, LoraParameters):
             raise AdapterError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,9 +12,8 @@ from torch import Tensor, nn
 from quantlora.adapters.adapted_model import AdaptedModel
 from quantlora.adapters.modules_to_save import ModulesToSaveWrapper
 from quantlora.checkpoint.attention_files import warn_of_later_peft, warn_of_lone_out_proj
-from quantlora.checkpoint.base_note import fitted, remember
+from quantlora.checkpoint.base_note import remember
 from quantlora.checkpoint.base_tensors import base_values, in_place
-from quantlora.checkpoint.current_names import current_names
 from quantlora.checkpoint.keys import split_key
 from quantlora.checkpoint.match_tensors import (
     ByPath,
@@ -26,8 +24,8 @@ from quantlora.checkpoint.match_tensors import (
     fill,
     split_biases,
 )
-from quantlora.checkpoint.place import find_folder
-from quantlora.checkpoint.read import read_adapter
+from quantlora.checkpoint.place import AdapterLocation
+from quantlora.checkpoint.read import read_for
 from quantlora.checkpoint.side_file import report_differences
 from quantlora.checkpoint.tied_tensors import without_repetitions
 from quantlora.checkpoint.variant_fields import take_file_alpha
@@ -76,44 +74,38 @@ class LoadedAdapter(NewAdapter):
 
 def add_loaded_adapter(
     model: nn.Module,
-    folder: str | os.PathLike[str],
-    adapter_name: str = "default",
+    location: AdapterLocation,
     *,
     is_trainable: bool = False,
     backend: str = AUTO,
     quantize_options: Mapping[str, Any] | None = None,
-    revision: str | None = None,
-    token: str | bool | None = None,
-    key_mapping: Mapping[str, str] | None = None,
 ) -> None:
     """`quantlora.load_adapter` but for Transformers' methods; arguments and errors are there."""
-    check_name(adapter_name)
-    place = find_folder(folder, adapter_name, revision, token)
-    file = read_adapter(place)
-    saved = fitted(file, model, str(place))
-    config = replace(saved.config, inference_mode=not is_trainable)
-    source = str(place)
-    config, tensors = current_names(source, model, config, saved.tensors, key_mapping)
-    put_on(model, config, tensors, adapter_name, source, backend, quantize_options)
-    remember(file, model, adapter_name)
-    if file.peft_version:
-        warn_of_later_peft(source, model, adapter_name, file.peft_version)
-        warn_of_lone_out_proj(model, adapter_name)
+    check_name(location.adapter)
+    adapted = AdaptedModel(model)
+    found = read_for(adapted, location)
+    config = replace(found.config, inference_mode=not is_trainable)
+    name, source = location.adapter, found.source
+    applied = put_on(adapted, config, found.tensors, name, source, backend, quantize_options)
+    remember(found.file, applied, name)
+    if version := found.file.peft_version:
+        warn_of_later_peft(source, applied, name, version)
+        warn_of_lone_out_proj(applied, name)
     if not is_trainable:
         model.eval()
-    report_differences(saved.note, model, adapter_name, source)
+    report_differences(found.file.note, applied, name, source)
 
 
 def put_on(
-    model: nn.Module,
+    adapted: AdaptedModel,
     config: LoraConfig,
     tensors: Mapping[str, Tensor],
     adapter: str,
     source: str,
     backend: str = AUTO,
     quantize_options: Mapping[str, Any] | None = None,
-) -> None:
-    """Put an adapter in memory on ``model``, as one transaction.
+) -> AdaptedModel:
+    """Put an adapter in memory on the model, as one transaction; returns the model with it.
 
     Args:
         tensors: by their keys in an adapter file.
@@ -121,7 +113,6 @@ def put_on(
     """
     config = _with_targets(config, tensors)
     try:
-        adapted = AdaptedModel(model)
         config, tensors = without_repetitions(adapted, config, tensors)
         plan = make_plan(adapted, config, asked_format(backend), adapter, strict=False)
         saved = find_saved(adapted, config)
@@ -132,10 +123,10 @@ def put_on(
         given = by_outer_path(found, adapted_parameters)
         check_paths(source, given, plan, saved)
         check_ranks(source, given, plan)
-        base = base_values(source, others, model)
+        base = base_values(source, others, adapted)
         loaded = LoadedAdapter(adapter, config, source, given, values)
-        with in_place(source, base, model):
-            apply_plan(adapted, plan, saved, loaded, quantize_options)
+        with in_place(source, base, adapted.model):
+            return apply_plan(adapted, plan, saved, loaded, quantize_options)
     except (ConfigError, regex.error) as error:
         raise AdapterFileError(f"{source} does not fit this model: {error}") from error
 

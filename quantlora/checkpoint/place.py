@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import re
 import stat
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from quantlora.errors import AdapterFileError
@@ -50,6 +52,21 @@ def own_file(folder: Path, name: str) -> Path:
             f"itself."
         )
     return file
+
+
+@dataclass(frozen=True)
+class AdapterLocation:
+    """Where an adapter is read from, as users say it: see `load_adapter`."""
+
+    folder: str | os.PathLike[str]
+    adapter: str = DEFAULT
+    revision: str | None = None
+    token: str | bool | None = None
+    key_mapping: Mapping[str, str] | None = None
+
+    def find(self) -> Path:
+        """The folder, fetched from the hub where it is not on disk."""
+        return find_folder(self.folder, self.adapter, self.revision, self.token)
 
 
 def find_folder(

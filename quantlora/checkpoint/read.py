@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
+from torch import Tensor
+
+from quantlora.adapters.adapted_model import AdaptedModel
+from quantlora.checkpoint.base_note import fitted
 from quantlora.checkpoint.config_file import read_config
-from quantlora.checkpoint.place import CONFIG, SIDE, WEIGHTS
+from quantlora.checkpoint.current_names import current_names
+from quantlora.checkpoint.place import CONFIG, SIDE, WEIGHTS, AdapterLocation
 from quantlora.checkpoint.saved_adapter import SavedAdapter
 from quantlora.checkpoint.side_file import read_note
 from quantlora.checkpoint.weights_file import read_weights
+from quantlora.config.lora_config import LoraConfig
 from quantlora.errors import AdapterFileError
 
 _ATTEMPTS = 10
@@ -33,6 +41,31 @@ def read_adapter(folder: Path) -> SavedAdapter:
             if _identity(folder) == before:
                 return found
     raise AdapterFileError(f"{folder}: its files are replaced faster than they can be read.")
+
+
+@dataclass(frozen=True)
+class FittedAdapter:
+    """An adapter's files, read for one model.
+
+    Args:
+        source: the folder, for messages.
+        file: what the files say.
+        config, tensors: the same for the model's base, by the names that its modules have.
+    """
+
+    source: str
+    file: SavedAdapter
+    config: LoraConfig
+    tensors: Mapping[str, Tensor]
+
+
+def read_for(adapted: AdaptedModel, location: AdapterLocation) -> FittedAdapter:
+    """The adapter at ``location`` for the model; an `AdapterFileError` where it is for another."""
+    folder = location.find()
+    source, file = str(folder), read_adapter(folder)
+    saved = fitted(file, adapted.model, source)
+    names = current_names(source, adapted, saved.config, saved.tensors, location.key_mapping)
+    return FittedAdapter(source, file, *names)
 
 
 def _identity(folder: Path) -> list[tuple[int, ...]]:

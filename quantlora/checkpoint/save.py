@@ -11,9 +11,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
-from quantlora.adapters.adapter_modules import adapter_modules, lora_layers, tied_layers
-from quantlora.adapters.state import adapter_state, known_adapter
-from quantlora.adapters.switch import active_adapters
+from quantlora.adapters.adapted_model import AdaptedModel
 from quantlora.checkpoint.attention_files import warn_of_lone_out_proj
 from quantlora.checkpoint.base_note import base_note
 from quantlora.checkpoint.base_tensors import changed_base
@@ -85,14 +83,15 @@ def save_adapter(
         AdapterFileError: the folder cannot be written to, a tensor is empty, or the adapter cannot
             be converted.
     """
-    known_adapter(model, adapter_name)
+    adapted = AdaptedModel.of(model)
+    adapted.state.known(adapter_name)
     root, place = folders_of(folder, adapter_name)
     embeddings = save_embedding_layers
-    return write_adapter(model, place, adapter_name, state_dict, root, embeddings, convert, card)
+    return write_adapter(adapted, place, adapter_name, state_dict, root, embeddings, convert, card)
 
 
 def write_adapter(
-    model: nn.Module,
+    adapted: AdaptedModel,
     place: Path,
     adapter: str,
     state_dict: Mapping[str, Tensor] | None = None,
@@ -102,59 +101,60 @@ def write_adapter(
     card: ModelCard | None = None,
 ) -> Path:
     """Write ``adapter`` to the folder ``place`` itself, whatever its name."""
-    config = file_config(model, known_adapter(model, adapter), adapter)
-    warn_of_expert_names(model, adapter)
-    warn_of_lone_out_proj(model, adapter)
-    targets = written_targets(model, config, adapter)
-    converted = is_converted(model, adapter, convert)
-    base_change = base_note(model, config, adapter, converted)
-    tensors = adapter_tensors(model, adapter, state_dict, save_embedding_layers)
+    config = file_config(adapted, adapted.state.known(adapter), adapter)
+    warn_of_expert_names(adapted, adapter)
+    warn_of_lone_out_proj(adapted, adapter)
+    targets = written_targets(adapted, config, adapter)
+    converted = is_converted(adapted, adapter, convert)
+    base_change = base_note(adapted, config, adapter, converted)
+    tensors = adapter_tensors(adapted, adapter, state_dict, save_embedding_layers)
     if bad := not_finite(tensors):
         warn(
             f"adapter {adapter!r} is saved with NaN or infinite values ({bad[0]} first), and will "
             f"not load: its training has diverged, take an earlier checkpoint."
         )
-    init = True if converted else written_init(model, adapter)
+    init = True if converted else written_init(adapted, adapter)
     if converted:
-        config = converted_config(model, config, adapter)
-        add_first_values(model, adapter, tensors)
-    base = model.__dict__.get("name_or_path") or None
+        config = converted_config(adapted, config, adapter)
+        add_first_values(adapted, adapter, tensors)
+    base = vars(adapted.model).get("name_or_path") or None
     text = config_text(config, targets, base, init)
     written = card_files(place, config, config.base_model_name_or_path or base, card)
-    note = side_text(model, adapter, base_change, written.digest)
+    note = side_text(adapted, adapter, base_change, written.digest)
     texts = written.texts | {CONFIG: text, SIDE: note}
     files: dict[str, Writer] = {
         name: partial(Path.write_text, data=data, encoding="utf-8") for name, data in texts.items()
     }
     files[WEIGHTS] = partial(write_weights, tensors=tensors)
-    with one_writes(model, state_dict) as here, _explained(place):
+    with one_writes(adapted.model, state_dict) as here, _explained(place):
         if here:
             write_set(place, files, obsolete=(PICKLE,), within=root)
     return place
 
 
 def adapter_tensors(
-    model: nn.Module,
+    adapted: AdaptedModel,
     adapter: str,
     state_dict: Mapping[str, Tensor] | None = None,
     save_embedding_layers: bool | str = "auto",
 ) -> dict[str, Tensor]:
     """The adapter's tensors by their keys in the file."""
-    value = _values(model, state_dict)
-    base = changed_base(model, adapter, save_embedding_layers)
-    biases = adapter_state(model).biases.get(adapter, [])
-    tokens = [f"{p}.base_layer." for p, one in lora_layers(model) if isinstance(one, TrainedTokens)]
+    value = _values(adapted.model, state_dict)
+    base = changed_base(adapted, adapter, save_embedding_layers)
+    biases = adapted.state.biases.get(adapter, [])
+    layers = adapted.lora_layers.items()
+    tokens = [f"{path}.base_layer." for path, one in layers if isinstance(one, TrainedTokens)]
     own = {plain_path(_file_name(name, tokens)): one for name, one in base.items()}
     own |= {bias.names[0]: bias.own for bias in biases}
     return (
         {PREFIX + name: value(one) for name, one in own.items()}
         | {
-            file_key(file_path(model, path, adapter), name): value(parameter)
-            for path, module in adapter_modules(model)
+            file_key(file_path(adapted.model, path, adapter), name): value(parameter)
+            for path, module in adapted.adapter_modules.items()
             if adapter in module.adapters
             for name, parameter in module.adapter_tensors(adapter).items()
         }
-        | _tied_tensors(model, adapter, value)
+        | _tied_tensors(adapted, adapter, value)
     )
 
 
@@ -165,12 +165,12 @@ def _file_name(name: str, tokens: list[str]) -> str:
 
 
 def _tied_tensors(
-    model: nn.Module, adapter: str, value: Callable[[Tensor], Tensor]
+    adapted: AdaptedModel, adapter: str, value: Callable[[Tensor], Tensor]
 ) -> dict[str, Tensor]:
     """What PEFT's files repeat for the layers that follow others; tokens it does not."""
     return {
         file_key(plain_path(path), name): tensor.contiguous()
-        for path, tied in tied_layers(model)
+        for path, tied in adapted.tied_layers.items()
         if isinstance(tied.base_layer, nn.Linear) and not isinstance(tied.source, TrainedTokens)
         if adapter in tied.source.adapters
         for name, tensor in tied.source.tied_tensors(adapter, value).items()
@@ -187,8 +187,9 @@ def write_trained(
     """
     value = _values(model, state_dict)
     kept = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    for adapter in active_adapters(model):
-        kept |= changed_base(model, adapter)
+    adapted = AdaptedModel.of(model)
+    for adapter in adapted.state.active:
+        kept |= changed_base(adapted, adapter)
     tensors = {name: value(p) for name, p in kept.items()}
     with one_writes(model, state_dict) as here, _explained(folder):
         if here:

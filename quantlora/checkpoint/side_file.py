@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 import quantlora
-from quantlora.adapters.adapter_modules import lora_layers, own_modules
+from quantlora.adapters.adapted_model import AdaptedModel
 from quantlora.adapters.modules_to_save import ModulesToSaveWrapper
 from quantlora.checkpoint.base_note import check_note
 from quantlora.checkpoint.config_file import LIMIT
@@ -35,7 +35,7 @@ Facts = dict[str, Any]
 
 
 def side_text(
-    model: nn.Module, adapter: str, base_change: Any = None, card: str | None = None
+    adapted: AdaptedModel, adapter: str, base_change: Any = None, card: str | None = None
 ) -> str:
     """The file's text for ``adapter``.
 
@@ -44,10 +44,10 @@ def side_text(
         card: the digest of the model card beside it, where all of that was written here.
     """
     groups: dict[str, list[str]] = defaultdict(list)
-    for path, facts in _facts(model, adapter).items():
+    for path, facts in _facts(adapted, adapter).items():
         groups[json.dumps(facts, sort_keys=True, default=str)].append(path)
     note = {
-        "base": _base(model),
+        "base": _base(adapted),
         "formats": [json.loads(facts) | {"layers": paths} for facts, paths in groups.items()],
         "quantlora": quantlora.__version__,
     }
@@ -98,12 +98,14 @@ def _names_layers(facts: Any) -> bool:
     return isinstance(paths, list) and all(isinstance(path, str) for path in paths)
 
 
-def report_differences(note: dict[str, Any], model: nn.Module, adapter: str, source: str) -> None:
-    """Warn, in one `AdapterWarning`, where ``model`` is not what the adapter was trained on."""
+def report_differences(
+    note: dict[str, Any], adapted: AdaptedModel, adapter: str, source: str
+) -> None:
+    """Warn, in one `AdapterWarning`, where the model is not what the adapter was trained on."""
     found = [
-        *_other_base(note.get("base", {}), _base(model)),
-        *_other_formats(note, model, adapter),
-        *_changed_base(note, model, adapter),
+        *_other_base(note.get("base", {}), _base(adapted)),
+        *_other_formats(note, adapted, adapter),
+        *_changed_base(note, adapted, adapter),
     ]
     if found:
         warn(
@@ -112,15 +114,15 @@ def report_differences(note: dict[str, Any], model: nn.Module, adapter: str, sou
         )
 
 
-def _base(model: nn.Module) -> dict[str, Any]:
-    compiled_from = getattr(model, "_orig_mod", model)
-    return {"class": type(compiled_from).__name__, "fingerprint": fingerprint(model)}
+def _base(adapted: AdaptedModel) -> dict[str, Any]:
+    compiled_from = getattr(adapted.model, "_orig_mod", adapted.model)
+    return {"class": type(compiled_from).__name__, "fingerprint": fingerprint(adapted)}
 
 
-def _facts(model: nn.Module, adapter: str) -> dict[str, Facts]:
+def _facts(adapted: AdaptedModel, adapter: str) -> dict[str, Facts]:
     """What each layer of the adapter is (or was, before a merge), by path."""
     facts: dict[str, Facts] = {}
-    for path, layer in lora_layers(model):
+    for path, layer in adapted.lora_layers.items():
         if adapter in layer.adapters:
             base, quantizer = layer.plain_base
             own = {"quantizer": quantizer.name, "group_size": quantizer.group_size(base)}
@@ -134,9 +136,9 @@ def _other_base(was: dict[str, Any], now: dict[str, Any]) -> list[str]:
     return ["its norms have other values"] if before and here and before != here else []
 
 
-def _changed_base(note: dict[str, Any], model: nn.Module, adapter: str) -> list[str]:
+def _changed_base(note: dict[str, Any], adapted: AdaptedModel, adapter: str) -> list[str]:
     """A file that knows of no change, over layers that an initializer has changed."""
-    changes = {} if note.get("base_change") else changed_layers(model, adapter)
+    changes = {} if note.get("base_change") else changed_layers(adapted, adapter)
     return [
         f"initializer {change.initializer!r} of adapter {change.adapter!r} has changed it here "
         f"({len(changes)} layers, {path} first), and the file does not say that it knows"
@@ -144,10 +146,10 @@ def _changed_base(note: dict[str, Any], model: nn.Module, adapter: str) -> list[
     ]
 
 
-def _other_formats(note: dict[str, Any], model: nn.Module, adapter: str) -> list[str]:
+def _other_formats(note: dict[str, Any], adapted: AdaptedModel, adapter: str) -> list[str]:
     before = {path: facts for facts in note.get("formats", []) for path in facts["layers"]}
     places: dict[str, list[str]] = defaultdict(list)
-    for path, now in _facts(model, adapter).items():
+    for path, now in _facts(adapted, adapter).items():
         if difference := _difference(before.get(path, now), now):
             places[difference].append(path)
     return [f"{what} ({len(paths)} layers, {paths[0]} first)" for what, paths in places.items()]
@@ -170,14 +172,14 @@ def _words(facts: Facts) -> str:
     return f"{facts.get('quantizer')}{bits}"
 
 
-def fingerprint(model: nn.Module) -> str | None:
+def fingerprint(adapted: AdaptedModel) -> str | None:
     """A hash over the one-dimensional weights: the norms, which every format leaves as they are.
 
     They are compared in bfloat16, so that the dtype a model is loaded in makes no difference.
     None where there are none, or where they are trained, sharded or not in memory.
     """
     digest, count = hashlib.sha256(), 0
-    for path, module in own_modules(model):
+    for path, module in adapted.modules.items():
         if isinstance(module, LoraLayer):  # its weight is made when it is read, of two dimensions
             continue
         plain = module.original_module if isinstance(module, ModulesToSaveWrapper) else module

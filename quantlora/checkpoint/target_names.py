@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from torch import nn
 
-from quantlora.adapters.adapter_modules import own_modules
+from quantlora.adapters.adapted_model import AdaptedModel
 from quantlora.config.lora_config import LoraConfig
 from quantlora.config.picked_paths import is_all_linear
 from quantlora.layers.layer import LoraLayer
@@ -15,7 +15,9 @@ from quantlora.layers.trained_tokens import TrainedTokens
 from quantlora.names import plain_path
 
 
-def written_targets(model: nn.Module, config: LoraConfig, adapter: str) -> list[str] | str | None:
+def written_targets(
+    adapted: AdaptedModel, config: LoraConfig, adapter: str
+) -> list[str] | str | None:
     """What to write as ``target_modules``: PEFT resolves "all-linear" when it saves, so do we.
 
     A reader that finds other layers linear than we do would else target other layers.
@@ -23,7 +25,7 @@ def written_targets(model: nn.Module, config: LoraConfig, adapter: str) -> list[
     if not is_all_linear(config):
         targets = config.target_modules
         return sorted(targets) if isinstance(targets, list) else targets
-    modules = [(plain_path(path), module) for path, module in own_modules(model) if path]
+    modules = [(plain_path(path), module) for path, module in adapted.modules.items() if path]
     chosen = {path for path, module in modules if _has(module, adapter)}
     return minimal_names(chosen, (path for path, _ in modules if path not in chosen))
 

@@ -14,8 +14,7 @@ from quantlora.checkpoint.keys import PREFIX
 from quantlora.config.lora_config import LoraConfig
 from quantlora.errors import warn
 from quantlora.names import plain_path
-from quantlora.wrapping.tied_layers import same_patterns
-from quantlora.wrapping.ties import ties_of
+from quantlora.wrapping.ties import same_patterns, ties_of
 
 _ROWS = "token_adapter.trainable_tokens_delta"
 _MAGNITUDE = "lora_magnitude_vector"  # one number for each output: the two layers' are different

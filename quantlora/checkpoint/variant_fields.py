@@ -10,9 +10,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from torch import nn
-
-from quantlora.adapters.adapter_modules import lora_layers
+from quantlora.adapters.adapted_model import AdaptedModel
 from quantlora.config.lora_config import LoraConfig
 from quantlora.config.patterns import as_pattern, without_order
 from quantlora.errors import AdapterFileError, warn
@@ -21,9 +19,10 @@ from quantlora.layers.parameters import LoraParameters
 from quantlora.names import plain_path
 
 
-def file_config(model: nn.Module, config: LoraConfig, adapter: str) -> LoraConfig:
+def file_config(adapted: AdaptedModel, config: LoraConfig, adapter: str) -> LoraConfig:
     """``config`` as it goes to the file."""
-    layers = {path: layer for path, layer in lora_layers(model) if adapter in layer.adapters}
+    every = adapted.lora_layers.items()
+    layers = {path: layer for path, layer in every if adapter in layer.adapters}
     fields: dict[str, Any] = {}
     for path, layer in layers.items():
         for name, value in layer.file_fields(adapter).items():

@@ -10,8 +10,9 @@ from typing import Annotated
 
 import typer
 
-from quantlora.cli import env_cmd, inspect_cmd, plugins_cmd
+from quantlora.cli import inspect_cmd, plugins_cmd
 from quantlora.cli.frame import FriendlyGroup
+from quantlora.env.command import env
 
 app = typer.Typer(
     name="quantlora",
@@ -39,6 +40,6 @@ def main(
 
 
 # The commands, in the order of ``quantlora --help``.
-app.command("env")(env_cmd.env)
+app.command("env")(env)
 app.command("inspect")(inspect_cmd.inspect)
 app.command("plugins")(plugins_cmd.plugins)

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from quantlora.adapters.adapted_model import AdaptedModel
 from quantlora.adapters.adapter_modules import lora_layers, own_modules
 from quantlora.adapters.state import adapter_state, known_adapter
 from quantlora.checkpoint.keys import file_key
@@ -86,7 +87,7 @@ def add_weighted_adapter(
         for name, tensor in tensors.items()
     }
     _check_finite(files, adapter_name, adapters)
-    put_on(model, config, files, adapter_name, f"the combination {adapter_name!r}")
+    put_on(AdaptedModel(model), config, files, adapter_name, f"the combination {adapter_name!r}")
 
 
 def _check_finite(tensors: Mapping[str, Tensor], adapter: str, parts: Sequence[str]) -> None:

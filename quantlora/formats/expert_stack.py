@@ -12,8 +12,6 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from quantlora.errors import BackendError
-
 
 class ExpertStack(nn.Module):
     """Matrices ``(experts, out_features, in_features)`` in a packed format.
@@ -55,26 +53,3 @@ class ExpertStack(nn.Module):
     def describe(self) -> dict[str, Any]:
         """Facts as in `Quantizer.describe`: bits, block size and so on."""
         return {}
-
-
-class ExpertHooks:
-    """A part of `Quantizer`; formats that pack no stacks need say nothing."""
-
-    name: ClassVar[str]
-
-    def quantize_experts(
-        self, weight: Tensor, path: str, like: ExpertStack | None = None, **options: Any
-    ) -> ExpertStack:
-        """Pack ``weight`` ``(experts, out_features, in_features)``, each expert by itself.
-
-        Args:
-            path: the parameter's name in the model, for messages and patterns.
-            like: a stack of this format whose settings are to be used.
-            options: as for ``quantize``.
-        """
-        raise BackendError(f"{path}: backend {self.name!r} packs layers only, no fused experts.")
-
-    @property
-    def can_quantize_experts(self) -> bool:
-        """Whether `quantize_experts` is overridden."""
-        return type(self).quantize_experts is not ExpertHooks.quantize_experts

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from quantlora.errors import BackendError
 from quantlora.formats.affine import AffineWeight
-from quantlora.formats.expert_stack import ExpertHooks
+from quantlora.formats.expert_stack import ExpertStack
 from quantlora.formats.inference_copy import InferenceCopy
 from quantlora.requirements import AnyRequirement
 
@@ -25,7 +25,7 @@ from quantlora.requirements import AnyRequirement
 FLOAT = "float"
 
 
-class Quantizer(ExpertHooks, ABC):
+class Quantizer(ABC):
     """One weight format. Subclass it, return an instance from ``quantlora_quantizers``.
 
     Shapes follow ``nn.Linear``: a weight is ``(out_features, in_features)``.
@@ -105,6 +105,15 @@ class Quantizer(ExpertHooks, ABC):
         Returns new layers by path and leaves ``model`` as it is.
         """
         return {path: self.quantize(linear, **options) for path, linear in layers.items()}
+
+    def quantize_experts(
+        self, weight: Tensor, path: str, like: ExpertStack | None = None, **options: Any
+    ) -> ExpertStack:
+        """Pack ``weight`` ``(experts, out_features, in_features)``, each expert by itself.
+
+        Arguments as for `quantize`; ``path`` is the parameter's name, for messages and patterns.
+        """
+        raise BackendError(f"{path}: backend {self.name!r} packs layers only, no fused experts.")
 
     def matmul(self, layer: nn.Module, x: Tensor) -> Tensor | None:
         """``x @ dequantize(layer).T`` by a faster kernel, without bias, for inference only.
@@ -204,10 +213,7 @@ class Quantizer(ExpertHooks, ABC):
         return layer.state_dict()
 
     def not_shardable(self, layer: nn.Module) -> str:
-        """Why FSDP2 would break ``layer``: it puts shards, new objects, in its parameters' place.
-
-        Empty where it would not, as where the weights are buffers.
-        """
+        """Why FSDP2, which puts shards in the parameters' place, would break it; else empty."""
         return ""
 
     def packed_parameter(self, layer: nn.Module) -> Tensor | None:
@@ -222,6 +228,11 @@ class Quantizer(ExpertHooks, ABC):
     def can_quantize(self) -> bool:
         """Whether `quantize` is overridden."""
         return type(self).quantize is not Quantizer.quantize
+
+    @property
+    def can_quantize_experts(self) -> bool:
+        """Whether `quantize_experts` is overridden."""
+        return type(self).quantize_experts is not Quantizer.quantize_experts
 
     @property
     def can_hold_affine(self) -> bool:

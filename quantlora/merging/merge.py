@@ -60,8 +60,8 @@ def merge_adapters(
     check_enabled(state)
     active = tuple(dict.fromkeys((*state.active, *names)))
     _check_whole(adapted.model)
-    check_together(adapted, active)
     floating = outer_dtype(adapted)
+    check_together(adapted, active)
     with biases_of(state, active):
         merged = [
             one

@@ -1,1 +1,1 @@
-"""The way through `wrap`: targets, plan, quantizing, transaction. Start at ``wrap.py``."""
+"""The way through `wrap`: targets, plan, quantizing, transaction. Start at ``add_adapter.py``."""

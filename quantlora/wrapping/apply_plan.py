@@ -29,7 +29,7 @@ from quantlora.wrapping.bases import frozen_bases
 from quantlora.wrapping.biases import find_biases
 from quantlora.wrapping.modules_to_save import add_saved
 from quantlora.wrapping.plan import PlannedLayer, once_each
-from quantlora.wrapping.tied_layers import tie_layers
+from quantlora.wrapping.ties import tie_layers
 from quantlora.wrapping.transaction import Transaction
 
 
@@ -58,8 +58,8 @@ def apply_plan(
     saved: Mapping[str, nn.Module],
     adapter: NewAdapter,
     quantize_options: Mapping[str, Any] | None = None,
-) -> None:
-    """Carry out ``plan`` as one transaction.
+) -> AdaptedModel:
+    """Carry out ``plan`` as one transaction; returns the model with the adapter.
 
     Args:
         adapted: the model as the plan was made for.
@@ -78,6 +78,7 @@ def apply_plan(
             adapter.start_bias(bias)
         _note(now, adapter, biases)
         _leave_fast_paths(adapted.modules.values())
+    return now
 
 
 def _put_layers(
@@ -135,7 +136,8 @@ def _note(adapted: AdaptedModel, adapter: NewAdapter, biases: list[TrainedBias])
     adapted.state = replace(old, configs=configs, biases=dict(trained))
     set_state(adapted.model, adapted.state)
     activate(adapted, [adapter.name])
-    enable(adapted)  # also after disable_adapters: the new one is to count
+    if not old.counts:
+        enable(adapted)  # also after disable_adapters: the new one is to count
 
 
 def _leave_fast_paths(modules: Iterable[nn.Module]) -> None:

@@ -21,7 +21,7 @@ from quantlora.formats.quantizer import Quantizer
 from quantlora.layers.experts import experts_layout
 from quantlora.layers.hooks import add_state_hooks
 from quantlora.layers.layer import LoraLayer
-from quantlora.wrapping.plan import PlannedLayer, check_model
+from quantlora.wrapping.plan import PlannedLayer
 
 
 def frozen_bases(
@@ -29,7 +29,6 @@ def frozen_bases(
 ) -> dict[str, nn.Module]:
     """The frozen layer for each path: as it is, or quantized now."""
     bases = {planned.path: planned.layer for planned in plan}
-    check_model(adapted.model, plan)
     todo = [planned for planned in plan if planned.quantize]
     if todo:
         experts = [planned for planned in todo if planned.target.parameters]

@@ -81,6 +81,7 @@ def make_plan(
     plan = [plan_layer(target, config, asked, adapter) for target in targets]
     for notice in notices(adapted, config, plan) if strict else ():
         warn(notice)
+    check_model(adapted.model, plan)
     return plan
 
 

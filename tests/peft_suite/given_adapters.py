@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 import quantlora
+from quantlora.adapters.adapted_model import AdaptedModel
 from quantlora.adapters.adapter_dtype import match_base_dtype
 from quantlora.checkpoint.load import put_on
 from quantlora.checkpoint.read import read_adapter
@@ -52,7 +53,9 @@ def load(
         quantlora.load_adapter(model, folder, adapter, **fields)
         return replace(read_adapter(place).config, inference_mode=not is_trainable)
     config.inference_mode = not is_trainable
-    put_on(model, own_config(config), read_adapter(place).tensors, adapter, str(folder))
+    put_on(
+        AdaptedModel(model), own_config(config), read_adapter(place).tensors, adapter, str(folder)
+    )
     if not autocast:
         match_base_dtype(model, adapter)
     return config

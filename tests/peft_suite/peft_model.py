@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _IncompatibleKeys
 
 import quantlora
+from quantlora.adapters.adapted_model import AdaptedModel
 from quantlora.checkpoint.match_tensors import fill
 from quantlora.checkpoint.save import adapter_tensors
 from tests.peft_suite.given_adapters import load, wrap
@@ -235,14 +236,16 @@ def _wrapped(model: nn.Module) -> nn.Module:
 def get_peft_model_state_dict(
     model: nn.Module, state_dict: Any = None, adapter_name: str = "default", **_: Any
 ) -> dict[str, Tensor]:
-    return dict(adapter_tensors(_wrapped(model), adapter_name, state_dict))
+    return dict(adapter_tensors(AdaptedModel.of(_wrapped(model)), adapter_name, state_dict))
 
 
 def set_peft_model_state_dict(
     model: nn.Module, peft_model_state_dict: Any, adapter_name: str = "default", **_: Any
 ) -> Any:
     """The values go into the adapter that is there, as PEFT's do; what has no place is named."""
-    here = adapter_tensors(_wrapped(model), adapter_name, save_embedding_layers=False)
+    here = adapter_tensors(
+        AdaptedModel.of(_wrapped(model)), adapter_name, save_embedding_layers=False
+    )
     both = [name for name in here if name in peft_model_state_dict]
     fill("state_dict", {k: here[k] for k in both}, {k: peft_model_state_dict[k] for k in both})
     absent = [name for name in here if name not in peft_model_state_dict]
