@@ -87,6 +87,7 @@ from .inspection.memory import (
 )
 from .inspection.memory_estimate import memory_estimate as memory_estimate
 from .inspection.pretrained import pretrained as pretrained, resolve_model as resolve_model
+from .layers.autograd import low_rank as low_rank
 from .layers.layer import LoraLayer as LoraLayer
 from .layers.linear import LoraLinear as LoraLinear
 from .merging.merge import merge as merge, unmerge as unmerge

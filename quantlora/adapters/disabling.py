@@ -81,8 +81,8 @@ def trainable_tensors(adapted: AdaptedModel, names: Iterable[str]) -> list[Tenso
         for layer in adapted.adapter_modules.values()
         for name in layer.adapters
         if name in wanted
-        for tensor in layer.adapter_tensors(name).values()
-        if isinstance(tensor, nn.Parameter)
+        for key, tensor in layer.adapter_tensors(name).items()
+        if isinstance(tensor, nn.Parameter) and layer.is_trained(name, key)
     ]
     biases = adapted.state.biases
     return [*tensors, *(bias.own for name in names for bias in biases.get(name, ()))]

@@ -65,6 +65,10 @@ class AdapterModule(nn.Module):
         """The adapter's tensors by their name in an adapter file, e.g. ``lora_A.weight``."""
         raise NotImplementedError
 
+    def is_trained(self, name: str, key: str) -> bool:
+        """Whether tensor ``key`` of adapter ``name`` is trained while the adapter is active."""
+        return True
+
     # -- which adapters there are
 
     def activate(self, names: Iterable[str]) -> None:

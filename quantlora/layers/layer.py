@@ -61,6 +61,7 @@ class LoraLayer(AdaptedLayer):
         self.lora_A = nn.ModuleDict()
         self.lora_B = nn.ModuleDict()
         self.lora_dropout = nn.ModuleDict()
+        self.adapter_variants: dict[str, str] = {}
         self.r: dict[str, int] = {}
         self.lora_alpha: dict[str, float] = {}
         self.scaling = Scalings()
@@ -106,10 +107,15 @@ class LoraLayer(AdaptedLayer):
             "lora_A": self.lora_A,
             "lora_B": self.lora_B,
             "lora_dropout": self.lora_dropout,
+            "adapter_variants": self.adapter_variants,
             "r": self.r,
             "lora_alpha": self.lora_alpha,
             "scaling": self.scaling,
         }
+
+    def has_variant(self, name: str) -> bool:
+        """Whether adapter ``name`` is of this class's variant; else it is plain LoRA."""
+        return self.adapter_variants.get(name) == self.variant
 
     def finish_adapter(self, name: str, config: LoraConfig) -> None:
         """Called once A and B have their first values, for what depends on them."""
@@ -122,6 +128,7 @@ class LoraLayer(AdaptedLayer):
             raise AdapterError(
                 f"{self.path}: adapter {name!r} exists already; choose another name."
             )
+        self.adapter_variants[name] = config.variant
         self.add_factors(name, config, r, dtype)
         self.lora_dropout[name] = _dropout(config.lora_dropout).train(self.training)
         self.r[name], self.lora_alpha[name] = r, lora_alpha

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from quantlora import InitContext, Initializer, LoraConfig, LoraLayer, LoraLinear, Quantizer
+from quantlora import InitContext, Initializer, LoraLayer, LoraLinear, Quantizer
 
 
 class HalvedLinear(nn.Module):
@@ -35,25 +35,18 @@ class NegatedLora(LoraLinear):
 
     variant = "negated"
 
-    def __init__(self, *arguments) -> None:
-        super().__init__(*arguments)
-        self.sign: dict[str, int] = {}
-
-    def tables(self) -> tuple:
-        return (*super().tables(), self.sign)
-
-    def finish_adapter(self, name: str, config: LoraConfig) -> None:
-        self.sign[name] = -1 if config.variant == self.variant else 1
+    def sign(self, name: str) -> int:
+        return -1 if self.has_variant(name) else 1
 
     def delta(self, name: str, x: Tensor, *args) -> Tensor:
-        return self.sign.get(name, 1) * super().delta(name, x, *args)
+        return self.sign(name) * super().delta(name, x, *args)
 
     def delta_weight(self, name: str, weight: Tensor) -> Tensor:
-        return self.sign.get(name, 1) * super().delta_weight(name, weight)
+        return self.sign(name) * super().delta_weight(name, weight)
 
     def delta_bias(self, name: str, weight: Tensor) -> Tensor | None:
         bias = super().delta_bias(name, weight)
-        return None if bias is None else self.sign.get(name, 1) * bias
+        return None if bias is None else self.sign(name) * bias
 
 
 class Ones(Initializer):
