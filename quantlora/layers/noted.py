@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -21,24 +21,30 @@ class Noted:
     """``module`` as it stood.
 
     Args:
-        tensors: by name of the adapters that counted, theirs, and whether each was trained. Where
-            a model is sharded or offloaded they are those of that moment.
+        trained: by name of the adapters that counted, and by that of their tensors, whether each
+            was trained. The tensors themselves are others each time where a model is sharded.
         removals: how often an adapter of that name had been removed before.
     """
 
     module: Any
     standing: Standing
     merged: tuple[str, ...]
-    tensors: dict[str, list[tuple[Tensor, bool]]] = field(default_factory=dict)
+    trained: dict[str, dict[str, bool]] = field(default_factory=dict)
     removals: dict[str, int] = field(default_factory=dict)
 
     def count(self, names: Iterable[str]) -> None:
         """Adapters ``names`` counted."""
         for name in names:
-            if name in self.module.adapters and name not in self.tensors:
-                own = self.module.adapter_tensors(name).values()
+            if name in self.module.adapters and name not in self.trained:
+                own = self.module.adapter_tensors(name)
                 self.removals[name] = self.module.removals.get(name, 0)
-                self.tensors[name] = [(tensor, tensor.requires_grad) for tensor in own]
+                self.trained[name] = {key: one.requires_grad for key, one in own.items()}
+
+    def tensors(self) -> Iterator[tuple[Tensor, bool]]:
+        """The tensors of those adapters now, and whether each was trained."""
+        for name, trained in self.trained.items():
+            for key, tensor in self.module.adapter_tensors(name).items():
+                yield tensor, trained[key]
 
     def change(self) -> str:
         """What has become of the module, for an error; empty where it can stand so again."""

@@ -95,12 +95,7 @@ class CheckpointedCall(Notes):
                 )
 
     def _tensors(self) -> list[tuple[Tensor, bool]]:
-        own = [
-            pair
-            for noted in self.noted.values()
-            for some in noted.tensors.values()
-            for pair in some
-        ]
+        own = itertools.chain.from_iterable(noted.tensors() for noted in self.noted.values())
         return [*own, *((bias.own, trained) for bias, trained in self.biases)]
 
     def _changed_biases(self) -> list[tuple[TrainedBias, bool]]:
