@@ -89,10 +89,17 @@ def trainable_tensors(adapted: AdaptedModel, names: Iterable[str]) -> list[Tenso
 
 
 def train_only(adapted: AdaptedModel, names: list[str]) -> None:
-    """Let the adapters ``names`` be trained and no others; while they are off, from then on."""
+    """Let the adapters ``names`` be trained and no others; while they are off, from then on.
+
+    Parameters that were frozen one by one (the A of LoRA-FA) stay so, also in adapters that come
+    back. An adapter that is frozen as a whole is trained again, as by PEFT's ``set_adapter``.
+    """
     state = adapted.state
-    chosen = trainable_tensors(adapted, names)
     with _LOCK:
+        _note_frozen(adapted)
+        frozen = {id(tensor) for tensor in state.frozen}
+        chosen = [one for one in trainable_tensors(adapted, names) if id(one) not in frozen]
+        state.trained = tuple(names)
         for tensor in _all_of_adapters(adapted):
             if tensor.requires_grad:
                 stop_training(tensor)
@@ -101,6 +108,26 @@ def train_only(adapted: AdaptedModel, names: list[str]) -> None:
             return
         for tensor in chosen:
             tensor.requires_grad_(True)
+
+
+def _note_frozen(adapted: AdaptedModel) -> None:
+    """Note which parameters of the adapters that are trained are not."""
+    state = adapted.state
+    paused = {id(tensor) for tensor in state.paused}
+    for name in state.trained:
+        tensors = trainable_tensors(adapted, [name])
+        off = [t for t in tensors if not (id(t) in paused if state.pauses else t.requires_grad)]
+        own = {id(tensor) for tensor in tensors}
+        state.frozen = [tensor for tensor in state.frozen if id(tensor) not in own]
+        state.frozen += off if len(off) < len(tensors) else []
+
+
+def forget_frozen(adapted: AdaptedModel, name: str) -> None:
+    """Adapter ``name`` goes: keep nothing of it."""
+    own = {id(tensor) for tensor in trainable_tensors(adapted, [name])}
+    state = adapted.state
+    state.trained = tuple(trained for trained in state.trained if trained != name)
+    state.frozen = [tensor for tensor in state.frozen if id(tensor) not in own]
 
 
 def _all_of_adapters(adapted: AdaptedModel) -> list[Tensor]:

@@ -22,6 +22,8 @@ class AdapterState:
     """Kept at ``model.quantlora_state``; the layers hold the numbers.
 
     ``paused`` is what was trained before the first of ``pauses`` blocks without adapters began.
+    ``trained`` are the adapters that are trained, and ``frozen`` parameters of adapters that stay
+    frozen where theirs is.
     """
 
     configs: dict[str, LoraConfig] = field(default_factory=dict)
@@ -30,6 +32,8 @@ class AdapterState:
     biases: dict[str, list[TrainedBias]] = field(default_factory=dict)
     pauses: int = 0
     paused: list[Tensor] = field(default_factory=list)
+    trained: tuple[str, ...] = ()
+    frozen: list[Tensor] = field(default_factory=list)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> AdapterState:
         """A copy of a model is in none of the blocks that its original is in."""

@@ -15,7 +15,7 @@ from quantlora.adapters.biases import (
     leave_biases,
     place_biases,
 )
-from quantlora.adapters.disabling import train_only
+from quantlora.adapters.disabling import forget_frozen, train_only
 from quantlora.adapters.modules_to_save import ModulesToSaveWrapper
 from quantlora.adapters.packed_config import note_packed
 from quantlora.adapters.read_by_model import readable_bases
@@ -107,6 +107,7 @@ def delete_adapter(model: nn.Module, name: str) -> None:
     for path, layer in adapted.adapter_modules.items():
         if name in layer.merged_adapters:
             raise AdapterError(f"{path}: adapter {name!r} is merged; unmerge it first.")
+    forget_frozen(adapted, name)
     for layer in adapted.adapter_modules.values():
         if name in layer.adapters:
             layer.remove_adapter(name)
@@ -142,6 +143,7 @@ def rename_adapter(model: nn.Module, old: str, new: str) -> None:
     state.configs = {new if name == old else name: one for name, one in state.configs.items()}
     state.biases = {new if name == old else name: one for name, one in state.biases.items()}
     state.active = tuple(new if name == old else name for name in state.active)
+    state.trained = tuple(new if name == old else name for name in state.trained)
 
 
 def remove_adapters(model: nn.Module) -> None:

@@ -68,7 +68,7 @@ def merge_adapters(
             for path, layer in adapted.lora_layers.items()
             if (one := merge_layer(path, layer, names, mode, floating)) is not None
         ]
-    state.active = active
+    were_active, state.active = state.active, active
     place_biases(state)  # now, for under a merge they do not change
     for one in merged:
         one.commit()
@@ -76,7 +76,8 @@ def merge_adapters(
         saved.merged_adapters = tuple(
             name for name in saved.adapters if name in (*saved.merged_adapters, *names)
         )
-    activate(adapted, active)
+    if active != were_active:
+        activate(adapted, active)
     report = MergeReport([one.report for one in merged])
     if loss := report.warning():
         warn(loss, UserWarning)

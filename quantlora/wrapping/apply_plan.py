@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from quantlora.adapters.adapted_model import AdaptedModel
 from quantlora.adapters.disabling import enable
@@ -129,15 +129,23 @@ def _adapter_dtype(base: nn.Module, quantizer: Quantizer) -> torch.dtype:
 def _note(adapted: AdaptedModel, adapter: NewAdapter, biases: list[TrainedBias]) -> None:
     """Freeze the base, note the adapter, make it the active one."""
     old = adapted.state
+    frozen = [*old.frozen, *_frozen_factors(adapted, adapter.name)]
     if not old.configs:
         adapted.model.requires_grad_(False)
     configs = {**old.configs, adapter.name: adapter.config}
     trained = {**old.biases, adapter.name: biases} if biases else old.biases
-    adapted.state = replace(old, configs=configs, biases=dict(trained))
+    adapted.state = replace(old, configs=configs, biases=dict(trained), frozen=frozen)
     set_state(adapted.model, adapted.state)
     activate(adapted, [adapter.name])
     if not old.counts:
         enable(adapted)  # also after disable_adapters: the new one is to count
+
+
+def _frozen_factors(adapted: AdaptedModel, name: str) -> list[Tensor]:
+    """What the layers' own class has frozen of the adapter."""
+    layers = [layer for layer in adapted.lora_layers.values() if name in layer.adapters]
+    tensors = [one for layer in layers for one in layer.adapter_tensors(name).values()]
+    return [tensor for tensor in tensors if not tensor.requires_grad]
 
 
 def _leave_fast_paths(modules: Iterable[nn.Module]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from torch import nn
 
 import quantlora
+from quantlora import LoraLinear
 from quantlora.errors import AdapterWarning
 
 
@@ -43,6 +45,56 @@ def test_what_was_frozen_by_hand_stays_so() -> None:
     with quantlora.adapters_disabled(one), quantlora.adapters_disabled(one):
         pass
     assert trained(one) == ["0.lora_B.default.weight"]
+
+
+def there_and_back(one: nn.Module) -> None:
+    quantlora.wrap(one, r=2, target_modules=["0"], adapter_name="second")
+    quantlora.rename_adapter(one, "default", "first")
+    quantlora.set_adapter(one, "first")
+    quantlora.rename_adapter(one, "first", "default")
+    quantlora.delete_adapter(one, "second")
+
+
+def merged_and_back(one: nn.Module) -> None:
+    quantlora.merge(one)
+    quantlora.unmerge(one)
+
+
+CHANGES = [there_and_back, merged_and_back, lambda one: quantlora.set_adapter(one, "default")]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_factor_that_was_frozen_by_hand_stays_so(change: Callable[[nn.Module], None]) -> None:
+    one = model()
+    one[0].lora_A.requires_grad_(False)
+    change(one)
+    assert trained(one) == ["0.lora_B.default.weight"]
+    one[0].lora_A.requires_grad_(True)
+    change(one)
+    assert len(trained(one)) == 2
+
+
+def test_a_factor_that_its_variant_freezes_stays_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = LoraLinear.new_factors
+
+    def frozen_a(*args: Any) -> tuple[nn.Module, nn.Module]:
+        A, B = made(*args)
+        return A.requires_grad_(False), B
+
+    monkeypatch.setattr(LoraLinear, "new_factors", frozen_a)
+    one = model()
+    assert trained(one) == ["0.lora_B.default.weight"]
+    there_and_back(one)
+    assert trained(one) == ["0.lora_B.default.weight"]
+
+
+def test_an_adapter_that_was_frozen_as_a_whole_is_trained_once_it_is_chosen() -> None:
+    one = model()
+    one.requires_grad_(False)
+    merged_and_back(one)
+    assert not trained(one)
+    quantlora.set_adapter(one, "default")
+    assert len(trained(one)) == 2
 
 
 def test_an_adapter_chosen_while_off_is_trained_once_they_are_on() -> None:
