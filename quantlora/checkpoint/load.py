@@ -30,7 +30,7 @@ from quantlora.checkpoint.side_file import report_differences
 from quantlora.checkpoint.tied_tensors import without_repetitions
 from quantlora.checkpoint.variant_fields import take_file_alpha
 from quantlora.config.lora_config import LoraConfig
-from quantlora.errors import AdapterFileError, ConfigError
+from quantlora.errors import AdapterFileError, ConfigError, warn
 from quantlora.layers.adapter_module import AdapterModule
 from quantlora.layers.layer import LoraLayer
 from quantlora.layers.trained_bias import TrainedBias
@@ -38,6 +38,7 @@ from quantlora.names import check_name, plain_path
 from quantlora.wrapping.apply_plan import NewAdapter, apply_plan
 from quantlora.wrapping.biases import find_biases
 from quantlora.wrapping.modules_to_save import find_saved
+from quantlora.wrapping.never_called import never_called
 from quantlora.wrapping.plan import AUTO, PlannedLayer, asked_format, make_plan
 
 
@@ -116,6 +117,8 @@ def put_on(
         config, tensors = without_repetitions(adapted, config, tensors)
         plan = make_plan(adapted, config, asked_format(backend), adapter, strict=False)
         saved = find_saved(adapted, config)
+        if why := never_called(adapted, config, plan, saved):
+            warn(why)
         biases = find_biases(adapted, config, {planned.path for planned in plan})
         values, rest = split_biases(source, tensors, [bias.names for bias in biases])
         found, others = by_path(rest, saved)

@@ -8,10 +8,10 @@ from typing import Any
 
 from torch import nn
 
-from quantlora.adapters.adapter_modules import embedding_ends, frozen_modules, lora_layers
+from quantlora.adapters.adapter_modules import frozen_modules, lora_layers
 from quantlora.discovery.registration import registry
 from quantlora.errors import MergeError
-from quantlora.exporting.export_tensors import MergedTensors
+from quantlora.exporting.export_tensors import MergedTensors, both_ends
 from quantlora.formats.quantizer import FLOAT
 from quantlora.layers.layer import LoraLayer
 from quantlora.merging.tied import untie
@@ -71,7 +71,7 @@ def write_config(folder: Path, source: MergedTensors, written: set[str]) -> None
         vars(config).pop("_pre_quantization_dtype", None)
     if source.mode == "exact":
         config.quantization_config = _quantization(source)
-    if _both_ends(model, written):
+    if both_ends(model, written):
         untie(config)
     config.save_pretrained(folder)
     if getattr(model, "generation_config", None) is not None:
@@ -99,10 +99,3 @@ def _float_linears(model: nn.Module) -> dict[str, nn.Module]:
         for p, module in found
         if isinstance(module, nn.Linear) and id(module) not in inside
     }
-
-
-def _both_ends(model: Any, written: set[str]) -> bool:
-    """Whether the input and the output embeddings are each in the export."""
-    ends = embedding_ends(model)
-    paths = [path for path, module in frozen_modules(model) if any(module is e for e in ends)]
-    return len(paths) == 2 and all(f"{path}.weight" in written for path in paths)

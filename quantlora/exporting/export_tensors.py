@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from quantlora.adapters.adapter_modules import OURS, embedding_ends, frozen_modules, own_modules
 from quantlora.adapters.modules_to_save import ModulesToSaveWrapper
 from quantlora.discovery.registration import registry
 from quantlora.errors import MergeError
@@ -45,7 +46,22 @@ class MergedTensors:
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
         self._seen.clear()
         self.repacked.clear()
-        return self._walk(self.model, "")
+        written: set[str] = set()
+        for name, tensor in self._walk(self.model, ""):
+            written.add(name)
+            yield name, tensor
+        if self.fixed and both_ends(self.model, written):
+            yield from self._shared(written)
+
+    def _shared(self, written: set[str]) -> Iterator[tuple[str, Tensor]]:
+        """What had another name as well: the export's config says that nothing is tied."""
+        for path, module in own_modules(self.model):
+            if isinstance(module, OURS):
+                continue
+            for name, tensor in module._parameters.items():
+                key = f"{path}.{name}" if path else name
+                if tensor is not None and id(tensor) in self._seen and key not in written:
+                    yield key, tensor.detach().to(self.dtype)
 
     def merged(self, path: str, layer: LoraLayer) -> tuple[nn.Module, Quantizer]:
         """What ``layer`` becomes."""
@@ -155,3 +171,10 @@ class MergedTensors:
                 floating = tensor.is_floating_point()
                 value = tensor.detach().to(self.dtype) if floating else tensor
                 yield f"{path}.{name}" if path else name, value
+
+
+def both_ends(model: nn.Module, written: set[str]) -> bool:
+    """Whether the input and the output embeddings are each among the names ``written``."""
+    ends = embedding_ends(model)
+    paths = [path for path, module in frozen_modules(model) if any(module is e for e in ends)]
+    return len(paths) == 2 and all(f"{path}.weight" in written for path in paths)

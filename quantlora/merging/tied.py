@@ -30,6 +30,24 @@ def untie_merged(model: nn.Module) -> None:
     weights = [getattr(end, "weight", None) for end in embedding_ends(model)]
     if all(weight is not None for weight in weights) and weights[0] is not weights[1]:
         untie(config)
+        _copy_shared(model)
+
+
+def _copy_shared(model: nn.Module) -> None:
+    """Give each layer its own copy of a weight that it shared.
+
+    With ``tie_word_embeddings=False`` nothing ties BART's embeddings of encoder and decoder to
+    each other either, and of one tensor with several names only the first is saved.
+    """
+    seen: set[int] = set()
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is None:
+                continue
+            if id(parameter) in seen:
+                copied = nn.Parameter(parameter.detach().clone(), parameter.requires_grad)
+                module._parameters[name] = copied
+            seen.add(id(parameter))
 
 
 def _ties(config: Any) -> bool:

@@ -18,7 +18,7 @@ from torch import nn
 from quantlora.adapters.adapted_model import AdaptedModel
 from quantlora.config.lora_config import LoraConfig
 from quantlora.discovery.registration import registry
-from quantlora.errors import ConfigError
+from quantlora.errors import ConfigError, TargetError
 from quantlora.files.reference import Reference, open_reference
 from quantlora.initializers.initializer import InitContext, Initializer
 from quantlora.layers.layer import LoraLayer
@@ -28,6 +28,7 @@ from quantlora.wrapping.base_changes import initialize
 from quantlora.wrapping.bases import as_linear, reference_for
 from quantlora.wrapping.expert_targets import with_experts
 from quantlora.wrapping.modules_to_save import find_saved, with_heads
+from quantlora.wrapping.never_called import never_called
 from quantlora.wrapping.plan import AUTO, PlannedLayer, asked_format, make_plan
 
 
@@ -76,6 +77,8 @@ def add_adapter(
     adapter = FreshAdapter(adapter_name, settings, initializer, weights)
     plan = make_plan(adapted, settings, asked, adapter_name)
     saved = find_saved(adapted, settings)
+    if why := never_called(adapted, settings, plan, saved):
+        raise TargetError(why)
     apply_plan(adapted, plan, saved, adapter, {**wishes, **(quantize_options or {})})
 
 

@@ -1,0 +1,85 @@
+"""Embeddings that a model keeps only to tie others to: an adapter there would have no effect.
+
+Transformers 5's encoder-decoders (T5, BART) have ``shared``, which no forward calls: encoder and
+decoder call ``embed_tokens`` of their own, with the same weight.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Mapping
+from types import CodeType
+from typing import Any
+
+from torch import nn
+
+from quantlora.adapters.adapted_model import AdaptedModel
+from quantlora.adapters.adapter_modules import plain_module
+from quantlora.config.lora_config import LoraConfig
+from quantlora.wrapping.plan import PlannedLayer
+
+#: Methods with such words in their names do not compute.
+_NO_FORWARD = ("init", "tie", "embeddings", "resize", "load", "save")
+
+
+def never_called(
+    adapted: AdaptedModel, config: LoraConfig, plan: Iterable[PlannedLayer], saved: Iterable[str]
+) -> str:
+    """What to say of a target that no forward calls; empty where all are called."""
+    if config.ensure_weight_tying:
+        return ""
+    for path in [*(one.path for one in plan if not one.target.tokens), *saved]:
+        others = _same_weight(adapted.modules, path)
+        if others and not _is_used(adapted.modules, path):
+            return (
+                f"{path}: the model never calls it, but {', '.join(others)}, which have its "
+                f"weight, so an adapter there has no effect. Name {_names(others)}, or set "
+                f"ensure_weight_tying=True for one adapter of all of them."
+            )
+    return ""
+
+
+def _same_weight(modules: Mapping[str, nn.Module], path: str) -> list[str]:
+    """The paths of other embeddings with the weight of the one at ``path``."""
+    own = plain_module(modules[path])[0]
+    weight = own._parameters.get("weight")
+    if not isinstance(own, nn.Embedding) or weight is None:
+        return []
+    plain = {other: plain_module(module)[0] for other, module in modules.items()}
+    return [
+        other
+        for other, one in plain.items()
+        if isinstance(one, nn.Embedding) and one is not own
+        if one._parameters.get("weight") is weight
+    ]
+
+
+def _is_used(modules: Mapping[str, nn.Module], path: str) -> bool:
+    """Whether the code of a module around ``path`` takes it, under the name that it has there."""
+    name, above = path.split(".")[-1], path
+    while above:
+        above = above.rpartition(".")[0]
+        if name in _names_taken(type(modules[above])):
+            return True
+    return False
+
+
+def _names_taken(kind: type[nn.Module]) -> set[str]:
+    own = kind.__mro__[: kind.__mro__.index(nn.Module)]
+    methods = [item for one in own for item in vars(one).items()]
+    codes = [_code(value) for key, value in methods if not any(w in key for w in _NO_FORWARD)]
+    return {name for code in codes if code is not None for name in _taken_in(code)}
+
+
+def _code(value: Any) -> CodeType | None:
+    value = inspect.unwrap(value) if inspect.isfunction(value) else value
+    return getattr(value, "__code__", None)
+
+
+def _taken_in(code: CodeType) -> set[str]:
+    inner = [one for one in code.co_consts if isinstance(one, CodeType)]
+    return {*code.co_names, *(name for one in inner for name in _taken_in(one))}
+
+
+def _names(paths: Iterable[str]) -> str:
+    return ", ".join(sorted({path.rsplit(".", 1)[-1] for path in paths}))
