@@ -12,6 +12,7 @@ from quantlora.adapters.adapted_model import AdaptedModel
 from quantlora.checkpoint.base_note import fitted
 from quantlora.checkpoint.config_file import read_config
 from quantlora.checkpoint.current_names import current_names
+from quantlora.checkpoint.old_experts import without_old_layout
 from quantlora.checkpoint.place import CONFIG, SIDE, WEIGHTS, AdapterLocation
 from quantlora.checkpoint.saved_adapter import SavedAdapter
 from quantlora.checkpoint.side_file import read_note
@@ -64,8 +65,9 @@ def read_for(adapted: AdaptedModel, location: AdapterLocation) -> FittedAdapter:
     folder = location.find()
     source, file = str(folder), read_adapter(folder)
     saved = fitted(file, adapted.model, source)
-    names = current_names(source, adapted, saved.config, saved.tensors, location.key_mapping)
-    return FittedAdapter(source, file, *names)
+    named = current_names(source, adapted, saved.config, saved.tensors, location.key_mapping)
+    tensors = without_old_layout(source, adapted, *named, file)
+    return FittedAdapter(source, file, named[0], tensors)
 
 
 def _identity(folder: Path) -> list[tuple[int, ...]]:
