@@ -84,7 +84,7 @@ class QaloraLinear(LoraLinear):
         weight = affine_of(self, base, quantizer, names)
         updates = [LoraLinear.delta_weight(self, name, weight.scales) for name in names]
         bias = self.merged_bias(names, weight.scales, quantizer.bias(base))
-        target = affine_quantizer(self.path)
+        target = affine_quantizer(quantizer, self.path)
         return target.from_affine(moved(weight, updates), bias), target
 
     # -- groups

@@ -34,10 +34,11 @@ def affine_of(
     return weight
 
 
-def affine_quantizer(path: str) -> Quantizer:
-    """A quantizer of this environment that can hold float zero-points."""
-    for quantizer in registry().quantizers.values():
-        if quantizer.can_hold_affine:
+def affine_quantizer(own: Quantizer, path: str) -> Quantizer:
+    """The layer's own format where it can hold float zero-points, else the preferred one here."""
+    others = sorted(registry().quantizers.values(), key=lambda one: (-one.preference, one.name))
+    for quantizer in (own, *others):
+        if quantizer.can_hold_affine and not quantizer.availability_error():
             return quantizer
     raise MergeError(
         f"{path}: no backend here can hold float zero-points; enable the plugin 'normalfloat'."
