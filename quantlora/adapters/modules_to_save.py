@@ -26,6 +26,8 @@ _VALUES = (*_CONTAINERS, Tensor, int, float, complex, str, type(None), torch.dty
 class ModulesToSaveWrapper(AdapterModule):
     """``original_module``, and by adapter name its trained copies in ``modules_to_save``."""
 
+    changes_itself = True  # statistics of a batch norm, rows that max_norm shortens
+
     def __init__(self, original: nn.Module, path: str) -> None:
         super().__init__(path)
         self.original_module = original

@@ -33,6 +33,8 @@ class AdapterModule(nn.Module):
 
     #: From so many dimensions on the input can be a sequence.
     sequence_dims = 3
+    #: Whether a forward may change its adapters' tensors in place.
+    changes_itself = False
     number = -1
     #: Whether the adapters were removed, and this is no part of the model any more.
     left_model = False

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
+from weakref import ReferenceType, ref
 
 from torch import Tensor
+
+from quantlora.formats.seen import version
 
 
 class Standing(NamedTuple):
@@ -16,35 +19,51 @@ class Standing(NamedTuple):
     enabled: bool
 
 
+class TensorState(NamedTuple):
+    """A tensor, how often it had been changed in place, and whether it was trained."""
+
+    tensor: ReferenceType[Tensor]
+    version: int
+    trained: bool
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> TensorState:
+        return cls(ref(tensor), version(tensor), tensor.requires_grad)
+
+    def written(self, now: Tensor) -> bool:
+        """Whether this is ``now``, and was changed in place since."""
+        return self.tensor() is now and version(now) != self.version
+
+
 @dataclass(frozen=True)
 class Noted:
     """``module`` as it stood.
 
     Args:
-        trained: by name of the adapters that counted, and by that of their tensors, whether each
-            was trained. The tensors themselves are others each time where a model is sharded.
+        states: of the tensors of each adapter that counted, by name. The tensors themselves are
+            others each time where a model is sharded.
         removals: how often an adapter of that name had been removed before.
     """
 
     module: Any
     standing: Standing
     merged: tuple[str, ...]
-    trained: dict[str, dict[str, bool]] = field(default_factory=dict)
+    states: dict[str, dict[str, TensorState]] = field(default_factory=dict)
     removals: dict[str, int] = field(default_factory=dict)
 
     def count(self, names: Iterable[str]) -> None:
         """Adapters ``names`` counted."""
         for name in names:
-            if name in self.module.adapters and name not in self.trained:
+            if name in self.module.adapters and name not in self.states:
                 own = self.module.adapter_tensors(name)
                 self.removals[name] = self.module.removals.get(name, 0)
-                self.trained[name] = {key: one.requires_grad for key, one in own.items()}
+                self.states[name] = {key: TensorState.of(one) for key, one in own.items()}
 
     def tensors(self) -> Iterator[tuple[Tensor, bool]]:
         """The tensors of those adapters now, and whether each was trained."""
-        for name, trained in self.trained.items():
+        for name, states in self.states.items():
             for key, tensor in self.module.adapter_tensors(name).items():
-                yield tensor, trained[key]
+                yield tensor, states[key].trained
 
     def change(self) -> str:
         """What has become of the module, for an error; empty where it can stand so again."""
@@ -56,7 +75,15 @@ class Noted:
         for name, before in self.removals.items():
             if self.module.removals.get(name, 0) != before:
                 return f"adapter {name!r} was deleted, renamed or replaced"
+            if not self.module.changes_itself and self._written(name):
+                return f"adapter {name!r} was changed in place"
         return ""
+
+    def _written(self, name: str) -> bool:
+        """Whether autograd, which saves them without checkpoints, would refuse its tensors."""
+        states = self.states[name]
+        own = self.module.adapter_tensors(name)
+        return any(states[key].written(tensor) for key, tensor in own.items())
 
 
 @dataclass

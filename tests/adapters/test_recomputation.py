@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 
 import pytest
@@ -84,7 +85,15 @@ def add_a(one: nn.Module) -> None:
     quantlora.wrap(one, adapter_name="a", r=2, target_modules=["0", "2"])
 
 
+@torch.no_grad()
+def swap_values(one: nn.Module) -> None:
+    for layer in (one[0], one[2]):  # type: ignore[index]
+        for tensor in layer.adapter_tensors("a").values():
+            tensor += 1
+
+
 GONE = {
+    "in place": swap_values,
     "merged": quantlora.merge,
     "removed": quantlora.unload,
     "deleted, renamed": lambda one: quantlora.delete_adapter(one, "a"),
@@ -100,6 +109,18 @@ GONE = {
 def test_what_cannot_be_had_again_is_named(what: str, reentrant: bool) -> None:
     with pytest.raises(AdapterError, match=rf"^0: gradient checkpointing .* {what}.*: call back"):
         gradients(made(), reentrant, after(GONE[what]))
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_a_module_trained_in_full_may_change_itself(reentrant: bool) -> None:
+    one = nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8)).double()
+    quantlora.wrap(one, r=2, target_modules=["0"], modules_to_save=["1"], init_lora_weights=False)
+    plain, again = (copy.deepcopy(one) for _ in range(2))
+    wanted, found = computed(plain, None), computed(again, reentrant)
+    for x, y in (wanted, found):
+        y.backward()
+        assert x.grad is not None
+    torch.testing.assert_close(wanted[0].grad, found[0].grad)
 
 
 @pytest.mark.parametrize("reentrant", [True, False])
