@@ -76,7 +76,9 @@ class LoraEmbedding(LoraLayer):
         """What adapter ``name`` adds to the output for tokens ``x``; the base's is ``base``."""
         A, B = self.lora_embedding_A[name], self.lora_embedding_B[name]
         padding = cast("int | None", self.base_layer.padding_idx)
-        y: Tensor = self.scaling.operand(name) * (F.embedding(x, A.t(), padding) @ B.t())
+        by_count = cast(bool, self.base_layer.scale_grad_by_freq)
+        rows = F.embedding(x, A.t(), padding, scale_grad_by_freq=by_count)
+        y: Tensor = self.scaling.operand(name) * (rows @ B.t())
         # Gemma's embeddings are scaled in the layer itself, behind the weight.
         scale = getattr(self.base_layer, "embed_scale", None)
         return y if scale is None else y * torch.as_tensor(scale).to(y)

@@ -54,14 +54,20 @@ class TrainedTokens(LoraLayer):
         """``y`` with the adapter's rows where ``x`` is one of its tokens."""
         tokens, order = self._index(name, x).sort()
         at = torch.searchsorted(tokens, x).clamp(max=len(tokens) - 1)
-        values = F.embedding(order[at], self.trainable_tokens_delta[name])
+        known: Tensor = torch.eq(tokens[at], x)
+        rows = self.trainable_tokens_delta[name]
+        spare = rows.new_zeros(1, rows.shape[1])  # for the others, which must not count as it
+        values = F.embedding(
+            torch.where(known, order[at], len(tokens)),
+            torch.cat([rows, spare]),
+            scale_grad_by_freq=cast(bool, self.base_layer.scale_grad_by_freq),
+        )
         scale: Any = getattr(self.base_layer, "embed_scale", None)  # Gemma's, behind the weight
         if scale is not None:
             values = values * torch.as_tensor(scale).to(values)
         padding = cast("int | None", self.base_layer.padding_idx)
         if padding is not None:  # it is not trained
             values = torch.where(torch.eq(x, padding)[..., None], values.detach(), values)
-        known: Tensor = torch.eq(tokens[at], x)
         return torch.where(known[..., None], values.to(y.dtype), y)
 
     def columns(self, x: Tensor, y: Tensor, head: nn.Module) -> Tensor:

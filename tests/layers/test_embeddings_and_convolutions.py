@@ -44,6 +44,29 @@ def test_embeddings_agree_with_peft(fields: dict[str, Any], tmp_path: Path) -> N
     check_gradients(both, "default")
 
 
+SCALED: dict[str, dict[str, Any]] = {
+    "lora": {"target_modules": ["0"], "init_lora_weights": False},
+    "dora": {"target_modules": ["0"], "init_lora_weights": False, "use_dora": True},
+    "tokens": {"target_modules": ["1"], "trainable_token_indices": {"0": [7, 3]}},
+}
+
+
+@pytest.mark.parametrize("kind", SCALED)
+def test_gradients_are_scaled_by_frequency_as_in_peft(kind: str, tmp_path: Path) -> None:
+    base = nn.Sequential(nn.Embedding(9, 4, scale_grad_by_freq=True), nn.Linear(4, 4))
+    theirs = peft.get_peft_model(copy.deepcopy(base), peft.LoraConfig(r=2, **SCALED[kind]))
+    theirs.save_pretrained(str(tmp_path))
+    ours = quantlora.load_adapter(copy.deepcopy(base), tmp_path, is_trainable=True)
+    found = []
+    for model in (ours, theirs):
+        model(torch.tensor([[3, 3, 0], [7, 8, 3]])).square().sum().backward()
+        grads = {n.removeprefix("base_model.model."): p.grad for n, p in model.named_parameters()}
+        found.append({n: g for n, g in grads.items() if g is not None and n.startswith("0.")})
+    mine, wanted = ([*one.values()] for one in found)
+    assert len(mine) == len(wanted) > 0
+    assert all(relative(a, b) <= 1e-5 for a, b in zip(mine, wanted, strict=True))
+
+
 @pytest.mark.parametrize("kind", CONVOLUTIONS)
 @pytest.mark.parametrize("fields", [{}, {"lora_bias": True}])
 def test_convolutions_agree_with_peft(kind: str, fields: dict[str, Any], tmp_path: Path) -> None:
