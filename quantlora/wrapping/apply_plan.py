@@ -96,9 +96,10 @@ def _put_layers(
 
 
 def _with_adapter(planned: PlannedLayer, base: nn.Module, adapter: NewAdapter) -> LoraLayer:
-    with onloaded(base.base_layer if isinstance(base, LoraLayer) else base):
+    target, frozen = planned.target, base.base_layer if isinstance(base, LoraLayer) else base
+    with onloaded(frozen):
+        dtype = _adapter_dtype(frozen, planned.quantizer)
         layer = _lora_layer(planned, base)
-        target, dtype = planned.target, _adapter_dtype(layer.base_layer, planned.quantizer)
         if isinstance(layer, TrainedTokens):
             layer.add_tokens(adapter.name, target.tokens, dtype)
         else:
