@@ -17,7 +17,7 @@ from quantlora.adapters.adapted_model import AdaptedModel
 from quantlora.adapters.adapter_modules import adapter_parameters
 from quantlora.adapters.biases import place_biases
 from quantlora.adapters.state import AdapterState, adapter_state, has_adapters
-from quantlora.errors import AdapterError
+from quantlora.errors import AdapterError, warn
 from quantlora.layers.adapter_module import switch_off
 from quantlora.layers.recorded import stop_training
 
@@ -46,6 +46,15 @@ def disable_adapters(model: nn.Module) -> None:
     if state.enabled:
         _pause(adapted)
     _set_enabled(adapted, False)
+
+
+def warn_if_disabled(state: AdapterState) -> None:
+    """Say that adapters that were just chosen do not count, after `disable_adapters`."""
+    if not state.enabled:
+        warn(
+            "the adapters are disabled (quantlora.disable_adapters), and those that were chosen "
+            "have no effect: call quantlora.enable_adapters(model)."
+        )
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from torch import nn
 from quantlora.adapters.adapted_model import AdaptedModel
 from quantlora.adapters.adapter_modules import adapter_modules, frozen_modules
 from quantlora.adapters.biases import check_biases_shared
+from quantlora.adapters.disabling import warn_if_disabled
 from quantlora.adapters.expert_lists import check_no_experts
 from quantlora.adapters.modules_to_save import ModulesToSaveWrapper
 from quantlora.errors import AdapterError
@@ -72,6 +73,7 @@ def assign_samples(
             f"a mixed batch needs the plain base, but {', '.join(sorted(merged))} is merged into "
             f"it; call quantlora.unmerge(model) first."
         )
+    warn_if_disabled(adapted.state)
     turned = _time_first(adapted, batch_dim)
     for layer in turned:
         if isinstance(layer, ModulesToSaveWrapper) and {*adapter_names} & {*layer.adapters}:

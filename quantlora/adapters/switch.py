@@ -15,7 +15,7 @@ from quantlora.adapters.biases import (
     leave_biases,
     place_biases,
 )
-from quantlora.adapters.disabling import forget_frozen, train_only
+from quantlora.adapters.disabling import forget_frozen, train_only, warn_if_disabled
 from quantlora.adapters.modules_to_save import ModulesToSaveWrapper
 from quantlora.adapters.packed_config import note_packed
 from quantlora.adapters.read_by_model import readable_bases
@@ -31,11 +31,15 @@ from quantlora.names import check_name
 def set_adapter(model: nn.Module, names: str | Sequence[str]) -> None:
     """Make ``names`` the active adapters: their products are summed, and only they are trained.
 
+    After `disable_adapters` they count from `enable_adapters` on, as in PEFT; a warning says so.
+
     Raises:
         AdapterError: a name is unknown, an adapter is merged and not among ``names``, or two of
             them have each trained the same module in full.
     """
-    activate(AdaptedModel.of(model), (names,) if isinstance(names, str) else names)
+    adapted = AdaptedModel.of(model)
+    activate(adapted, (names,) if isinstance(names, str) else names)
+    warn_if_disabled(adapted.state)
 
 
 def activate(adapted: AdaptedModel, names: Iterable[str]) -> None:

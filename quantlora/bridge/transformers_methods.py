@@ -22,7 +22,12 @@ from quantlora.adapters.state import adapter_state
 from quantlora.bridge.adapter_method import detach
 from quantlora.bridge.flags import HOTSWAP_FLAG
 from quantlora.bridge.generation import generate
-from quantlora.bridge.transformers_saving import load_state_dict, save_pretrained, some_active
+from quantlora.bridge.transformers_saving import (
+    create_or_update_model_card,
+    load_state_dict,
+    save_pretrained,
+    some_active,
+)
 from quantlora.checkpoint.config_file import config_from
 from quantlora.checkpoint.current_names import current_names
 from quantlora.checkpoint.hot_swap import hot_swap, prepare_hot_swap
@@ -129,6 +134,7 @@ def _active_adapter(model: nn.Module) -> str:
 METHODS: dict[str, Callable[..., Any]] = {
     "save_pretrained": save_pretrained,
     "load_state_dict": load_state_dict,
+    "create_or_update_model_card": create_or_update_model_card,
     "load_adapter": _load_adapter,
     "add_adapter": _add_adapter,
     "delete_adapter": _delete_adapter,

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from quantlora.adapters.adapted_model import AdaptedModel
 from quantlora.adapters.switch import active_adapters
-from quantlora.checkpoint.save import save_adapter, write_adapter, write_trained
+from quantlora.checkpoint.save import save_adapter, update_card, write_adapter, write_trained
 from quantlora.errors import AdapterError, warn
 
 #: The folders Trainer saves its checkpoints in.
@@ -86,6 +86,11 @@ def load_state_dict(
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     result.missing_keys[:] = [key for key in result.missing_keys if key in trained]
     return result
+
+
+def create_or_update_model_card(model: nn.Module, output_dir: str | os.PathLike[str]) -> None:
+    """Add what an adapter's card needs to the one that Trainer writes when training is over."""
+    update_card(model, Path(output_dir), some_active(model)[0])
 
 
 def some_active(model: nn.Module) -> list[str]:

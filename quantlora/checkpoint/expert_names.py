@@ -40,6 +40,28 @@ def warn_of_expert_names(adapted: AdaptedModel, adapter: str) -> None:
         )
 
 
+def warn_of_attention_outputs(adapted: AdaptedModel, adapter: str) -> None:
+    """Say which of ``adapter``'s layers PEFT loads and never calls.
+
+    torch's attention reads ``out_proj.weight``; PEFT's layer gives the plain one there, unless the
+    attention itself is the target.
+    """
+    every = adapted.lora_layers.items()
+    passed = [
+        plain_path(path)
+        for path, layer in every
+        if adapter in layer.adapters
+        # one that is a target itself is one of ours, and what it holds is not among the modules
+        if isinstance(adapted.modules.get(path.rpartition(".")[0]), nn.MultiheadAttention)
+    ]
+    if passed:
+        warn(
+            f"PEFT loads the saved adapter of {passed[0]}{' and others' * (len(passed) > 1)}, and "
+            f"its attention gives outputs without it: load the file with quantlora, leave out_proj "
+            f"out by exclude_modules, or name the whole attention in target_modules."
+        )
+
+
 def _expert_names(model: nn.Module) -> set[str]:
     """Last names of the experts' layers in older checkpoints of this architecture."""
     if not is_transformers_model(model):
@@ -50,6 +72,8 @@ def _expert_names(model: nn.Module) -> set[str]:
         return set()
     config: Any = model.config
     known: Any = conversion_mapping
+    if config.model_type not in {*known._MODEL_TO_CONVERSION_PATTERN, "mixtral"}:
+        return set()  # PEFT converts no config of this type (Qwen2-MoE)
     found: list[Any] = known.get_checkpoint_conversion_mapping(config.model_type) or []
     sources = [one for entry in found for one in getattr(entry, "source_patterns", ())]
     return {_last(one) for one in sources if "experts.*." in one}

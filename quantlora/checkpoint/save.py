@@ -22,7 +22,7 @@ from quantlora.checkpoint.conversion import (
     is_converted,
     written_init,
 )
-from quantlora.checkpoint.expert_names import warn_of_expert_names
+from quantlora.checkpoint.expert_names import warn_of_attention_outputs, warn_of_expert_names
 from quantlora.checkpoint.keys import PREFIX, file_key, file_path
 from quantlora.checkpoint.model_card import card_files
 from quantlora.checkpoint.place import CONFIG, PICKLE, SIDE, WEIGHTS, folders_of
@@ -103,6 +103,7 @@ def write_adapter(
     """Write ``adapter`` to the folder ``place`` itself, whatever its name."""
     config = file_config(adapted, adapted.state.known(adapter), adapter)
     warn_of_expert_names(adapted, adapter)
+    warn_of_attention_outputs(adapted, adapter)
     warn_of_lone_out_proj(adapted, adapter)
     targets = written_targets(adapted, config, adapter)
     converted = is_converted(adapted, adapter, convert)
@@ -130,6 +131,18 @@ def write_adapter(
         if here:
             write_set(place, files, obsolete=(PICKLE,), within=root)
     return place
+
+
+def update_card(model: nn.Module, folder: Path, adapter: str) -> None:
+    """Write the card for ``adapter`` as `save_adapter` does, and no other file."""
+    config = AdaptedModel.of(model).state.known(adapter)
+    base = config.base_model_name_or_path or model.__dict__.get("name_or_path") or None
+    files = {
+        name: partial(Path.write_text, data=data, encoding="utf-8")
+        for name, data in card_files(folder, config, base).texts.items()
+    }
+    with _explained(folder):
+        write_set(folder, dict[str, Writer](files))
 
 
 def adapter_tensors(

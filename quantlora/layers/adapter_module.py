@@ -24,6 +24,10 @@ from quantlora.suggestions import unknown
 follow_checkpoints()  # here, for a model may also come out of a pickle
 
 
+#: In the metadata of a state dict: the adapters that are merged into a module's tensors.
+_MERGED = "merged_adapters"
+
+
 class AdapterModule(nn.Module):
     """Adapters by name: which are active, which are merged, and which samples go through which.
 
@@ -156,9 +160,27 @@ class AdapterModule(nn.Module):
             return [(name, None) for name in self.active_unmerged]
         return list(sub_batches(self.sample_adapters, self.adapters, x, self.path, dim))
 
-    def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> None:
+    def _save_to_state_dict(
+        self, destination: dict[str, Any], prefix: str, keep_vars: bool
+    ) -> None:
+        """As torch's; beside the version, the metadata say what is merged into the tensors."""
         refuse_plain_owner(self.path)
-        super()._save_to_state_dict(*args, **kwargs)
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if metadata := getattr(destination, "_metadata", None):
+            metadata.setdefault(prefix[:-1], {})[_MERGED] = self.merged_adapters
+
+    def _load_from_state_dict(
+        self, state_dict: Mapping[str, Any], prefix: str, local_metadata: dict[str, Any], *rest: Any
+    ) -> None:
+        theirs = tuple(local_metadata.get(_MERGED, self.merged_adapters))
+        if theirs != self.merged_adapters:
+            mine, others = (", ".join(one) or "none" for one in (self.merged_adapters, theirs))
+            raise AdapterError(
+                f"{self.path}: the state dict is from a model with merged adapters: {others}, and "
+                f"in this one are merged: {mine}. An adapter would count twice or not at all: "
+                f"call quantlora.unmerge(model) before state_dict() and before load_state_dict()."
+            )
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *rest)
 
 
 def give_samples(

@@ -41,6 +41,8 @@ def never_called(
 
 def _same_weight(modules: Mapping[str, nn.Module], path: str) -> list[str]:
     """The paths of other embeddings with the weight of the one at ``path``."""
+    if path not in modules:
+        return []  # inside one of ours, an attention
     own = plain_module(modules[path])[0]
     weight = own._parameters.get("weight")
     if not isinstance(own, nn.Embedding) or weight is None:

@@ -212,3 +212,12 @@ def test_failing_wrap_attaches_nothing():
     with pytest.raises(quantlora.ConfigError, match=r"down_proj: rank 1000000 is larger"):
         quantlora.wrap(model, r=2, rank_pattern={"down_proj": 10**6}, init_lora_weights="pissa")
     assert set(vars(model)) == before
+
+
+def test_trainers_card_names_the_adapters_library(tmp_path):
+    (tmp_path / "README.md").write_text("---\nlibrary_name: peft\n---\nBy Trainer.\n")
+    model = quantlora.wrap(tiny_llama(), r=2)
+    model.create_or_update_model_card(str(tmp_path))
+    text = (tmp_path / "README.md").read_text()
+    assert "- quantlora" in text
+    assert text.endswith("By Trainer.\n")

@@ -155,3 +155,14 @@ def test_the_weight_of_out_proj_is_a_parameter_like_others(tmp_path: Path) -> No
     close(output(ours), output(other))
     quantlora.save_adapter(ours, tmp_path)
     close(output(quantlora.load_adapter(base(), tmp_path)), output(ours))
+
+
+@pytest.mark.parametrize("targets", [["out_proj"], ["self_attn"]])
+def test_an_output_projection_that_peft_passes_by_is_named(targets, tmp_path):
+    model = nn.TransformerEncoderLayer(16, 2, 16)
+    quantlora.wrap(model, r=2, target_modules=targets)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        quantlora.save_adapter(model, tmp_path)
+    named = any("self_attn.out_proj" in str(one.message) for one in caught)
+    assert named is (targets == ["out_proj"])

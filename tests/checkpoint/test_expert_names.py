@@ -77,3 +77,13 @@ def test_quantlora_loads_all_layers_of_such_a_file(tmp_path: Path) -> None:
         quantlora.save_adapter(model, tmp_path)
     again = quantlora.load_adapter(plain, tmp_path)
     assert torch.equal(again(IDS).logits, model(IDS).logits)
+
+
+def test_a_type_that_peft_does_not_convert_is_saved_without_a_word(tmp_path: Path) -> None:
+    plain, model = wrapped("qwen2_moe", target_experts=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", AdapterWarning)
+        quantlora.save_adapter(model, tmp_path)
+    theirs = loaded_by_peft(plain, tmp_path)
+    with torch.no_grad():
+        torch.testing.assert_close(theirs(IDS).logits, model(IDS).logits)
