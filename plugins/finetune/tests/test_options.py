@@ -43,11 +43,20 @@ def test_options_survive_json():
         ({"held_out": 0.95}, "--held-out must be at most 0.9"),
         ({"batch_size": -1}, "--batch-size must be at least 1"),
         ({"lr": float("nan")}, "--lr must be above 0"),
+        ({"dtype": "float8"}, "--dtype must be one of auto, float32, .*, got 'float8'"),
+        ({"rank": "8"}, "--rank must be int, got '8'"),
+        ({"steps": True}, "--steps must be int, got True"),
+        ({"output": None}, "--output must be Path, got None"),
     ],
 )
 def test_limits_hold_in_python_too(fields, message):
     with pytest.raises(ConfigError, match=message):
         FinetuneOptions(**fields)
+
+
+def test_texts_are_taken_for_paths_and_choices():
+    options = FinetuneOptions(output="out", dtype="float16", lr=1)
+    assert (options.output, options.dtype) == (Path("out"), Dtype.FLOAT16)
 
 
 @pytest.mark.parametrize(

@@ -134,6 +134,15 @@ def test_files_of_a_folder_are_of_the_split_that_their_names_say(tmp_path):
     assert read["validation"] == [Text("data-validation-00.jsonl")]
 
 
+@pytest.mark.parametrize(
+    "row", [{"text": "a\ud800"}, {"messages": [{"role": "user", "content": "\udc00"}]}]
+)
+def test_half_a_surrogate_pair_is_named_with_its_line(row, tmp_path):
+    (tmp_path / "t.jsonl").write_text(json.dumps({"text": "\U0001f600"}) + "\n" + json.dumps(row))
+    with pytest.raises(FinetuneError, match=r"line 2: \\ud[8c]00 is half of a surrogate pair"):
+        read_records(str(tmp_path), "train")
+
+
 CALL = {"function": {"name": "weather", "arguments": '{"city": "Bonn"}'}}
 CALLED = {"function": {"name": "weather", "arguments": {"city": "Bonn"}}}
 MESSAGE_FORMS = {

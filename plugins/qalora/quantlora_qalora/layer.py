@@ -46,6 +46,12 @@ class QaloraLinear(LoraLinear):
             )
         size = config.qalora_group_size or own
         if size % own or self.in_features % size:
+            if not config.qalora_group_size:
+                raise ConfigError(
+                    f"{self.path}: use_qalora needs groups that divide the {self.in_features} "
+                    f"inputs, and those of {self.quantizer.name!r} are of {own}. Pack with another "
+                    f"group size, or leave this layer out (exclude_modules)."
+                )
             raise ConfigError(
                 f"{self.path}: qalora_group_size={size} does not fit: it must be a multiple of the "
                 f"format's group of {own} and divide the {self.in_features} inputs. Leave it out "

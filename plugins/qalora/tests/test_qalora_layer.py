@@ -223,3 +223,14 @@ def test_a_group_sum_beyond_half_precision_is_finite(ordered: bool, autocast: bo
     with torch.autocast("cpu", torch.float16, enabled=autocast):
         found = model[0].delta("default", x.half(), x, None)
     assert relative(found.float(), wanted) <= 5e-3
+
+
+def test_a_format_whose_groups_do_not_divide_the_width_is_named() -> None:
+    model = nn.Sequential(nn.Linear(96, 8))
+    with pytest.raises(quantlora.ConfigError, match=r"divide the 96 inputs.* are of 64"):
+        quantlora.wrap(
+            model,
+            backend="normalfloat",
+            use_qalora=True,
+            quantize_options={"quant_type": "uniform"},
+        )

@@ -44,6 +44,7 @@ Record = Text | Exchange | Chat
 
 def record_of(row: Any, location: str) -> Record:
     """One row as a record; an error names its ``location`` and what it holds instead."""
+    _check_text(row, location)
     if isinstance(row, Mapping):
         match row:
             case {"messages": list() as messages}:
@@ -59,6 +60,21 @@ def record_of(row: Any, location: str) -> Record:
     raise FinetuneError(
         f"{location}: expected an object with {_FORMS}, found {found or 'no field'}."
     )
+
+
+def _check_text(value: Any, location: str) -> None:
+    """Refuse halves of a surrogate pair, which JSON can spell and no text has."""
+    if isinstance(value, str) and not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            raise FinetuneError(
+                f"{location}: \\u{ord(value[error.start]):04x} is half of a surrogate pair, and no "
+                f"character: write the character itself, or leave it out."
+            ) from error
+    elif isinstance(value, (Mapping, list)):
+        for part in value.values() if isinstance(value, Mapping) else value:
+            _check_text(part, location)
 
 
 def _columns(row: Mapping[str, Any]) -> str:

@@ -62,6 +62,39 @@ def option_name(field: str) -> str:
     return "--" + field.replace("_", "-")
 
 
+def settle(options: Any) -> None:
+    """Let every field of ``options`` be of its type; a text is taken for a path or a choice.
+
+    Raises:
+        ConfigError: it is of another one; with the option's name.
+    """
+    for name, kind in typing.get_type_hints(type(options)).items():
+        given = getattr(options, name)
+        if isinstance(given, str) and isinstance(kind, type) and issubclass(kind, (Enum, Path)):
+            try:
+                object.__setattr__(options, name, kind(given))  # the dataclass is frozen
+            except ValueError as error:
+                raise ConfigError(
+                    f"{option_name(name)} must be {_words(kind)}, got {given!r:.80}."
+                ) from error
+        elif not _fits(given, kind):
+            raise ConfigError(f"{option_name(name)} must be {_words(kind)}, got {given!r:.80}.")
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    kinds = typing.get_args(kind) or (kind,)
+    if isinstance(value, bool):
+        return bool in kinds
+    return isinstance(value, kinds) or (float in kinds and isinstance(value, int))
+
+
+def _words(kind: Any) -> str:
+    if isinstance(kind, type) and issubclass(kind, Enum):
+        return "one of " + ", ".join(one.value for one in kind)
+    kinds = typing.get_args(kind) or (kind,)
+    return " or ".join("None" if one is type(None) else one.__name__ for one in kinds)
+
+
 def check_limits(options: Any) -> None:
     """Raise `ConfigError` where a field of ``options`` is beyond its limits."""
     for name, info in option_infos(type(options)).items():

@@ -22,6 +22,7 @@ from quantlora_finetune.options.choices import (
     from_plain,
     option,
     plain,
+    settle,
 )
 from quantlora_finetune.options.data import DataOptions
 from quantlora_finetune.options.model import ModelOptions
@@ -104,6 +105,7 @@ class FinetuneOptions(DataOptions, ModelOptions):
     save_every: Annotated[int, option(_RUN, "Steps from one checkpoint to the next.", min=1)] = 10
 
     def __post_init__(self) -> None:
+        settle(self)
         check_limits(self)
         if not 0 < self.lr <= 1:
             raise ConfigError(
