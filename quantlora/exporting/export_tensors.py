@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from quantlora.adapters.adapter_modules import OURS, embedding_ends, frozen_modules, own_modules
 from quantlora.adapters.modules_to_save import ModulesToSaveWrapper
@@ -153,6 +154,7 @@ class MergedTensors:
             yield from self._own(layer, path, new)
         elif self.mode != "dequantize":
             for name, tensor in quantizer.checkpoint_tensors(layer, self.model).items():
+                _check_plain(tensor, f"{path}.{name}", quantizer)
                 yield f"{path}.{name}", tensor
         else:
             yield f"{path}.weight", quantizer.dequantize_to(layer, self.dtype)
@@ -178,3 +180,12 @@ def both_ends(model: nn.Module, written: set[str]) -> bool:
     ends = embedding_ends(model)
     paths = [path for path, module in frozen_modules(model) if any(module is e for e in ends)]
     return len(paths) == 2 and all(f"{path}.weight" in written for path in paths)
+
+
+def _check_plain(tensor: Tensor, name: str, quantizer: Quantizer) -> None:
+    """Files hold plain tensors; a library's own are taken apart by its format."""
+    if is_traceable_wrapper_subclass(tensor):
+        raise MergeError(
+            f"{name}: a {type(tensor).__name__} is no plain tensor, and format {quantizer.name!r} "
+            f'does not say how files hold it (Quantizer.checkpoint_tensors). Use mode="dequantize".'
+        )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from quantlora.adapters.adapter_modules import adapter_modules, frozen_modules
 from quantlora.discovery.registration import registry
 from quantlora.formats.expert_stack import ExpertStack
+from quantlora.formats.flattened import count_bytes
 from quantlora.units import format_size
 
 
@@ -63,9 +64,9 @@ def memory_of(model: nn.Module) -> MemoryUse:
         tensor for key, tensor in others.items() if key not in adapters and key not in inside
     ]
     return MemoryUse(
-        base_packed=sum(_bytes(_state_tensors(layer)) for layer in packed.values()),
-        base_float=_bytes(base_float),
-        adapters=_bytes(adapters.values()),
+        base_packed=sum(count_bytes(_state_tensors(layer)) for layer in packed.values()),
+        base_float=count_bytes(base_float),
+        adapters=count_bytes(adapters.values()),
     )
 
 
@@ -78,17 +79,17 @@ def adapter_tensors(model: nn.Module) -> Iterator[Tensor]:
 
 
 def trained_bytes(model: nn.Module) -> int:
-    return _bytes(parameter for parameter in model.parameters() if parameter.requires_grad)
+    return count_bytes(parameter for parameter in model.parameters() if parameter.requires_grad)
 
 
 def gradient_bytes(model: nn.Module) -> int:
-    return _bytes(p.grad for p in model.parameters() if p.grad is not None)
+    return count_bytes(p.grad for p in model.parameters() if p.grad is not None)
 
 
 def optimizer_bytes(optimizer: Any) -> int:
     """Of a ``torch.optim.Optimizer``, or of one that accelerate has wrapped."""
     states = optimizer.state.values()
-    return _bytes(
+    return count_bytes(
         value for state in states for value in state.values() if isinstance(value, Tensor)
     )
 
@@ -108,7 +109,3 @@ def _own_tensors(module: nn.Module) -> list[Tensor]:
 def _state_tensors(layer: nn.Module) -> list[Tensor]:
     """As in a checkpoint: some libraries keep scales in attributes that are no buffers."""
     return [value for value in layer.state_dict().values() if isinstance(value, Tensor)]
-
-
-def _bytes(tensors: Iterable[Tensor]) -> int:
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from quantlora.discovery.registration import registry
+from quantlora.formats.flattened import count_bytes
 from quantlora.formats.quantizer import Quantizer
 
 #: A multiple of every block and group size in use, and large enough to drown constant tables.
@@ -62,7 +63,7 @@ def _measure(quantizer: Quantizer, bits: int) -> float | None:
     except Exception:  # what cannot be packed here is not measured
         return None
     tensors = [value for value in packed.state_dict().values() if isinstance(value, torch.Tensor)]
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors) / linear.weight.numel()
+    return count_bytes(tensors) / linear.weight.numel()
 
 
 @contextlib.contextmanager

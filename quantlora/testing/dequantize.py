@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from quantlora.formats.flattened import plain_tensors
 from quantlora.operations import reference
 from quantlora.testing.base import Shape, SuiteBase
 
@@ -73,7 +74,8 @@ def _contents(layer: nn.Module) -> dict[str, Any]:
 
 def _bytes(tensor: Tensor) -> Tensor:
     """Codes stored in a float dtype may be NaN there, which equals nothing."""
-    return tensor.detach().clone().reshape(-1).view(torch.uint8)
+    plain = (one.detach().clone().reshape(-1).view(torch.uint8) for one in plain_tensors(tensor))
+    return torch.cat(list(plain))
 
 
 def _same(before: dict[str, Any], after: dict[str, Any]) -> bool:
