@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
+import torch
 from quantlora_finetune.options.finetune_options import FinetuneOptions
 from quantlora_finetune.run.open_run import open_run
+from safetensors.torch import save_file
 
 from quantlora.errors import FinetuneError
 
@@ -59,3 +62,26 @@ def test_a_record_of_another_form_is_named(content, tmp_path):
     (tmp_path / "run.json").write_text(content)
     with pytest.raises(FinetuneError, match=r"run\.json cannot be read: .* Use another --output"):
         open_run(FinetuneOptions(output=tmp_path, resume=True), ["output", "resume"])
+
+
+def checkpoint(folder, step):
+    one = folder / "checkpoints" / f"checkpoint-{step}"
+    one.mkdir(parents=True)
+    save_file({"w": torch.zeros(99)}, one / "model.safetensors")
+    torch.save({"w": torch.zeros(99)}, one / "optimizer.pt")
+    (one / "trainer_state.json").write_text('{"epoch": 1}')
+    (one / "complete").touch()
+    return one
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "trainer_state.json"])
+def test_a_file_of_the_last_checkpoint_that_is_cut_off_is_named(name, tmp_path):
+    first, last = (checkpoint(tmp_path, step) for step in (15, 20))
+    assert resumed(tmp_path).rank == 4
+    whole = (last / name).read_bytes()
+    (last / name).write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(FinetuneError, match=rf"20/{name} is damaged.*goes on after step 15"):
+        resumed(tmp_path)
+    shutil.rmtree(first)
+    with pytest.raises(FinetuneError, match="--resume begins at step 0"):
+        resumed(tmp_path)

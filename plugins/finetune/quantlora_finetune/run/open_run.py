@@ -14,6 +14,7 @@ from quantlora_finetune.options.finetune_options import FinetuneOptions
 from quantlora_finetune.run.limits import existing
 from quantlora_finetune.run.run_folder import RUN, RunFolder
 from quantlora_finetune.run.run_record import started_with
+from quantlora_finetune.training.checkpoints import check_last
 
 #: What may be changed when a run is resumed.
 _CHANGEABLE = {"output", "resume", "steps", "save_every", "eval_examples", "report_to"}
@@ -37,7 +38,9 @@ def open_run(options: FinetuneOptions, given: Collection[str]) -> tuple[RunFolde
             f"{run.path} holds no run to resume: --output names the folder of the run; "
             f"without --resume a new one is started."
         )
-    return run, _resumed(run, options, given)
+    resumed = _resumed(run, options, given)
+    check_last(run.checkpoints)
+    return run, resumed
 
 
 def _check_free(run: RunFolder) -> None:
