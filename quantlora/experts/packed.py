@@ -8,8 +8,10 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
+from quantlora.errors import AdapterFileError
 from quantlora.experts.layout import ExpertsLayout
 from quantlora.experts.products import routed_experts
+from quantlora.files.plain_owners import plain_owner
 from quantlora.formats.expert_stack import ExpertStack
 
 #: What `nn.Module` keeps its tensors and submodules in.
@@ -44,6 +46,15 @@ class PackedExperts(nn.Module):
         """The packed ones of the two matrices, by name."""
         own = {name: getattr(self, name) for name in self.layout.names}
         return {name: stack for name, stack in own.items() if isinstance(stack, ExpertStack)}
+
+    def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        if (found := plain_owner()) is not None:
+            owner, method = found
+            raise AdapterFileError(
+                f"{owner}.{method} would write packed experts ({self.kind.__name__}), which no "
+                f"{owner} reads: save a state_dict, or float experts with quantlora.export_merged."
+            )
+        super()._save_to_state_dict(*args, **kwargs)
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         return cast(Tensor, routed_experts(self, self.layout, *args, *kwargs.values()))

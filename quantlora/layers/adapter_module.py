@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from quantlora.errors import AdapterError
+from quantlora.files.plain_owners import refuse_plain_owner
 from quantlora.layers.calls import Calls, calls, store
 from quantlora.layers.noted import Standing
-from quantlora.layers.plain_owners import refuse_plain_owner
 from quantlora.layers.recomputation import follow_checkpoints, next_number, note_traced, standing
 from quantlora.layers.sub_batch import sub_batches
 from quantlora.suggestions import unknown

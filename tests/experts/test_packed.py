@@ -13,7 +13,7 @@ import quantlora
 from quantlora.errors import BackendError
 from quantlora.experts.packed import PackedExperts
 from quantlora.experts.stacks_format import whole_weights
-from tests.tools.expert_models import BOTH, mixtral
+from tests.tools.expert_models import BOTH, gpt_oss, mixtral
 from tests.tools.expert_modules import adapted, by_whole_weights, expert_module, rows_for
 
 CLOSE: dict[str, float] = {"rtol": 1e-5, "atol": 1e-5}
@@ -199,3 +199,11 @@ def test_packed_experts_are_counted_as_packed() -> None:
     fields = {"target_modules": [], "target_parameters": BOTH, "r": 2}
     quantlora.wrap(model, backend="normalfloat", **fields)
     assert 0.5 * numbers < quantlora.memory_of(model).base_packed < 0.9 * numbers
+
+
+@pytest.mark.parametrize("make", [mixtral, gpt_oss])
+def test_save_pretrained_of_packed_experts_is_refused_by_name(make: Any, tmp_path: Any) -> None:
+    model = quantlora.quantize(make(), backend="normalfloat", exclude_modules=["self_attn"])
+    with pytest.raises(quantlora.AdapterFileError, match="would write packed experts"):
+        model.save_pretrained(tmp_path)
+    assert "model.layers.0.mlp.experts.down_proj.packed" in model.state_dict()

@@ -22,6 +22,12 @@ _PRETRAINED = ("save_pretrained", "_save_pretrained", "save_for_hf")
 
 def refuse_plain_owner(path: str) -> None:
     """Raise `AdapterFileError` where such a method is collecting the layer at ``path``."""
+    if (found := plain_owner()) is not None:
+        raise AdapterFileError(_refusal(*found, path))
+
+
+def plain_owner() -> tuple[str, str] | None:
+    """The class and the name of such a method that is at work above the caller."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         name = frame.f_code.co_name
@@ -29,8 +35,9 @@ def refuse_plain_owner(path: str) -> None:
             arguments = inspect.getargvalues(frame)
             owner = arguments.locals.get(arguments.args[0]) if arguments.args else None
             if isinstance(owner, nn.Module) and (name != "save" or _is_rebuilt(owner)):
-                raise AdapterFileError(_refusal(type(owner).__name__, name, path))
+                return type(owner).__name__, name
         frame = frame.f_back
+    return None
 
 
 def _is_rebuilt(owner: nn.Module) -> bool:
