@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from quantlora.discovery.registration import registry
 from quantlora.testing.base import Shape, SuiteBase
@@ -29,8 +29,7 @@ class RecognitionTests(SuiteBase):
 
     def test_other_modules_are_not_taken_and_do_no_harm(self) -> None:
         """`matches` is asked about every module: it must answer, never raise."""
-        others = (nn.LayerNorm(8), nn.Sequential(nn.ReLU()), nn.Bilinear(4, 4, 4), nn.Identity())
-        assert not any(self.format.matches(other) for other in others)
+        assert not any(self.format.matches(other) for other in _odd_modules())
 
     def test_nothing_is_matched_while_the_library_is_not_imported(
         self, monkeypatch: pytest.MonkeyPatch
@@ -58,6 +57,27 @@ class RecognitionTests(SuiteBase):
 
     def test_it_describes_the_layer_in_plain_values(self) -> None:
         """`describe` goes into JSON files."""
-        plain = (str, int, float, bool, type(None))
-        facts = self.format.describe(self.layer())
-        assert all(isinstance(value, plain) for value in facts.values())
+        assert all(_is_plain(value) for value in self.format.describe(self.layer()).values())
+
+
+class _Clamped(nn.Linear):
+    """A subclass with a forward of its own."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).clamp(-1, 1)
+
+
+def _odd_modules() -> list[nn.Module]:
+    """No layers of any format: without a weight, with integers in it, of classes near to linear."""
+    bare, empty, integers = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 8)
+    del bare.weight
+    empty.register_parameter("weight", None)
+    integers.weight = nn.Parameter(torch.ones(8, 8, dtype=torch.int8), requires_grad=False)
+    others = (nn.LayerNorm(8), nn.Sequential(nn.ReLU()), nn.Bilinear(4, 4, 4), nn.Identity())
+    return [bare, empty, integers, _Clamped(8, 8), *others]
+
+
+def _is_plain(value: object) -> bool:
+    if isinstance(value, (list, tuple)):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, (str, int, float, bool))

@@ -75,6 +75,15 @@ class TooWide(Sound):
         return isinstance(layer, (Codes, nn.Linear))
 
 
+@found_by("test_other_modules_are_not_taken_and_do_no_harm")
+class TakesIntegers(Sound):
+    """A linear layer with an integer weight may be of any format."""
+
+    def matches(self, layer: nn.Module) -> bool:
+        weight = getattr(layer, "weight", None)
+        return weight is not None and weight.dtype == torch.int8
+
+
 @found_by("test_the_bias_is_found", bias=True)
 class LosesBias(Sound):
     def bias(self, layer: nn.Module) -> None:
