@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from quantlora.checkpoint.card_metadata import with_metadata
 from quantlora.checkpoint.side_file import card_digest
 from quantlora.config.lora_config import LoraConfig
 
@@ -52,8 +53,8 @@ model = quantlora.load_adapter(model, "this folder or its id on the hub")
 #: The same lines in a card that was written here, whatever adapter it was for.
 _RANK = r"rank \d+, alpha \S+, "
 _OF = r"(?: for \[(?P<base>[^\]]+)\]\(.*\))?"
-_ADAPTER_LINE = re.compile(rf"^A LoRA adapter{_OF}.*: {_RANK}{re.escape(_MADE_WITH)}$", re.M)
-_VERSION_LINE = re.compile(r"^- quantlora \d\S*$", re.M)
+_ADAPTER_LINE = re.compile(rf"^A LoRA adapter{_OF}.*: {_RANK}{re.escape(_MADE_WITH)}(?=\r?$)", re.M)
+_VERSION_LINE = re.compile(r"^- quantlora \d\S*(?=\r?$)", re.M)
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ def card_files(
     base = None if base and Path(base).exists() else base
     values = _values(config, base)
     text = _TEXT.format(title=folder.name, **values) if card is None else str(card)
-    text = _written(text, base)
+    text = with_metadata(text, base)
     if _is_ours(folder):
         return CardFiles({CARD: text}, digest(text))
     return CardFiles(_somebodys(folder / CARD, base, values) | ({NEW_CARD: text} if card else {}))
@@ -107,9 +108,9 @@ def digest(text: str) -> str:
 def _somebodys(file: Path, base: str | None, values: dict[str, Any]) -> dict[str, str]:
     """The card that is there, with what it lacks; nothing where it cannot be read."""
     try:
-        old = file.read_text(encoding="utf-8")
+        old = file.read_bytes().decode("utf-8")  # line ends stay
         line = _ADAPTER_LINE.search(old)
-        return {CARD: _written(_renewed(old, values), base, line and line["base"])}
+        return {CARD: with_metadata(_renewed(old, values), base, line and line["base"])}
     except (OSError, ValueError, _yaml_error()):
         return {}
 
@@ -129,29 +130,6 @@ def _renewed(text: str, values: dict[str, Any]) -> str:
         return text
     text = _ADAPTER_LINE.sub(lambda _: _ADAPTER.format(**values), text)
     return _VERSION_LINE.sub(lambda _: _VERSION.format(**values), text)
-
-
-def _written(text: str, base: str | None, former: str | None = None) -> str:
-    """``text`` with what its metadata lacks; the same text where they lack nothing.
-
-    Args:
-        former: the base that was written here; where it is still named, ``base`` takes its place.
-    """
-    from huggingface_hub import ModelCard
-
-    card: Any = ModelCard(text if text.startswith("---\n") else f"---\n{{}}\n---\n{text}")
-    before = card.data.to_dict()
-    stale = f"base_model:adapter:{former}" if former != base else None
-    tags = [tag for tag in card.data.get("tags") or [] if tag != stale]
-    if former and card.data.get("base_model") == former:
-        card.data["base_model"] = base
-    wanted = ["lora", "quantlora", *([f"base_model:adapter:{base}"] if base else [])]
-    card.data["tags"] = [*tags, *(tag for tag in wanted if tag not in tags)]
-    if not card.data.get("library_name"):
-        card.data["library_name"] = "peft"
-    if base and not card.data.get("base_model"):
-        card.data["base_model"] = base
-    return text if card.data.to_dict() == before else str(card)
 
 
 def _yaml_error() -> type[Exception]:

@@ -152,3 +152,9 @@ def test_no_name_leads_out_of_the_folder(name, tmp_path):
         quantlora.rename_adapter(model, "default", name)
     with pytest.raises(ConfigError, match="adapter_name"):
         quantlora.load_adapter(tiny_llama(), tmp_path, name)
+
+
+@pytest.mark.parametrize("key", ["yes: no", "2024: a"])
+def test_a_card_with_a_key_that_is_no_string_is_no_obstacle(key, tmp_path):
+    (tmp_path / "README.md").write_text(f"---\n{key}\n---\n# X\n")
+    assert key in saved(tmp_path)
