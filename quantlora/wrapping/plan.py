@@ -11,7 +11,7 @@ from quantlora.adapters.state import taken
 from quantlora.config.lora_config import LoraConfig
 from quantlora.config.picked_paths import TargetNames, is_all_linear
 from quantlora.discovery.registration import registry
-from quantlora.errors import AdapterError, BackendError, ConfigError, warn
+from quantlora.errors import AdapterError, BackendError, ConfigError, LayerError, warn
 from quantlora.experts.stacks_format import PackedStacks
 from quantlora.formats.layouts import is_linear_kind
 from quantlora.formats.offloaded import is_offloaded
@@ -142,6 +142,11 @@ def plan_layer(
     else:
         own, base = registry().match(path, layer), layer
     shape = own.shape(base)
+    if not shape[0] * shape[1]:
+        raise LayerError(
+            f"{path}: the layer has {shape[1]} inputs and {shape[0]} outputs, so there is nothing "
+            f"to adapt: leave it out (exclude_modules)."
+        )
     _check_rank(target, shape, config)
     quantizer = _format(path, layer, own, asked)
     if not isinstance(layer, LoraLayer) or config.variant != layer.variant:

@@ -222,3 +222,12 @@ def test_an_unknown_adapter_names_what_is_near(wrapped: Callable[..., Any]) -> N
 def test_a_model_without_adapters_says_to_wrap_it(model: nn.Module) -> None:
     with pytest.raises(quantlora.AdapterError, match=r"this Model has no adapters: call quantlora"):
         quantlora.set_adapter(model, "default")
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element")
+@pytest.mark.parametrize("backend", ["auto", "normalfloat", "bitsandbytes_4bit", "gptq"])
+@pytest.mark.parametrize("shape", [(0, 8), (8, 0)])
+def test_a_layer_without_inputs_or_outputs_is_named(shape: tuple[int, int], backend: str) -> None:
+    model = nn.Sequential(nn.Linear(*shape))
+    text = error(quantlora.LayerError, model, backend=backend)
+    assert text.startswith(f"0: the layer has {shape[0]} inputs and {shape[1]} outputs")
