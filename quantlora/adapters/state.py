@@ -69,9 +69,10 @@ def has_adapters(model: nn.Module) -> bool:
 def adapter_state(model: nn.Module) -> AdapterState:
     """The model's state; an `AdapterError` where it was never wrapped."""
     if not has_adapters(model):
-        raise AdapterError(
-            f"this {type(model).__name__} has no adapters: call quantlora.wrap(model) first."
-        )
+        inner = getattr(model, "module", None)  # data parallelism's name for the model in it
+        within = isinstance(inner, nn.Module) and has_adapters(inner)
+        what = "give its model.module" if within else "call quantlora.wrap(model) first"
+        raise AdapterError(f"this {type(model).__name__} has no adapters: {what}.")
     state: AdapterState = getattr(model, _ATTRIBUTE)
     return state
 

@@ -177,6 +177,6 @@ def in_place(
     if values:
         vars(model)[_BROUGHT] = tuple({**dict.fromkeys(vars(model).get(_BROUGHT, ())), **values})
         warn(
-            f"{source}: the adapter was trained with embeddings of its own, which are in the model "
+            f"{source}: the adapter came with tensors of the base, which are in the model "
             f"now in place of its own: {', '.join(values)}.",
         )

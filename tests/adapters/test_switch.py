@@ -135,3 +135,8 @@ def test_an_adapter_added_to_a_disabled_model_counts(two: nn.Module, x: Tensor) 
     quantlora.disable_adapters(two)
     quantlora.wrap(two, r=2, adapter_name="third")
     assert all(layer.active_unmerged == ("third",) for _, layer in lora_layers(two))
+
+
+def test_a_model_within_data_parallelism_is_to_be_given_itself(wrapped):
+    with pytest.raises(quantlora.AdapterError, match=r"no adapters: give its model\.module"):
+        quantlora.active_adapters(torch.nn.DataParallel(wrapped()))
