@@ -18,7 +18,7 @@ from quantlora.adapters.switch import remove_adapters
 from quantlora.bridge.adapter_method import detach
 from quantlora.bridge.transformers_bridge import attach
 from quantlora.checkpoint.load import add_loaded_adapter
-from quantlora.checkpoint.place import AdapterLocation
+from quantlora.checkpoint.location import AdapterLocation
 from quantlora.config.lora_config import LoraConfig
 from quantlora.errors import AdapterError, ConfigError
 from quantlora.files.reference import Reference

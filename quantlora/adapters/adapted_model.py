@@ -51,15 +51,17 @@ class AdaptedModel:
     @property
     def lora_layers(self) -> dict[str, LoraLayer]:
         """The LoRA layers by path."""
-        return {p: one for p, one in self.adapter_modules.items() if isinstance(one, LoraLayer)}
+        return {
+            p: module for p, module in self.adapter_modules.items() if isinstance(module, LoraLayer)
+        }
 
     @property
     def saved_modules(self) -> dict[str, ModulesToSaveWrapper]:
         """The modules that adapters train in full, by path."""
         every = self.adapter_modules.items()
-        return {path: one for path, one in every if isinstance(one, ModulesToSaveWrapper)}
+        return {path: module for path, module in every if isinstance(module, ModulesToSaveWrapper)}
 
     @property
     def merged(self) -> set[str]:
         """Names of the adapters that are merged somewhere."""
-        return {n for one in self.adapter_modules.values() for n in one.merged_adapters}
+        return {n for module in self.adapter_modules.values() for n in module.merged_adapters}

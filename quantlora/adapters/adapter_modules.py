@@ -34,31 +34,37 @@ def frozen_modules(model: nn.Module, repeat: bool = False) -> Iterator[tuple[str
         ours = isinstance(module, OURS)
         before = f"{path}." if path else ""
         todo += [
-            (before + name, one)
-            for name, one in reversed(module._modules.items())
-            if one is not None and not (ours and name not in FROZEN)
+            (before + name, child)
+            for name, child in reversed(module._modules.items())
+            if child is not None and not (ours and name not in FROZEN)
         ]
 
 
-def adapter_tables(module: nn.Module) -> list[nn.Module]:
+def adapter_containers(module: nn.Module) -> list[nn.Module]:
     """What one of ours keeps by adapter name; nothing for a module of the model's."""
     if not isinstance(module, OURS):
         return []
-    return [one for name, one in module._modules.items() if one is not None and name not in FROZEN]
+    return [
+        child for name, child in module._modules.items() if child is not None and name not in FROZEN
+    ]
 
 
-def modules_of_table(table: nn.Module) -> list[nn.Module]:
-    """The modules in such a table."""
-    direct = [one for one in table._modules.values() if one is not None]
-    nested = [one for one in direct if one._modules]
-    return [*direct, *(inner for one in nested for inner in list(one.modules())[1:])]
+def modules_of_container(container: nn.Module) -> list[nn.Module]:
+    """The modules in such a container."""
+    direct = [child for child in container._modules.values() if child is not None]
+    nested = [child for child in direct if child._modules]
+    return [*direct, *(inner for child in nested for inner in list(child.modules())[1:])]
 
 
 def adapter_parameters(module: nn.Module) -> list[nn.Parameter]:
     """The parameters of all adapters in one of ours."""
-    tables = adapter_tables(module)
-    every = [one for table in tables for one in (table, *modules_of_table(table))]
-    return [p for one in every for p in one._parameters.values() if p is not None]
+    containers = adapter_containers(module)
+    every = [
+        module
+        for container in containers
+        for module in (container, *modules_of_container(container))
+    ]
+    return [p for module in every for p in module._parameters.values() if p is not None]
 
 
 def own_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:

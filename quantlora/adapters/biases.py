@@ -11,22 +11,22 @@ from quantlora.errors import AdapterError
 from quantlora.layers.recorded import stop_training
 
 
-def place_biases(state: AdapterState, names: Sequence[str] | None = None) -> None:
-    """Put the biases of the adapters ``names`` in place (default: of those that count now)."""
-    counting = (state.active if state.counts else ()) if names is None else names
+def install_biases(state: AdapterState, names: Sequence[str] | None = None) -> None:
+    """Put the biases of the adapters ``names`` in place (default: of the active ones)."""
+    counting = (state.active if state.applied else ()) if names is None else names
     for adapter, biases in state.biases.items():
         for bias in biases:
-            bias.place() if adapter in counting else bias.restore()
+            bias.install() if adapter in counting else bias.restore()
 
 
 @contextmanager
 def biases_of(state: AdapterState, names: Sequence[str]) -> Iterator[None]:
-    """Within the block the biases of ``names`` are in place, then again of those that count."""
-    place_biases(state, names)
+    """Within the block the biases of ``names`` are in place, then again of the active ones."""
+    install_biases(state, names)
     try:
         yield
     finally:
-        place_biases(state)
+        install_biases(state)
 
 
 def leave_biases(adapted: AdaptedModel) -> None:
@@ -35,7 +35,7 @@ def leave_biases(adapted: AdaptedModel) -> None:
     for adapter, biases in adapted.state.biases.items():
         for bias in biases:
             stop_training(bias.own)
-            bias.place() if adapter in merged else bias.restore()
+            bias.install() if adapter in merged else bias.restore()
 
 
 def check_biases_together(state: AdapterState, names: Sequence[str]) -> None:

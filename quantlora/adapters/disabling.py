@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from quantlora.adapters.adapted_model import AdaptedModel
 from quantlora.adapters.adapter_modules import adapter_parameters
-from quantlora.adapters.biases import place_biases
+from quantlora.adapters.biases import install_biases
 from quantlora.adapters.state import AdapterState, adapter_state, has_adapters
 from quantlora.errors import AdapterError, warn
 from quantlora.layers.adapter_module import switch_off
@@ -68,10 +68,10 @@ def adapters_disabled(model: nn.Module) -> Iterator[None]:
     state = adapted.state
     _check_unmerged(adapted)
     things = [state, *adapted.adapter_modules.values()]
-    before = state.counts
+    before = state.applied
     _pause(adapted)
     switch_off(things, True)
-    place_biases(state)
+    install_biases(state)
     try:
         yield
     finally:
@@ -79,7 +79,7 @@ def adapters_disabled(model: nn.Module) -> Iterator[None]:
         if has_adapters(model):
             state = adapter_state(model)  # another object where an adapter was added meanwhile
             _resume(state)
-            place_biases(state)
+            install_biases(state)
 
 
 def trainable_tensors(adapted: AdaptedModel, names: Iterable[str]) -> list[Tensor]:
@@ -149,7 +149,7 @@ def _set_enabled(adapted: AdaptedModel, enabled: bool) -> None:
     adapted.state.enabled = enabled
     for layer in adapted.adapter_modules.values():
         layer.enabled = enabled
-    place_biases(adapted.state)
+    install_biases(adapted.state)
 
 
 def _check_unmerged(adapted: AdaptedModel) -> None:

@@ -118,7 +118,7 @@ class ModulesToSaveWrapper(AdapterModule):
     def adapters(self) -> tuple[str, ...]:
         return tuple(self.modules_to_save)
 
-    def tables(self) -> dict[str, Any]:
+    def by_name(self) -> dict[str, Any]:
         return {"modules_to_save": self.modules_to_save}
 
     def add_adapter(self, name: str, copy: nn.Module) -> None:

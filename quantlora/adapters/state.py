@@ -57,8 +57,8 @@ class AdapterState:
             raise AdapterError(taken(name))
 
     @property
-    def counts(self) -> bool:
-        """Whether the active adapters count in this thread."""
+    def applied(self) -> bool:
+        """Whether the active adapters are applied in this thread."""
         return self.enabled and id(self) not in calls().off
 
 

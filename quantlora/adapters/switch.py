@@ -12,8 +12,8 @@ from quantlora.adapters.adapter_modules import frozen_modules
 from quantlora.adapters.biases import (
     check_biases_stay,
     check_biases_together,
+    install_biases,
     leave_biases,
-    place_biases,
 )
 from quantlora.adapters.disabling import forget_frozen, train_only, warn_if_disabled
 from quantlora.adapters.modules_to_save import ModulesToSaveWrapper
@@ -55,7 +55,7 @@ def activate(adapted: AdaptedModel, names: Iterable[str]) -> None:
         layer.activate(chosen)
         layer.enabled = state.enabled
     train_only(adapted, [name for name in chosen if not state.configs[name].inference_mode])
-    place_biases(state)
+    install_biases(state)
 
 
 def _check_merged(adapted: AdaptedModel, chosen: Sequence[str]) -> None:
@@ -116,8 +116,8 @@ def delete_adapter(model: nn.Module, name: str) -> None:
         if name in layer.adapters:
             layer.remove_adapter(name)
     was_active = name in state.active
-    state.active = tuple(one for one in state.active if one != name)
-    place_biases(state)
+    state.active = tuple(adapter for adapter in state.active if adapter != name)
+    install_biases(state)
     state.biases.pop(name, None)
     del state.configs[name]
     if was_active and not state.active and state.configs:
@@ -144,8 +144,8 @@ def rename_adapter(model: nn.Module, old: str, new: str) -> None:
     for layer in adapted.adapter_modules.values():
         if old in layer.adapters:
             layer.rename_adapter(old, new)
-    state.configs = {new if name == old else name: one for name, one in state.configs.items()}
-    state.biases = {new if name == old else name: one for name, one in state.biases.items()}
+    state.configs = {new if name == old else name: config for name, config in state.configs.items()}
+    state.biases = {new if name == old else name: trained for name, trained in state.biases.items()}
     state.active = tuple(new if name == old else name for name in state.active)
     state.trained = tuple(new if name == old else name for name in state.trained)
 
@@ -156,8 +156,8 @@ def remove_adapters(model: nn.Module) -> None:
     leave_biases(adapted)
     plain = readable_bases(adapted)
     every = list(frozen_modules(model, repeat=True))
-    for one in adapted.adapter_modules.values():
-        one.left_model = True
+    for adapter_module in adapted.adapter_modules.values():
+        adapter_module.left_model = True
     for path, module in reversed(every):  # what is inside another one of ours comes first
         if isinstance(module, LoraLayer):
             move_hooks(module, plain[module])

@@ -33,7 +33,7 @@ from quantlora.checkpoint.current_names import current_names
 from quantlora.checkpoint.hot_swap import hot_swap, prepare_hot_swap
 from quantlora.checkpoint.keys import PREFIX
 from quantlora.checkpoint.load import add_loaded_adapter, put_on
-from quantlora.checkpoint.place import DEFAULT, AdapterLocation
+from quantlora.checkpoint.location import DEFAULT, AdapterLocation
 from quantlora.checkpoint.save import adapter_tensors
 from quantlora.checkpoint.weights_file import check_values
 from quantlora.config.lora_config import LoraConfig

@@ -74,11 +74,13 @@ def check_note(note: Any) -> None:
 
 def _is_layer(layer: dict[str, Any]) -> bool:
     both = layer["original"], layer["changed"]
-    numbers = all(type(one) is float and math.isfinite(one) for side in both for one in side)
+    numbers = all(
+        type(number) is float and math.isfinite(number) for side in both for number in side
+    )
     return numbers and type(layer["r"]) is int and all(len(side) == SKETCH for side in both)
 
 
-def fitted(saved: SavedAdapter, model: nn.Module, source: str) -> SavedAdapter:
+def match_base(saved: SavedAdapter, model: nn.Module, source: str) -> SavedAdapter:
     """The adapter for the base that ``model`` has.
 
     Raises `AdapterFileError` where the file fits the changed base and ``model`` has the original.

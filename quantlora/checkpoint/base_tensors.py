@@ -92,8 +92,8 @@ def _embeddings(adapted: AdaptedModel) -> dict[str, nn.Parameter]:
 
 def _once(named: Mapping[str, nn.Parameter]) -> dict[str, nn.Parameter]:
     """Each parameter under the first of its names."""
-    first = {id(one): name for name, one in reversed(list(named.items()))}
-    return {name: one for name, one in named.items() if first[id(one)] == name}
+    first = {id(tensor): name for name, tensor in reversed(list(named.items()))}
+    return {name: tensor for name, tensor in named.items() if first[id(tensor)] == name}
 
 
 def base_parameters(adapted: AdaptedModel) -> dict[str, nn.Parameter]:
@@ -102,8 +102,8 @@ def base_parameters(adapted: AdaptedModel) -> dict[str, nn.Parameter]:
     for path, module in adapted.modules.items():
         plain, prefix = plain_module(module)
         ours = plain is not module
-        for name, one in plain.named_parameters(recurse=ours, remove_duplicate=False):
-            found[f"{path}.{prefix}{name}".removeprefix(".")] = one
+        for name, parameter in plain.named_parameters(recurse=ours, remove_duplicate=False):
+            found[f"{path}.{prefix}{name}".removeprefix(".")] = parameter
     return found
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from quantlora.checkpoint.place import CONFIG, own_file
+from quantlora.checkpoint.location import CONFIG, own_file
 from quantlora.config.lora_config import LoraConfig
 from quantlora.errors import AdapterFileError, ConfigError, warn
 

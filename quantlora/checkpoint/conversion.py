@@ -45,7 +45,7 @@ def is_converted(adapted: AdaptedModel, adapter: str, asked: bool | None) -> boo
     changes = changed_layers(adapted, adapter)
     if not changes or asked is False:
         return False
-    path, (layer, change) = max(changes.items(), key=lambda one: one[1][1].gap)
+    path, (layer, change) = max(changes.items(), key=lambda item: item[1][1].gap)
     gap = f"{change.gap:.1%}"
     impossible = change.factors is None or change.gap >= _LARGE or not layer.scaling[adapter]
     if impossible and asked:

@@ -67,7 +67,7 @@ def current_names(
 
 def _current(key: str, known: set[str], renames: list[Rename]) -> str:
     """``key`` by the first of its possible names whose module ``known`` has, or as it is."""
-    return next((one for one in _possible(key, renames) if _module(one) in known), key)
+    return next((name for name in _possible(key, renames) if _module(name) in known), key)
 
 
 def _possible(key: str, renames: list[Rename]) -> Iterator[str]:
@@ -86,7 +86,7 @@ def _without_wrappers(key: str) -> Iterator[str]:
     """``key`` without each wrapper's segments, one after the other."""
     key = plain_path(key)
     yield key
-    while before := next((one for one in _BEFORE if key.startswith(one)), ""):
+    while before := next((prefix for prefix in _BEFORE if key.startswith(prefix)), ""):
         key = key.removeprefix(before)
         yield key
 
@@ -119,7 +119,7 @@ def _by_transformers(model: nn.Module) -> list[Rename]:
         return [lambda key: mapping.rename([key])]
     transformers_model: Any = model
     all_of_it = get_model_conversion_mapping(transformers_model)
-    renamings = [one for one in all_of_it if isinstance(one, WeightRenaming)]
+    renamings = [renaming for renaming in all_of_it if isinstance(renaming, WeightRenaming)]
     prefix: Any = getattr(model, "base_model_prefix", "")
 
     def rename(key: str) -> str:

@@ -24,12 +24,12 @@ def warn_of_expert_names(adapted: AdaptedModel, adapter: str) -> None:
     """Say which of ``adapter``'s layers PEFT would leave out when it loads the file."""
     taken = _expert_names(adapted.model)
     every = adapted.lora_layers.items()
-    layers = {path: one for path, one in every if adapter in one.adapters}
-    experts = any(isinstance(one, LoraExperts) for one in layers.values())
+    layers = {path: layer for path, layer in every if adapter in layer.adapters}
+    experts = any(isinstance(layer, LoraExperts) for layer in layers.values())
     lost = [
         plain_path(path)
-        for path, one in layers.items()
-        if not isinstance(one, LoraParameters) and path.rsplit(".", 1)[-1] in taken
+        for path, layer in layers.items()
+        if not isinstance(layer, LoraParameters) and path.rsplit(".", 1)[-1] in taken
     ]
     what = "does not load the file for" if experts else "leaves out of it"
     if lost:
@@ -75,8 +75,8 @@ def _expert_names(model: nn.Module) -> set[str]:
     if config.model_type not in {*known._MODEL_TO_CONVERSION_PATTERN, "mixtral"}:
         return set()  # PEFT converts no config of this type (Qwen2-MoE)
     found: list[Any] = known.get_checkpoint_conversion_mapping(config.model_type) or []
-    sources = [one for entry in found for one in getattr(entry, "source_patterns", ())]
-    return {_last(one) for one in sources if "experts.*." in one}
+    sources = [pattern for entry in found for pattern in getattr(entry, "source_patterns", ())]
+    return {_last(pattern) for pattern in sources if "experts.*." in pattern}
 
 
 def _last(pattern: str) -> str:

@@ -21,8 +21,8 @@ from torch import nn
 from quantlora.adapters.adapted_model import AdaptedModel
 from quantlora.checkpoint.base_note import remember
 from quantlora.checkpoint.base_tensors import base_values
+from quantlora.checkpoint.location import AdapterLocation
 from quantlora.checkpoint.match_tensors import ByPath, by_path
-from quantlora.checkpoint.place import AdapterLocation
 from quantlora.checkpoint.read import read_for
 from quantlora.checkpoint.side_file import report_differences
 from quantlora.checkpoint.slot_tensors import file_scaling, slot_tensors, widened

@@ -15,6 +15,7 @@ from quantlora.checkpoint.attention_files import warn_of_later_peft, warn_of_lon
 from quantlora.checkpoint.base_note import remember
 from quantlora.checkpoint.base_tensors import base_values, in_place
 from quantlora.checkpoint.keys import split_key
+from quantlora.checkpoint.location import AdapterLocation
 from quantlora.checkpoint.match_tensors import (
     ByPath,
     by_outer_path,
@@ -24,7 +25,6 @@ from quantlora.checkpoint.match_tensors import (
     fill,
     split_biases,
 )
-from quantlora.checkpoint.place import AdapterLocation
 from quantlora.checkpoint.read import read_for
 from quantlora.checkpoint.side_file import report_differences
 from quantlora.checkpoint.tied_tensors import without_repetitions
@@ -122,7 +122,9 @@ def put_on(
         biases = find_biases(adapted, config, {planned.path for planned in plan})
         values, rest = split_biases(source, tensors, [bias.names for bias in biases])
         found, others = by_path(rest, saved)
-        adapted_parameters = {plain_path(one.path) for one in plan if one.target.parameters}
+        adapted_parameters = {
+            plain_path(planned.path) for planned in plan if planned.target.parameters
+        }
         given = by_outer_path(found, adapted_parameters)
         check_paths(source, given, plan, saved)
         check_ranks(source, given, plan)

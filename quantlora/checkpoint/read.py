@@ -9,11 +9,11 @@ from pathlib import Path
 from torch import Tensor
 
 from quantlora.adapters.adapted_model import AdaptedModel
-from quantlora.checkpoint.base_note import fitted
+from quantlora.checkpoint.base_note import match_base
 from quantlora.checkpoint.config_file import read_config
 from quantlora.checkpoint.current_names import current_names
+from quantlora.checkpoint.location import CONFIG, SIDE, WEIGHTS, AdapterLocation
 from quantlora.checkpoint.old_experts import without_old_layout
-from quantlora.checkpoint.place import CONFIG, SIDE, WEIGHTS, AdapterLocation
 from quantlora.checkpoint.saved_adapter import SavedAdapter
 from quantlora.checkpoint.side_file import read_note
 from quantlora.checkpoint.weights_file import read_weights
@@ -64,7 +64,7 @@ def read_for(adapted: AdaptedModel, location: AdapterLocation) -> FittedAdapter:
     """The adapter at ``location`` for the model; an `AdapterFileError` where it is for another."""
     folder = location.find()
     source, file = str(folder), read_adapter(folder)
-    saved = fitted(file, adapted.model, source)
+    saved = match_base(file, adapted.model, source)
     named = current_names(source, adapted, saved.config, saved.tensors, location.key_mapping)
     tensors = without_old_layout(source, adapted, *named, file)
     return FittedAdapter(source, file, named[0], tensors)

@@ -24,8 +24,8 @@ from quantlora.checkpoint.conversion import (
 )
 from quantlora.checkpoint.expert_names import warn_of_attention_outputs, warn_of_expert_names
 from quantlora.checkpoint.keys import PREFIX, file_key, file_path
+from quantlora.checkpoint.location import CONFIG, PICKLE, SIDE, WEIGHTS, folders_of
 from quantlora.checkpoint.model_card import card_files
-from quantlora.checkpoint.place import CONFIG, PICKLE, SIDE, WEIGHTS, folders_of
 from quantlora.checkpoint.side_file import side_text
 from quantlora.checkpoint.target_names import written_targets
 from quantlora.checkpoint.variant_fields import file_config
@@ -85,14 +85,16 @@ def save_adapter(
     """
     adapted = AdaptedModel.of(model)
     adapted.state.known(adapter_name)
-    root, place = folders_of(folder, adapter_name)
+    root, location = folders_of(folder, adapter_name)
     embeddings = save_embedding_layers
-    return write_adapter(adapted, place, adapter_name, state_dict, root, embeddings, convert, card)
+    return write_adapter(
+        adapted, location, adapter_name, state_dict, root, embeddings, convert, card
+    )
 
 
 def write_adapter(
     adapted: AdaptedModel,
-    place: Path,
+    location: Path,
     adapter: str,
     state_dict: Mapping[str, Tensor] | None = None,
     root: Path | None = None,
@@ -100,7 +102,7 @@ def write_adapter(
     convert: bool | None = None,
     card: ModelCard | None = None,
 ) -> Path:
-    """Write ``adapter`` to the folder ``place`` itself, whatever its name."""
+    """Write ``adapter`` to the folder ``location`` itself, whatever its name."""
     config = file_config(adapted, adapted.state.known(adapter), adapter)
     warn_of_expert_names(adapted, adapter)
     warn_of_attention_outputs(adapted, adapter)
@@ -120,17 +122,17 @@ def write_adapter(
         add_first_values(adapted, adapter, tensors)
     base = vars(adapted.model).get("name_or_path") or None
     text = config_text(config, targets, base, init)
-    written = card_files(place, config, config.base_model_name_or_path or base, card)
+    written = card_files(location, config, config.base_model_name_or_path or base, card)
     note = side_text(adapted, adapter, base_change, written.digest)
     texts = written.texts | {CONFIG: text, SIDE: note}
     files: dict[str, Writer] = {
         name: partial(Path.write_text, data=data, encoding="utf-8") for name, data in texts.items()
     }
     files[WEIGHTS] = partial(write_weights, tensors=tensors)
-    with one_writes(adapted.model, state_dict) as here, _explained(place):
+    with one_writes(adapted.model, state_dict) as here, _explained(location):
         if here:
-            write_set(place, files, obsolete=(PICKLE,), within=root)
-    return place
+            write_set(location, files, obsolete=(PICKLE,), within=root)
+    return location
 
 
 def update_card(model: nn.Module, folder: Path, adapter: str) -> None:
@@ -156,11 +158,11 @@ def adapter_tensors(
     base = changed_base(adapted, adapter, save_embedding_layers)
     biases = adapted.state.biases.get(adapter, [])
     layers = adapted.lora_layers.items()
-    tokens = [f"{path}.base_layer." for path, one in layers if isinstance(one, TrainedTokens)]
-    own = {plain_path(_file_name(name, tokens)): one for name, one in base.items()}
+    tokens = [f"{path}.base_layer." for path, layer in layers if isinstance(layer, TrainedTokens)]
+    own = {plain_path(_file_name(name, tokens)): parameter for name, parameter in base.items()}
     own |= {bias.names[0]: bias.own for bias in biases}
     return (
-        {PREFIX + name: value(one) for name, one in own.items()}
+        {PREFIX + name: value(parameter) for name, parameter in own.items()}
         | {
             file_key(file_path(adapted.model, path, adapter), name): value(parameter)
             for path, module in adapted.adapter_modules.items()
@@ -173,7 +175,7 @@ def adapter_tensors(
 
 def _file_name(name: str, tokens: list[str]) -> str:
     """A frozen parameter's name as PEFT has it: a layer with trained tokens is two deep there."""
-    found = next((one for one in tokens if name.startswith(one)), None)
+    found = next((prefix for prefix in tokens if name.startswith(prefix)), None)
     return name.replace(found, f"{found[:-11]}token_adapter.base_layer.") if found else name
 
 

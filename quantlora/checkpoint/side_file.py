@@ -25,7 +25,7 @@ from quantlora.adapters.modules_to_save import ModulesToSaveWrapper
 from quantlora.checkpoint.base_note import check_note
 from quantlora.checkpoint.config_file import LIMIT
 from quantlora.checkpoint.conversion import changed_layers
-from quantlora.checkpoint.place import SIDE, own_file
+from quantlora.checkpoint.location import SIDE, own_file
 from quantlora.errors import warn
 from quantlora.layers.layer import LoraLayer
 from quantlora.names import plain_path
@@ -87,7 +87,7 @@ def _checked(note: Any) -> dict[str, Any]:
     if not isinstance(note, dict) or not isinstance(note.get("base", {}), dict):
         raise ValueError("it is no note of quantlora")
     formats = note.get("formats", [])
-    if not isinstance(formats, list) or not all(_names_layers(one) for one in formats):
+    if not isinstance(formats, list) or not all(_names_layers(facts) for facts in formats):
         raise ValueError("its formats are no lists of layers")
     check_note(note.get("base_change"))
     return note
@@ -148,11 +148,11 @@ def _changed_base(note: dict[str, Any], adapted: AdaptedModel, adapter: str) -> 
 
 def _other_formats(note: dict[str, Any], adapted: AdaptedModel, adapter: str) -> list[str]:
     before = {path: facts for facts in note.get("formats", []) for path in facts["layers"]}
-    places: dict[str, list[str]] = defaultdict(list)
+    paths_of: dict[str, list[str]] = defaultdict(list)
     for path, now in _facts(adapted, adapter).items():
         if difference := _difference(before.get(path, now), now):
-            places[difference].append(path)
-    return [f"{what} ({len(paths)} layers, {paths[0]} first)" for what, paths in places.items()]
+            paths_of[difference].append(path)
+    return [f"{what} ({len(paths)} layers, {paths[0]} first)" for what, paths in paths_of.items()]
 
 
 def _difference(was: Facts, now: Facts) -> str:

@@ -47,10 +47,10 @@ def without_repetitions(
     source = plain_path(ties.source or "")
     for path in map(plain_path, ties.others):
         for name, own in _SAME.items():
-            one, two = f"{PREFIX}{path}.{name}", f"{PREFIX}{source}.{own}"
-            if one in tensors and two in tensors:
-                repeated[one] = two
-                if not _equal(tensors[one], tensors[two], turned="lora_" in name and own != name):
+            first, two = f"{PREFIX}{path}.{name}", f"{PREFIX}{source}.{own}"
+            if first in tensors and two in tensors:
+                repeated[first] = two
+                if not _equal(tensors[first], tensors[two], turned="lora_" in name and own != name):
                     apart.add(path)
         if not same_patterns(source, path, config) or f"{PREFIX}{path}.{_MAGNITUDE}" in tensors:
             apart.add(path)
@@ -59,8 +59,8 @@ def without_repetitions(
     return config, tensors if apart else {k: t for k, t in tensors.items() if k not in repeated}
 
 
-def _equal(one: Tensor, two: Tensor, turned: bool) -> bool:
-    return torch.equal(one, two.t() if turned else two)
+def _equal(first: Tensor, two: Tensor, turned: bool) -> bool:
+    return torch.equal(first, two.t() if turned else two)
 
 
 def _two_adapters(config: LoraConfig, paths: list[str], source: str) -> LoraConfig:

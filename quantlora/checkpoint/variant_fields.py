@@ -40,7 +40,9 @@ def file_config(adapted: AdaptedModel, config: LoraConfig, adapter: str) -> Lora
         )
     if all(layer.alpha_factor(adapter) == 1.0 for layer in layers.values()):
         return replace(config, **fields)
-    alphas = {p: one.lora_alpha[adapter] * one.alpha_factor(adapter) for p, one in layers.items()}
+    alphas = {
+        p: layer.lora_alpha[adapter] * layer.alpha_factor(adapter) for p, layer in layers.items()
+    }
     usual, pattern = as_pattern(alphas)
     fields |= {"lora_alpha": usual, "alpha_pattern": pattern}
     return replace(config, **fields)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 
 from quantlora.checkpoint.keys import split_key
-from quantlora.checkpoint.place import find_folder
+from quantlora.checkpoint.location import find_folder
 from quantlora.checkpoint.read import read_adapter
 from quantlora.config.lora_config import LoraConfig
 

@@ -13,7 +13,7 @@ from safetensors.torch import load
 from torch import Tensor
 
 from quantlora.checkpoint.keys import split_key
-from quantlora.checkpoint.place import PICKLE, WEIGHTS, own_file
+from quantlora.checkpoint.location import PICKLE, WEIGHTS, own_file
 from quantlora.errors import AdapterFileError
 from quantlora.files.safetensors_file import write_tensors
 
@@ -40,12 +40,12 @@ def write_weights(file: Path, tensors: Mapping[str, Tensor]) -> None:
 def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """On the CPU, contiguous and each with storage of its own, as the format wants them."""
     plain = {key: tensor.detach().to("cpu").contiguous() for key, tensor in tensors.items()}
-    places: set[int] = set()
+    seen: set[int] = set()
     for key, tensor in plain.items():
         storage = tensor.untyped_storage()
-        if storage.nbytes() != tensor.nbytes or storage.data_ptr() in places:
+        if storage.nbytes() != tensor.nbytes or storage.data_ptr() in seen:
             plain[key] = tensor.clone()
-        places.add(storage.data_ptr())
+        seen.add(storage.data_ptr())
     return plain
 
 

@@ -60,6 +60,6 @@ def _index_wanted(path: str, config: LoraConfig) -> bool:
     given = config.layers_pattern or []
     patterns = [given] if isinstance(given, str) else given
     forms = [rf"(?:^|.*?\.){p}\.(\d+)\." for p in patterns] or [r".*?\.[^.]*\.(\d+)\."]
-    found = next((one for form in forms if (one := match(form, path))), None)
+    found = next((matched for form in forms if (matched := match(form, path))), None)
     indices = [wanted] if isinstance(wanted, int) else wanted
     return found is not None and int(found.group(1)) in indices

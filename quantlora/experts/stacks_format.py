@@ -29,7 +29,7 @@ class PackedStacks(PackedParameters):
         vars(self)["name"] = packer.name
 
     def dequantize(self, layer: nn.Module) -> Tensor:
-        return torch.cat([one.reshape(-1) for one in whole_weights(layer).values()])[None]
+        return torch.cat([weight.reshape(-1) for weight in whole_weights(layer).values()])[None]
 
     def shape(self, layer: nn.Module) -> tuple[int, int]:
         return 1, sum(shape.numel() for shape in parameter_shapes(layer).values())
@@ -55,7 +55,7 @@ class PackedStacks(PackedParameters):
     def unpacked(self, linear: nn.Linear, like: nn.Module) -> nn.Module:
         assert isinstance(like, PackedExperts)
         parts, own = _cut(linear.weight.detach()[0], like), whole_dtypes(like)
-        return like.unpacked({name: one.to(own[name], copy=True) for name, one in parts.items()})
+        return like.unpacked({name: part.to(own[name], copy=True) for name, part in parts.items()})
 
     def describe(self, layer: nn.Module) -> dict[str, Any]:
         if not isinstance(layer, PackedExperts):
@@ -80,24 +80,25 @@ def pack_experts(
     stacks = {}
     for name in names:
         weight = _turned(getattr(module, name).detach(), layout)
-        place = f"{path}.{name}"
+        location = f"{path}.{name}"
         if not is_finite(weight):
             raise BackendError(
-                f"{place}: the weight holds NaN or infinite values and cannot be quantized; repair "
-                f"it, or leave the experts out with exclude_modules."
+                f"{location}: the weight holds NaN or infinite values and cannot be quantized; "
+                f"repair it, or leave the experts out with exclude_modules."
             )
-        stack = packer.quantize_experts(weight, place, **options)
-        _check_packed(stack, place)
+        stack = packer.quantize_experts(weight, location, **options)
+        _check_packed(stack, location)
         stacks[name] = stack
     return PackedExperts(module, layout, stacks)
 
 
-def _check_packed(stack: ExpertStack, place: str) -> None:
+def _check_packed(stack: ExpertStack, location: str) -> None:
     for expert in range(stack.shape[0]):
         if not is_finite(stack.dequantize([expert], torch.float32)):
             raise BackendError(
-                f"{place}: packed by {stack.format!r} expert {expert} holds NaN or infinite "
-                f"values: leave the experts out with exclude_modules, or take another backend."
+                f"{location}: packed by {stack.format!r} expert {expert} holds NaN or "
+                f"infinite values: leave the experts out with exclude_modules, or take another "
+                f"backend."
             )
 
 
@@ -106,7 +107,7 @@ def parameter_shapes(module: nn.Module) -> dict[str, torch.Size]:
 
     The matrices are last, in their order in the float module: files go by it.
     """
-    shapes = {name: one.shape for name, one in weights(module).items()}
+    shapes = {name: weight.shape for name, weight in weights(module).items()}
     if isinstance(module, PackedExperts):
         for name in module.layout.names:
             own = shapes.pop(name) if name in shapes else _whole_shape(module, name)
@@ -138,7 +139,7 @@ def whole_stack(module: PackedExperts, name: str) -> Tensor:
 
 def whole_dtypes(module: PackedExperts) -> dict[str, torch.dtype]:
     """Dtypes of those tensors in the float module."""
-    floats = {name: one.dtype for name, one in weights(module).items()}
+    floats = {name: weight.dtype for name, weight in weights(module).items()}
     return floats | {name: stack.dtype for name, stack in module.stacks.items()}
 
 
@@ -150,4 +151,4 @@ def _turned(weight: Tensor, layout: ExpertsLayout) -> Tensor:
 def _cut(row: Tensor, like: PackedExperts) -> dict[str, Tensor]:
     shapes = parameter_shapes(like)
     parts = torch.split(row, [shape.numel() for shape in shapes.values()])
-    return {n: one.reshape(shape) for (n, shape), one in zip(shapes.items(), parts, strict=True)}
+    return {n: part.reshape(shape) for (n, shape), part in zip(shapes.items(), parts, strict=True)}

@@ -85,7 +85,7 @@ def furthest(found: list[Tensor], wanted: list[Tensor]) -> float:
 
 @contextmanager
 def active_only(model: nn.Module, names: Iterable[str]) -> Iterator[None]:
-    """Within the block ``names`` are the adapters that count; nothing else changes."""
+    """Within the block ``names`` are the active adapters; nothing else changes."""
     before = [(module, module.active) for _, module in adapter_modules(model)]
     names = tuple(names)
     for module, _ in before:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class AdaptedLayer(AdapterModule):
-    """``base_layer`` in the format of ``quantizer``, and ``W + Σ ΔW`` over the adapters that count.
+    """``base_layer`` in the format of ``quantizer``, and ``W + Σ ΔW`` over the active adapters.
 
     The weight is in the shape and dtype that the layer stores.
     """
@@ -126,7 +126,7 @@ class AdaptedLayer(AdapterModule):
 
     @property
     def bias(self) -> Tensor | None:
-        """The base's bias and those of the adapters that count (``lora_bias``)."""
+        """The base's bias and those of the active adapters (``lora_bias``)."""
         own = self.base_bias
         names = [name for name in self.read_names() or () if self.has_bias(name)]
         return self.merged_bias(names, self.plain_weight(), own) if names else own
@@ -136,7 +136,7 @@ class AdaptedLayer(AdapterModule):
         return False
 
     def read_names(self) -> tuple[str, ...] | None:
-        """The adapters that count for every sample; None where samples differ."""
+        """the active adapters for every sample; None where samples differ."""
         if self.sample_adapters is None or not self.enabled:
             return self.active_unmerged
         return None if set(self.sample_adapters) & set(self.adapters) else ()

@@ -31,7 +31,7 @@ _MERGED = "merged_adapters"
 class AdapterModule(nn.Module):
     """Adapters by name: which are active, which are merged, and which samples go through which.
 
-    A subclass says what it keeps by adapter name (`tables`) and what of it is in a file
+    A subclass says what it keeps by adapter name (`by_name`) and what of it is in a file
     (`adapter_tensors`).
     """
 
@@ -63,7 +63,7 @@ class AdapterModule(nn.Module):
         """Names of the adapters that this module has."""
         raise NotImplementedError
 
-    def tables(self) -> dict[str, Any]:
+    def by_name(self) -> dict[str, Any]:
         """All that is kept by adapter name, by the name of the attribute it is kept in."""
         raise NotImplementedError
 
@@ -84,18 +84,18 @@ class AdapterModule(nn.Module):
     def remove_adapter(self, name: str) -> None:
         self._known(name)
         self.removals[name] = self.removals.get(name, 0) + 1
-        for table in self.tables().values():
-            if name in table:
-                del table[name]
+        for kept in self.by_name().values():
+            if name in kept:
+                del kept[name]
         self.active = tuple(adapter for adapter in self.active if adapter != name)
 
     def rename_adapter(self, old: str, new: str) -> None:
         self._known(old)
         self.removals[old] = self.removals.get(old, 0) + 1
-        for table in self.tables().values():
-            if old in table:
-                table[new] = table[old]
-                del table[old]
+        for kept in self.by_name().values():
+            if old in kept:
+                kept[new] = kept[old]
+                del kept[old]
         self.active = tuple(new if adapter == old else adapter for adapter in self.active)
         self.merged_adapters = tuple(
             new if adapter == old else adapter for adapter in self.merged_adapters

@@ -25,8 +25,8 @@ class Calls:
     """By ``id`` of the module: the adapter of each sample; where samples are the second dimension
     of a sequence; and whose adapters are off.
 
-    Also the checkpointed calls that this thread is in: those that note which adapters count, and
-    the one that is computed again.
+    Also the checkpointed calls that this thread is in: those that note which adapters are active,
+    and the one that is computed again.
     """
 
     samples: Mapping[int, tuple[str, ...]] = field(default_factory=dict)

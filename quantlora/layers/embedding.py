@@ -104,12 +104,12 @@ class LoraEmbedding(LoraLayer):
 
     # -- bookkeeping: parameters where other layers have modules
 
-    def tables(self) -> dict[str, Any]:
+    def by_name(self) -> dict[str, Any]:
         factors = {
             "lora_embedding_A": self.lora_embedding_A,
             "lora_embedding_B": self.lora_embedding_B,
         }
-        return {**super().tables(), **factors}
+        return {**super().by_name(), **factors}
 
     def add_factors(self, name: str, config: LoraConfig, r: int, dtype: torch.dtype) -> None:
         if config.lora_bias:

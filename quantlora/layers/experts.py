@@ -5,7 +5,7 @@
 A and B are those of `LoraParameters`, so files are PEFT's; the forward is not. There the module
 runs with W + ΔW of all experts in float; here only experts with tokens are touched, W may be packed
 and is unpacked one expert at a time, and ΔW is never made. Whichever ``experts_implementation`` the
-model has, this one computes while an adapter counts.
+model has, this one computes while an adapter is active.
 """
 
 from __future__ import annotations

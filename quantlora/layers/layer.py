@@ -81,9 +81,9 @@ class LoraLayer(AdaptedLayer):
                 f"variant {layer.variant!r} on one layer; put it on a model of its own."
             )
         new = cls(layer.base_layer, layer.quantizer, layer.path)
-        mine = new.tables()
-        for table, theirs in layer.tables().items():
-            mine[table].update(theirs)
+        mine = new.by_name()
+        for key, theirs in layer.by_name().items():
+            mine[key].update(theirs)
         new.base_change, new.packed_from = layer.base_change, layer.packed_from
         new.packed_here = layer.packed_here
         new.active, new.enabled = layer.active, layer.enabled_for_all
@@ -101,7 +101,7 @@ class LoraLayer(AdaptedLayer):
     def adapters(self) -> tuple[str, ...]:
         return tuple(self.r)
 
-    def tables(self) -> dict[str, Any]:
+    def by_name(self) -> dict[str, Any]:
         """Everything that is kept by adapter name; variants add their own."""
         return {
             "lora_A": self.lora_A,

@@ -183,9 +183,12 @@ class LoraLinear(LoraLayer):
     def new_factors(
         self, config: LoraConfig, r: int, dtype: torch.dtype
     ) -> tuple[nn.Module, nn.Module]:
-        place: dict[str, Any] = {"device": self.quantizer.device(self.base_layer), "dtype": dtype}
-        A = nn.Linear(self.in_features, r, bias=False, **place)
-        B = nn.Linear(r, self.out_features, bias=config.lora_bias, **place)
+        factory_kwargs: dict[str, Any] = {
+            "device": self.quantizer.device(self.base_layer),
+            "dtype": dtype,
+        }
+        A = nn.Linear(self.in_features, r, bias=False, **factory_kwargs)
+        B = nn.Linear(r, self.out_features, bias=config.lora_bias, **factory_kwargs)
         for parameter in (*A.parameters(), *B.parameters()):
             nn.init.zeros_(parameter)
         return A, B

@@ -132,8 +132,8 @@ class Magnitudes(LoraLayer):
             norm = self._norm(name, self.dequantize())
             self.lora_magnitude_vector[name] = _Magnitude(norm.reshape(self.magnitude_shape()))
 
-    def tables(self) -> dict[str, Any]:
-        return {**super().tables(), _KEY: self.lora_magnitude_vector}
+    def by_name(self) -> dict[str, Any]:
+        return {**super().by_name(), _KEY: self.lora_magnitude_vector}
 
     def adapter_tensors(self, name: str) -> dict[str, nn.Parameter]:
         tensors = super().adapter_tensors(name)

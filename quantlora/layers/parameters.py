@@ -206,8 +206,8 @@ class LoraParameters(LoraLayer):
         r = by_pattern(path, config.rank_pattern, config.r)
         return r, config.scaling(r, by_pattern(path, config.alpha_pattern, config.lora_alpha))
 
-    def tables(self) -> dict[str, Any]:
-        return {**super().tables(), "relative_scales": self.relative_scales}
+    def by_name(self) -> dict[str, Any]:
+        return {**super().by_name(), "relative_scales": self.relative_scales}
 
     def adapter_tensors(self, name: str) -> dict[str, nn.Parameter]:
         """By PEFT's names: one wrapper around another for each parameter, the last outermost."""

@@ -65,7 +65,7 @@ class CheckpointedCall(Notes):
 
     @contextmanager
     def again(self) -> Iterator[None]:
-        """Within the block the same adapters count as in the first call.
+        """Within the block the same adapters are active as in the first call.
 
         Raises:
             AdapterError: they cannot.
@@ -76,8 +76,8 @@ class CheckpointedCall(Notes):
             stack.callback(store, now)
             store(replace(self.calls, marked=now.marked, noting=(), again=self))
             for bias, placed in self._changed_biases():
-                stack.callback(bias.restore if placed else bias.place)
-                bias.place() if placed else bias.restore()
+                stack.callback(bias.restore if placed else bias.install)
+                bias.install() if placed else bias.restore()
             for tensor, trained in self._tensors():
                 if tensor.requires_grad != trained and tensor.is_leaf:
                     stack.callback(_train, tensor, not trained)

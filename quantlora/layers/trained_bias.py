@@ -13,7 +13,7 @@ _NAME = "bias"
 
 @dataclass(eq=False)
 class TrainedBias:
-    """The adapter's own parameter for it takes the place of the model's while the adapter counts.
+    """The adapter's own parameter for it replaces the model's while the adapter is active.
 
     PEFT trains the model's parameter itself, so there only one adapter can have biases, and the
     base is not the base any more when it is disabled.
@@ -47,7 +47,7 @@ class TrainedBias:
         """Whether the adapter's is in place."""
         return self.owner._parameters.get(_NAME) is self.own
 
-    def place(self) -> None:
+    def install(self) -> None:
         if not self.placed:
             self.own.data = self.own.data.to(self.plain)
             for table in (self.owner._buffers, vars(self.owner)):

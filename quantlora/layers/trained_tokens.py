@@ -121,12 +121,12 @@ class TrainedTokens(LoraLayer):
 
     # -- bookkeeping
 
-    def tables(self) -> dict[str, Any]:
+    def by_name(self) -> dict[str, Any]:
         rows = {
             "trainable_tokens_delta": self.trainable_tokens_delta,
             "token_indices": self.token_indices,
         }
-        return {**super().tables(), **rows}
+        return {**super().by_name(), **rows}
 
     def add_tokens(self, name: str, tokens: tuple[int, ...], dtype: torch.dtype) -> None:
         """Give adapter ``name`` rows for ``tokens``, with the values that the base has."""

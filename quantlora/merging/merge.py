@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from quantlora.adapters.adapted_model import AdaptedModel
-from quantlora.adapters.biases import biases_of, place_biases
+from quantlora.adapters.biases import biases_of, install_biases
 from quantlora.adapters.state import AdapterState
 from quantlora.adapters.switch import activate, check_together, remove_adapters
 from quantlora.distributed.gather import is_shard
@@ -64,21 +64,21 @@ def merge_adapters(
     check_together(adapted, active)
     with biases_of(state, active):
         merged = [
-            one
+            layer_merge
             for path, layer in adapted.lora_layers.items()
-            if (one := merge_layer(path, layer, names, mode, floating)) is not None
+            if (layer_merge := merge_layer(path, layer, names, mode, floating)) is not None
         ]
     were_active, state.active = state.active, active
-    place_biases(state)  # now, for under a merge they do not change
-    for one in merged:
-        one.commit()
+    install_biases(state)  # now, for under a merge they do not change
+    for layer_merge in merged:
+        layer_merge.commit()
     for saved in adapted.saved_modules.values():
         saved.merged_adapters = tuple(
             name for name in saved.adapters if name in (*saved.merged_adapters, *names)
         )
     if active != were_active:
         activate(adapted, active)
-    report = MergeReport([one.report for one in merged])
+    report = MergeReport([layer_merge.report for layer_merge in merged])
     if loss := report.warning():
         warn(loss, UserWarning)
     return report
@@ -132,7 +132,7 @@ def chosen_adapters(state: AdapterState, adapters: str | Sequence[str] | None) -
 
 def check_enabled(state: AdapterState) -> None:
     """Raise `MergeError` where the adapters are disabled."""
-    if not state.counts:
+    if not state.applied:
         raise MergeError(
             "the adapters are disabled, and a merged one would count all the same: call "
             "quantlora.enable_adapters(model) before you merge."

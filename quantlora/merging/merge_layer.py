@@ -87,9 +87,9 @@ def merge_layer(
         job = _Job(path, layer, names, base, quantizer, *parameters, floating or before.dtype)
         _check_update(path, layer, names, {"weight": before}, job.linear())
         packed, target = _unchanged(job, before, mode) or _BY_MODE[mode](job)
-        stored = target.dequantize(packed)
-        _check_stored(path, target, stored, job.weight)
-    report = LayerMerge.measure(path, target, before, job.weight, stored)
+        read_back = target.dequantize(packed)
+        _check_read_back(path, target, read_back, job.weight)
+    report = LayerMerge.measure(path, target, before, job.weight, read_back)
     return MergedBase(layer, names, packed, target, report)
 
 
@@ -112,12 +112,12 @@ def _check_update(
     )
 
 
-def _check_stored(path: str, target: Quantizer, stored: Tensor, wanted: Tensor) -> None:
+def _check_read_back(path: str, target: Quantizer, read_back: Tensor, wanted: Tensor) -> None:
     """Raise `MergeError` where the format cannot hold the merged weight."""
-    if not is_finite(stored):
+    if not is_finite(read_back):
         raise MergeError(
             f"{path}: the merged weight (up to {float(wanted.abs().max()):.3g}) becomes infinite "
-            f"or NaN in format {target.name!r} ({stored.dtype}): keep the adapter unmerged, or "
+            f"or NaN in format {target.name!r} ({read_back.dtype}): keep the adapter unmerged, or "
             f"load the base in a wider dtype."
         )
 

@@ -32,10 +32,10 @@ class LayerMerge:
 
     @classmethod
     def measure(
-        cls, path: str, target: Quantizer, before: Tensor, wanted: Tensor, stored: Tensor
+        cls, path: str, target: Quantizer, before: Tensor, wanted: Tensor, read_back: Tensor
     ) -> LayerMerge:
         delta = float((wanted.float() - before.float()).norm())
-        error = float((stored.float() - wanted.float()).norm())
+        error = float((read_back.float() - wanted.float()).norm())
         scale = delta or float(wanted.float().norm()) or 1.0
         return cls(path, target.name, delta, error / scale)
 

@@ -43,13 +43,13 @@ def train(trial: Trial) -> None:
     model, x = trial.two_adapters()
     lora, theirs = model.lora, _adapters_own(model)
     tensors = [lora.adapter_tensors(name) for name in lora.adapters]
-    known = {id(tensor) for one in tensors for tensor in one.values()}
+    known = {id(tensor) for by_key in tensors for tensor in by_key.values()}
     missing = [name for number, name in theirs.items() if number not in known]
     hold(not missing, f"not in adapter_tensors: {missing}")
     _leave_zero(tensors)
     for name in ("default", "second"):
         set_adapter(model, name)
-        before = {key: one.clone() for key, one in lora.adapter_tensors(name).items()}
+        before = {key: tensor.clone() for key, tensor in lora.adapter_tensors(name).items()}
         _step(model, x)
         for key, tensor in lora.adapter_tensors(name).items():
             trained, changed = lora.is_trained(name, key), not torch.equal(tensor, before[key])
@@ -60,7 +60,7 @@ def train(trial: Trial) -> None:
 @torch.no_grad()
 def _leave_zero(adapters: list[dict[str, nn.Parameter]]) -> None:
     """Where an initializer has B = 0, A has no gradient yet."""
-    for tensor in (one for tensors in adapters for one in tensors.values()):
+    for tensor in (parameter for tensors in adapters for parameter in tensors.values()):
         if not tensor.any():
             nn.init.normal_(tensor, std=0.05)
 
@@ -77,6 +77,6 @@ def _step(model: OneLayerModel, x: Tensor) -> None:
 
 def _adapters_own(model: OneLayerModel) -> dict[int, str]:
     """Parameters around the base, by id."""
-    base = {id(one) for one in model.lora.base_layer.parameters()}
+    base = {id(parameter) for parameter in model.lora.base_layer.parameters()}
     named = model.lora.named_parameters()
-    return {id(one): name for name, one in named if id(one) not in base}
+    return {id(parameter): name for name, parameter in named if id(parameter) not in base}

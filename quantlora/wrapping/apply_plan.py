@@ -24,7 +24,7 @@ from quantlora.layers.hooks import move_hooks
 from quantlora.layers.layer import LoraLayer
 from quantlora.layers.trained_bias import TrainedBias
 from quantlora.layers.trained_tokens import TrainedTokens
-from quantlora.wrapping.attention_targets import place
+from quantlora.wrapping.attention_targets import set_layer
 from quantlora.wrapping.bases import frozen_bases
 from quantlora.wrapping.biases import find_biases
 from quantlora.wrapping.modules_to_save import add_saved
@@ -92,7 +92,7 @@ def _put_layers(
     for planned in once_each(plan):
         layers[id(planned.layer)] = _with_adapter(planned, bases[planned.path], adapter)
     for planned in plan:
-        place(model, planned.path, layers[id(planned.layer)])
+        set_layer(model, planned.path, layers[id(planned.layer)])
 
 
 def _with_adapter(planned: PlannedLayer, base: nn.Module, adapter: NewAdapter) -> LoraLayer:
@@ -122,8 +122,8 @@ def _lora_layer(planned: PlannedLayer, base: nn.Module) -> LoraLayer:
 
 def _adapter_dtype(base: nn.Module, quantizer: Quantizer) -> torch.dtype:
     """float64 over a float64 base, else float32, as PEFT's ``autocast_adapter_dtype`` has it."""
-    stored = {tensor.dtype for tensor in (*base.parameters(), *base.buffers())}
-    double = torch.float64 in (*stored, quantizer.compute_dtype(base))
+    dtypes = {tensor.dtype for tensor in (*base.parameters(), *base.buffers())}
+    double = torch.float64 in (*dtypes, quantizer.compute_dtype(base))
     return torch.float64 if double else torch.float32
 
 
@@ -138,7 +138,7 @@ def _note(adapted: AdaptedModel, adapter: NewAdapter, biases: list[TrainedBias])
     adapted.state = replace(old, configs=configs, biases=dict(trained), frozen=frozen)
     set_state(adapted.model, adapted.state)
     activate(adapted, [adapter.name])
-    if not old.counts:
+    if not old.applied:
         enable(adapted)  # also after disable_adapters: the new one is to count
 
 

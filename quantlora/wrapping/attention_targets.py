@@ -81,7 +81,7 @@ def _both_layers(whole: Target) -> list[Target]:
     return [out, replace(whole, parameters=(IN_PROJ,))]
 
 
-def place(model: nn.Module, path: str, layer: LoraLayer) -> None:
+def set_layer(model: nn.Module, path: str, layer: LoraLayer) -> None:
     """Put ``layer`` at ``path`` of the plain model, also in a module with adapted parameters."""
     before, _, name = path.rpartition(".")
     parent = model.get_submodule(before)

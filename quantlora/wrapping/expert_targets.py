@@ -53,7 +53,7 @@ def _names(modules: Mapping[str, nn.Module], config: LoraConfig) -> list[str]:
     names = []
     for path, name in wanted:
         ending = f"{path.rpartition('.')[2]}.{name}"
-        unique = not any(f".{one}".endswith(f".{ending}") for one in left)
+        unique = not any(f".{other}".endswith(f".{ending}") for other in left)
         names.append(ending if unique else f"{path}.{name}")
     return list(dict.fromkeys(names))
 

@@ -84,7 +84,7 @@ def _explain(
         targets = {target.path: target for target in find_targets(adapted, config)}
     except TargetError as error:
         problems.append(str(error))
-    left = {one.path: one for one in without_adapter(adapted, config, targets.values())}
+    left = {layer.path: layer for layer in without_adapter(adapted, config, targets.values())}
     plan: list[PlannedLayer] = []
     rows: list[LayerRow] = []
     for path, layer in adapted.modules.items():

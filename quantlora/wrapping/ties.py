@@ -146,7 +146,7 @@ def _check_following(
             f"ensure_weight_tying, for an adapter each."
         )
     plain = plain_module(source)[0]
-    scales = [getattr(one, "embed_scale", None) for one in (plain, module)]
+    scales = [getattr(embedding, "embed_scale", None) for embedding in (plain, module)]
     same = type(module) is type(plain) and scales[0] == scales[1]
     usual = type(module).forward is nn.Linear.forward and not _own_forward(module)
     fits = type(source) in (LoraEmbedding, TrainedTokens, ModulesToSaveWrapper)

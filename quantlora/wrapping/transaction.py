@@ -8,7 +8,11 @@ from typing import Any
 
 from torch import nn
 
-from quantlora.adapters.adapter_modules import adapter_tables, frozen_modules, modules_of_table
+from quantlora.adapters.adapter_modules import (
+    adapter_containers,
+    frozen_modules,
+    modules_of_container,
+)
 
 #: The models that are within a transaction now, by their id.
 _open: ContextVar[frozenset[int]] = ContextVar("open", default=frozenset())
@@ -43,13 +47,13 @@ class Transaction:
         There may be hundreds of adapters, and each further one comes by here.
         """
         full = [module for _, module in frozen_modules(self._model)]
-        tables = [table for module in full for table in adapter_tables(module)]
-        within = [module for table in tables for module in modules_of_table(table)]
-        self._modules = [_Memory(module) for module in (*full, *tables)]
+        containers = [container for module in full for container in adapter_containers(module)]
+        within = [module for container in containers for module in modules_of_container(container)]
+        self._modules = [_Memory(module) for module in (*full, *containers)]
         self._adapters = [(module, module.training) for module in within]
         self._flags = [
             (parameter, parameter.requires_grad)
-            for module in (*full, *tables, *within)
+            for module in (*full, *containers, *within)
             for parameter in module._parameters.values()
             if parameter is not None
         ]

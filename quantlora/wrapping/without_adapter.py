@@ -73,7 +73,7 @@ def expert_notices(
     if packed or (is_all_linear(config) and config.target_experts):
         found.append(says_left(without_adapter(adapted, config, targets), why_no_experts(config)))
     if packed:
-        found.append(says_float(adapted, [one for one in floats if one.parameters]))
+        found.append(says_float(adapted, [target for target in floats if target.parameters]))
     return found
 
 
@@ -84,7 +84,7 @@ def without_adapter(
 
     What ``exclude_modules`` or ``modules_to_save`` names is left out on purpose.
     """
-    total = sum(one.numel() for one in adapted.model.parameters()) or 1
+    total = sum(p.numel() for p in adapted.model.parameters()) or 1
     everywhere: dict[str, Any] = dict.fromkeys(("layers_to_transform", "layers_pattern"))
     names = TargetNames(replace(config, target_modules=ALL_LINEAR, **everywhere))
     taken = {target.path: target.parameters for target in targets}
@@ -93,7 +93,7 @@ def without_adapter(
         stacked = {} if isinstance(module, OURS) else stacked_matrices(module)
         free = (k for k in stacked if names.pick(f"{plain_path(path)}.{k}"))
         left = {k: stacked[k] for k in free if k not in taken.get(path, ())}
-        share = sum(one.numel() for one in left.values()) / total
+        share = sum(tensor.numel() for tensor in left.values()) / total
         if left and names.pick(plain_path(path)) and (_of_experts(module) or share >= _LEAST):
             dtype = next(iter(left.values())).dtype
             found.append(WithoutAdapter(path, type(module).__name__, tuple(left), share, dtype))
@@ -106,11 +106,11 @@ def stacked_matrices(module: nn.Module) -> dict[str, Tensor]:
         return {}
     least = 2 if _of_experts(module) else 3
     return {
-        name: one
-        for name, one in module._parameters.items()
-        if one is not None
-        and one.dim() in (least, 3)
-        and len(one) > 1
+        name: parameter
+        for name, parameter in module._parameters.items()
+        if parameter is not None
+        and parameter.dim() in (least, 3)
+        and len(parameter) > 1
         and not name.endswith("bias")
     }
 
@@ -129,11 +129,11 @@ def says_left(left: Iterable[WithoutAdapter], why: str = "") -> str:
     if not left:
         return ""
     first = left[0]
-    share = sum(one.share for one in left)
+    share = sum(layer.share for layer in left)
     more = f" and {len(left) - 1} more" if len(left) > 1 else ""
-    dtypes = dict.fromkeys(str(one.dtype).removeprefix("torch.") for one in left)
+    dtypes = dict.fromkeys(str(layer.dtype).removeprefix("torch.") for layer in left)
     return (
-        f"{first.path}{more} ({', '.join(dict.fromkeys(one.kind for one in left))}) hold "
+        f"{first.path}{more} ({', '.join(dict.fromkeys(layer.kind for layer in left))}) hold "
         f"{share:.0%} of the model's parameters in {', '.join(_names(left))}, which are no layers: "
         f"they stay as they are ({', '.join(dtypes)}) and get no adapter, "
         f"{_remedy(left, why)}."
@@ -149,16 +149,20 @@ def _remedy(left: Iterable[WithoutAdapter], why: str) -> str:
 def says_float(adapted: AdaptedModel, targets: Iterable[Target]) -> str:
     """What to say of adapted experts that no format packs; empty where there are none."""
     stacks = {
-        f"{one.path}.{name}": one.layer._parameters.get(name)
-        for one in targets
-        for name in one.parameters
-        if experts_layout(one.layer) is not None
+        f"{target.path}.{name}": target.layer._parameters.get(name)
+        for target in targets
+        for name in target.parameters
+        if experts_layout(target.layer) is not None
     }
-    numbers = sum(one.numel() for one in stacks.values() if one is not None)
+    numbers = sum(tensor.numel() for tensor in stacks.values() if tensor is not None)
     if not numbers:
         return ""
-    total = sum(one.numel() for one in adapted.model.parameters())
-    able = [one.name for one in registry().quantizers.values() if one.can_quantize_experts]
+    total = sum(parameter.numel() for parameter in adapted.model.parameters())
+    able = [
+        quantizer.name
+        for quantizer in registry().quantizers.values()
+        if quantizer.can_quantize_experts
+    ]
     return (
         f"{next(iter(stacks))} and {len(stacks) - 1} more stacks of experts get adapters and stay "
         f"float among packed layers, {numbers / total:.0%} of the model's parameters. Backends "
@@ -167,14 +171,14 @@ def says_float(adapted: AdaptedModel, targets: Iterable[Target]) -> str:
 
 
 def _names(left: Iterable[WithoutAdapter]) -> list[str]:
-    return list(dict.fromkeys(name for one in left for name in one.names))
+    return list(dict.fromkeys(name for layer in left for name in layer.names))
 
 
 def _ends(left: Iterable[WithoutAdapter]) -> list[str]:
     """``experts.gate_up_proj``: the last name of the module, then the parameter's."""
     ends = (
-        ".".join([*plain_path(one.path).split(".")[-1:], name])
-        for one in left
-        for name in one.names
+        ".".join([*plain_path(layer.path).split(".")[-1:], name])
+        for layer in left
+        for name in layer.names
     )
     return list(dict.fromkeys(ends))

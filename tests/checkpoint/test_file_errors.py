@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 import quantlora
 from quantlora import AdapterError, AdapterFileError, ConfigError
-from quantlora.checkpoint.place import folders_of
+from quantlora.checkpoint.location import folders_of
 from quantlora.names import check_name
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"

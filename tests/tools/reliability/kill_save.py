@@ -10,8 +10,8 @@ from pathlib import Path
 from torch import nn
 
 import quantlora
+from quantlora.checkpoint.location import CONFIG, SIDE, WEIGHTS
 from quantlora.checkpoint.model_card import CARD
-from quantlora.checkpoint.place import CONFIG, SIDE, WEIGHTS
 from quantlora.checkpoint.read import read_adapter
 from tests.files import killed_at_each_line
 from tests.tools.reliability.forks import run

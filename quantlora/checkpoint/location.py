@@ -26,10 +26,12 @@ def folders_of(folder: str | os.PathLike[str], adapter: str) -> tuple[Path, Path
     root = Path(os.path.realpath(folder))
     if root.exists() and not root.is_dir():
         raise AdapterFileError(f"{root} is a file: give the folder to save the adapter in.")
-    place = root if adapter == DEFAULT else root / adapter
-    if Path(os.path.realpath(place)) != place:
-        raise AdapterFileError(f"{place} is a link that leads elsewhere: nothing is written there.")
-    return root, place
+    location = root if adapter == DEFAULT else root / adapter
+    if Path(os.path.realpath(location)) != location:
+        raise AdapterFileError(
+            f"{location} is a link that leads elsewhere: nothing is written there."
+        )
+    return root, location
 
 
 def own_file(folder: Path, name: str) -> Path:
