@@ -107,7 +107,9 @@ def train_only(adapted: AdaptedModel, names: list[str]) -> None:
     with _LOCK:
         _note_frozen(adapted)
         frozen = {id(tensor) for tensor in state.frozen}
-        chosen = [one for one in trainable_tensors(adapted, names) if id(one) not in frozen]
+        chosen = [
+            tensor for tensor in trainable_tensors(adapted, names) if id(tensor) not in frozen
+        ]
         state.trained = tuple(names)
         for tensor in _all_of_adapters(adapted):
             if tensor.requires_grad:

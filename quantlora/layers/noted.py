@@ -57,7 +57,7 @@ class Noted:
             if name in self.module.adapters and name not in self.states:
                 own = self.module.adapter_tensors(name)
                 self.removals[name] = self.module.removals.get(name, 0)
-                self.states[name] = {key: TensorState.of(one) for key, one in own.items()}
+                self.states[name] = {key: TensorState.of(tensor) for key, tensor in own.items()}
 
     def tensors(self) -> Iterator[tuple[Tensor, bool]]:
         """The tensors of those adapters now, and whether each was trained."""

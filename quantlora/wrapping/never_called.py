@@ -28,7 +28,7 @@ def never_called(
     """What to say of a target that no forward calls; empty where all are called."""
     if config.ensure_weight_tying:
         return ""
-    for path in [*(one.path for one in plan if not one.target.tokens), *saved]:
+    for path in [*(planned.path for planned in plan if not planned.target.tokens), *saved]:
         others = _same_weight(adapted.modules, path)
         if others and not _is_used(adapted.modules, path):
             return (
@@ -50,9 +50,9 @@ def _same_weight(modules: Mapping[str, nn.Module], path: str) -> list[str]:
     plain = {other: plain_module(module)[0] for other, module in modules.items()}
     return [
         other
-        for other, one in plain.items()
-        if isinstance(one, nn.Embedding) and one is not own
-        if one._parameters.get("weight") is weight
+        for other, embedding in plain.items()
+        if isinstance(embedding, nn.Embedding) and embedding is not own
+        if embedding._parameters.get("weight") is weight
     ]
 
 
@@ -68,7 +68,7 @@ def _is_used(modules: Mapping[str, nn.Module], path: str) -> bool:
 
 def _names_taken(kind: type[nn.Module]) -> set[str]:
     own = kind.__mro__[: kind.__mro__.index(nn.Module)]
-    methods = [item for one in own for item in vars(one).items()]
+    methods = [item for cls in own for item in vars(cls).items()]
     codes = [_code(value) for key, value in methods if not any(w in key for w in _NO_FORWARD)]
     return {name for code in codes if code is not None for name in _taken_in(code)}
 
@@ -79,8 +79,8 @@ def _code(value: Any) -> CodeType | None:
 
 
 def _taken_in(code: CodeType) -> set[str]:
-    inner = [one for one in code.co_consts if isinstance(one, CodeType)]
-    return {*code.co_names, *(name for one in inner for name in _taken_in(one))}
+    inner = [constant for constant in code.co_consts if isinstance(constant, CodeType)]
+    return {*code.co_names, *(name for function in inner for name in _taken_in(function))}
 
 
 def _names(paths: Iterable[str]) -> str:

@@ -36,7 +36,10 @@ def affine_of(
 
 def affine_quantizer(own: Quantizer, path: str) -> Quantizer:
     """The layer's own format where it can hold float zero-points, else the preferred one here."""
-    others = sorted(registry().quantizers.values(), key=lambda one: (-one.preference, one.name))
+    others = sorted(
+        registry().quantizers.values(),
+        key=lambda quantizer: (-quantizer.preference, quantizer.name),
+    )
     for quantizer in (own, *others):
         if quantizer.can_hold_affine and not quantizer.availability_error():
             return quantizer
