@@ -174,7 +174,7 @@ class AdapterModule(nn.Module):
     ) -> None:
         theirs = tuple(local_metadata.get(_MERGED, self.merged_adapters))
         if theirs != self.merged_adapters:
-            mine, others = (", ".join(one) or "none" for one in (self.merged_adapters, theirs))
+            mine, others = (", ".join(names) or "none" for names in (self.merged_adapters, theirs))
             raise AdapterError(
                 f"{self.path}: the state dict is from a model with merged adapters: {others}, and "
                 f"in this one are merged: {mine}. An adapter would count twice or not at all: "
