@@ -24,4 +24,4 @@ def plain_tensors(tensor: Tensor) -> Iterator[Tensor]:
 def count_bytes(tensors: Iterable[Tensor]) -> int:
     """Bytes that ``tensors`` hold."""
     plain = (inner for tensor in tensors for inner in plain_tensors(tensor))
-    return sum(one.numel() * one.element_size() for one in plain)
+    return sum(part.numel() * part.element_size() for part in plain)

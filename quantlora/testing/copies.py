@@ -38,9 +38,9 @@ class CopyTests(SuiteBase):
         before, twin = model(x), copy.deepcopy(model)
         assert not _storages(model) & _storages(twin)
         with torch.no_grad():
-            for one in (one for tensor in twin.parameters() for one in plain_tensors(tensor)):
-                if one.is_floating_point():
-                    one.zero_()
+            for part in (part for tensor in twin.parameters() for part in plain_tensors(tensor)):
+                if part.is_floating_point():
+                    part.zero_()
         assert torch.equal(model(x), before)
 
     def test_a_pickled_copy_computes_the_same(self) -> None:
@@ -65,4 +65,4 @@ class CopyTests(SuiteBase):
 def _storages(model: OneLayerModel) -> set[int]:
     tensors = (*model.parameters(), *model.buffers())
     plain = (inner for tensor in tensors for inner in plain_tensors(tensor))
-    return {one.untyped_storage().data_ptr() for one in plain if one.numel()}
+    return {part.untyped_storage().data_ptr() for part in plain if part.numel()}

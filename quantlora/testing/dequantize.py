@@ -74,7 +74,7 @@ def _contents(layer: nn.Module) -> dict[str, Any]:
 
 def _bytes(tensor: Tensor) -> Tensor:
     """Codes stored in a float dtype may be NaN there, which equals nothing."""
-    plain = (one.detach().clone().reshape(-1).view(torch.uint8) for one in plain_tensors(tensor))
+    plain = (part.detach().clone().reshape(-1).view(torch.uint8) for part in plain_tensors(tensor))
     return torch.cat(list(plain))
 
 

@@ -90,9 +90,9 @@ def _fits(value: Any, kind: Any) -> bool:
 
 def _words(kind: Any) -> str:
     if isinstance(kind, type) and issubclass(kind, Enum):
-        return "one of " + ", ".join(one.value for one in kind)
+        return "one of " + ", ".join(choice.value for choice in kind)
     kinds = typing.get_args(kind) or (kind,)
-    return " or ".join("None" if one is type(None) else one.__name__ for one in kinds)
+    return " or ".join("None" if kind is type(None) else kind.__name__ for kind in kinds)
 
 
 def check_limits(options: Any) -> None:
