@@ -45,7 +45,9 @@ def check_last(folder: Path) -> None:
 
 
 def _next_start(folder: Path, without: Path) -> str:
-    earlier = [one for one in _checkpoints(folder, complete=True) if one != without]
+    earlier = [
+        checkpoint for checkpoint in _checkpoints(folder, complete=True) if checkpoint != without
+    ]
     return f"goes on after step {max(map(step_of, earlier))}" if earlier else "begins at step 0"
 
 
