@@ -25,7 +25,7 @@ def with_metadata(text: str, base: str | None, former: str | None = None) -> str
     wanted = ["lora", "quantlora", *([f"base_model:adapter:{base}"] if base else [])]
     found = _values(text)
     tags = found.get("tags")
-    known = [str(one) for one in tags] if isinstance(tags, list) else [str(tags)] if tags else []
+    known = [str(tag) for tag in tags] if isinstance(tags, list) else [str(tags)] if tags else []
     if new := [tag for tag in wanted if tag not in known]:
         text = _add_tags(text, new)
     if not found.get("library_name"):
@@ -109,7 +109,7 @@ def _node(text: str, key: str) -> tuple[Any, int]:
 def _append(text: str, lines: list[str]) -> str:
     """``text`` with further lines of metadata, in a block of its own where it has none."""
     line = _line_end(text)
-    added = "".join(one + line for one in lines)
+    added = "".join(text + line for text in lines)
     if match := _BLOCK.match(text):
         if match[2].strip() == "{}":
             return text[: match.start(2)] + added + text[match.end(2) :]

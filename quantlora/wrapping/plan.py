@@ -87,11 +87,9 @@ def make_plan(
 
 def notices(adapted: AdaptedModel, config: LoraConfig, plan: list[PlannedLayer]) -> list[str]:
     """What `wrap` gets through with, and says."""
-    floats = [planned.target for planned in plan if planned.quantizer.is_float]
+    floats = [p.target for p in plan if p.quantizer.is_float]
     packed = len(floats) < len(plan)
-    about_experts = expert_notices(
-        adapted, config, [planned.target for planned in plan], floats, packed
-    )
+    about_experts = expert_notices(adapted, config, [p.target for p in plan], floats, packed)
     found = [too_wide(plan), _left_out(adapted, config), *about_experts]
     return [notice for notice in found if notice]
 
@@ -100,19 +98,13 @@ def _left_out(adapted: AdaptedModel, config: LoraConfig) -> str:
     if not is_all_linear(config):
         return ""
     names = TargetNames(config)
-    modules = {
-        path: module for path, module in adapted.modules.items() if names.pick(plain_path(path))
-    }
+    modules = {path: m for path, m in adapted.modules.items() if names.pick(plain_path(path))}
     return left_out(modules)
 
 
 def too_wide(plan: list[PlannedLayer]) -> str:
     """What to say of ranks beyond what an update can have; empty where there are none."""
-    wide = {
-        planned.path: planned
-        for planned in plan
-        if planned.shape and planned.target.r > min(planned.shape)
-    }
+    wide = {p.path: p for p in plan if p.shape and p.target.r > min(p.shape)}
     if not wide:
         return ""
     first = next(iter(wide.values()))
