@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +28,18 @@ def main() -> None:
     given = _arguments()
     given.out.mkdir(parents=True, exist_ok=True)
     for suite in given.suites or SUITES:
-        found = measure(suite, SMOKE if given.smoke else FULL, given.device)
+        found = measure(suite, _size(given), given.device)
         (given.out / f"{suite}.json").write_text(json.dumps(found, indent=1) + "\n")
         plot(given.out / f"{suite}.png", found)
         if given.page:
             write_table(given.page, suite, found)
         print(f"{suite}: {len(found['result']['rows'])} rows in {given.out}", flush=True)
+
+
+def _size(given: argparse.Namespace) -> Size:
+    size = SMOKE if given.smoke else FULL
+    changes = {name: getattr(given, name) for name in ("rounds", "tokens")}
+    return replace(size, **{name: one for name, one in changes.items() if one})
 
 
 def measure(suite: str, size: Size, device: str) -> dict[str, Any]:
@@ -49,6 +56,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--out", type=Path, default=Path("build/benchmarks"))
     parser.add_argument("--page", type=Path, help="the page whose tables are to be written")
+    parser.add_argument("--rounds", type=int, help="how often each arm is timed")
+    parser.add_argument("--tokens", type=int, help="of a training step")
     parser.add_argument("--smoke", action="store_true", help="tiny sizes: correctness only")
     return parser.parse_args()
 

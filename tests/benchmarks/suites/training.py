@@ -64,6 +64,7 @@ def errors(found: dict[str, nn.Module], size: Size, device: str) -> dict[str, fl
 
 def _gradients(model: nn.Module, x: Tensor) -> list[Tensor]:
     """Of all A and B in the order of the layers."""
+    x = x.detach().requires_grad_()  # else bitsandbytes repacks PEFT's layers, which then are wrong
     model(inputs_embeds=x, use_cache=False).logits.to(x.dtype).square().mean().backward()
     given = [
         parameter.grad
