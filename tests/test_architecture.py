@@ -174,6 +174,19 @@ PRIVATE_WORDS = {
     "adapters that count": "active adapters",
     "adapter counts": "an adapter is active",
 }
+#: The same for names in code: of variables, arguments, attributes, functions and classes.
+PRIVATE_NAMES = {
+    "one": "what the variable holds: layer, tensor, adapter, ...",
+    "place": "location, device, factory_kwargs, model_id_or_path or position",
+    "places": "locations or positions",
+    "stored": "checkpoint_tensors, to_storage, CheckpointFormat or read_back",
+    "StoredFormat": "CheckpointFormat",
+    "Tokens": "a tokenizer",
+    "fitting": "match tensors",
+    "fitted": "match tensors",
+    "counts": "active, applied, or what is counted",
+    "tables": "by name",
+}
 
 
 @pytest.mark.parametrize("word", PRIVATE_WORDS)
@@ -182,6 +195,23 @@ def test_code_and_docs_use_the_words_of_the_field(word):
     files = [*CORE, *PLUGIN_CODE, *pages]
     found = [f for f in files if re.search(rf"(?<![\w-]){word}(?![\w-])", f.read_text())]
     assert not found, f"say {PRIVATE_WORDS[word]}: {relative(found)}"
+
+
+def names_in(file: Path) -> Iterator[str]:
+    """The names that ``file`` gives or uses."""
+    for node in ast.walk(ast.parse(file.read_text())):
+        for field in ("id", "arg", "attr", "name", "asname"):
+            name = getattr(node, field, None)
+            if isinstance(name, str):
+                yield name.strip("_")
+
+
+@pytest.mark.parametrize("file", relative([*CORE, *PLUGIN_CODE]))
+def test_a_name_says_what_the_thing_is(file):
+    found = PRIVATE_NAMES.keys() & {*names_in(ROOT / file)}
+    assert not found, f"{file}: " + "; ".join(
+        f"{name}: say {PRIVATE_NAMES[name]}" for name in found
+    )
 
 
 def test_entry_points_packages_and_folders_agree():
