@@ -16,7 +16,7 @@ from quantlora.files.reference import Reference
 from quantlora.formats.finite import check_packable, check_packed
 from quantlora.formats.layouts import linear_from
 from quantlora.formats.offloaded import onloaded, read
-from quantlora.formats.quantize_options import checked_options
+from quantlora.formats.quantize_options import checked_options, option_names
 from quantlora.formats.quantizer import Quantizer
 from quantlora.layers.experts import experts_layout
 from quantlora.layers.hooks import add_state_hooks
@@ -39,12 +39,22 @@ def frozen_bases(
         for planned in todo:
             add_state_hooks(planned.layer, packed[planned.path])
         bases |= packed
+    elif options:
+        _check_unused(plan, options)
     for planned in plan:
         if not isinstance(planned.layer, LoraLayer):
             with diagnosed(planned.quantizer), onloaded(planned.layer):
                 planned.quantizer.prepare(bases[planned.path], planned.path)
     _prepare_others(adapted.modules, {id(planned.layer) for planned in plan})
     return bases
+
+
+def _check_unused(plan: list[PlannedLayer], options: Mapping[str, Any]) -> None:
+    """Tell of a setting that no format here knows, also where nothing is to be packed."""
+    formats = {p.quantizer.name: p.quantizer for p in plan if not p.target.parameters}
+    known = {name for quantizer in formats.values() for name in option_names(quantizer)}
+    for quantizer in formats.values():
+        checked_options(quantizer, {k: v for k, v in options.items() if k not in known})
 
 
 def _packed(
@@ -69,8 +79,9 @@ def _packed_experts(planned: PlannedLayer, options: Mapping[str, Any]) -> nn.Mod
     assert isinstance(own, PackedStacks)
     done = planned.layer.stacks if isinstance(planned.layer, PackedExperts) else {}
     names = [name for name in planned.target.parameters if name not in done]
+    settings = checked_options(own.packer, options)
     with diagnosed(own.packer):
-        return pack_experts(planned.layer, layout, names, own.packer, planned.path, options)
+        return pack_experts(planned.layer, layout, names, own.packer, planned.path, settings)
 
 
 def _prepare_others(modules: Mapping[str, nn.Module], targeted: set[int]) -> None:
