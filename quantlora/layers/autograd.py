@@ -15,6 +15,7 @@ all rules for.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -66,8 +67,8 @@ class _LowRank(torch.autograd.Function):
 
 
 def _rows(x: Tensor) -> Tensor:
-    """(..., n) as (N, n)."""
-    return x.reshape(-1, x.shape[-1])
+    """(..., n) as (N, n), also for n = 0."""
+    return x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
 
 
 def _like(grad: Tensor | None, parameter: Tensor) -> Tensor | None:

@@ -11,7 +11,7 @@ from quantlora.adapters.state import taken
 from quantlora.config.lora_config import LoraConfig
 from quantlora.config.picked_paths import TargetNames, is_all_linear
 from quantlora.discovery.registration import registry
-from quantlora.errors import AdapterError, BackendError, ConfigError, LayerError, warn
+from quantlora.errors import AdapterError, BackendError, ConfigError, warn
 from quantlora.experts.stacks_format import PackedStacks
 from quantlora.formats.layouts import is_linear_kind
 from quantlora.formats.offloaded import is_offloaded
@@ -24,6 +24,7 @@ from quantlora.layers.trained_tokens import TrainedTokens
 from quantlora.names import plain_path
 from quantlora.wrapping.all_linear import left_out, some
 from quantlora.wrapping.expert_formats import floating_names, parameters_format, why_not_packed
+from quantlora.wrapping.sizes import check_not_empty, check_rank
 from quantlora.wrapping.surroundings import check_surroundings
 from quantlora.wrapping.target import Target
 from quantlora.wrapping.targets import find_targets
@@ -116,16 +117,6 @@ def too_wide(plan: list[PlannedLayer]) -> str:
     )
 
 
-def _check_rank(target: Target, shape: tuple[int, int], config: LoraConfig) -> None:
-    """Factors that are taken from a matrix have no more rank than it."""
-    if target.r > min(shape) and config.init_lora_weights not in (True, False, "gaussian"):
-        raise ConfigError(
-            f"{target.path}: rank {target.r} is larger than the layer ({shape[0]} x {shape[1]}), "
-            f"and {config.init_lora_weights!r} takes A and B from its weight; use r <= "
-            f"{min(shape)}, or give this layer its own rank by rank_pattern."
-        )
-
-
 def plan_layer(
     target: Target, config: LoraConfig, asked: Quantizer | None, adapter: str
 ) -> PlannedLayer:
@@ -142,13 +133,9 @@ def plan_layer(
     else:
         own, base = registry().match(path, layer), layer
     shape = own.shape(base)
-    if not shape[0] * shape[1]:
-        raise LayerError(
-            f"{path}: the layer has {shape[1]} inputs and {shape[0]} outputs, so there is nothing "
-            f"to adapt: leave it out (exclude_modules)."
-        )
-    _check_rank(target, shape, config)
+    check_rank(target, shape, config)
     quantizer = _format(path, layer, own, asked)
+    check_not_empty(path, shape, quantizer)
     if not isinstance(layer, LoraLayer) or config.variant != layer.variant:
         check_surroundings(path, base, own, quantizer, config)
     wrapper = registry().wrapper(config.variant, base, quantizer, path)

@@ -225,9 +225,21 @@ def test_a_model_without_adapters_says_to_wrap_it(model: nn.Module) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:Initializing zero-element")
-@pytest.mark.parametrize("backend", ["auto", "normalfloat", "bitsandbytes_4bit", "gptq"])
+@pytest.mark.parametrize("backend", ["normalfloat", "bitsandbytes_4bit", "gptq"])
 @pytest.mark.parametrize("shape", [(0, 8), (8, 0)])
 def test_a_layer_without_inputs_or_outputs_is_named(shape: tuple[int, int], backend: str) -> None:
     model = nn.Sequential(nn.Linear(*shape))
     text = error(quantlora.LayerError, model, backend=backend)
     assert text.startswith(f"0: the layer has {shape[0]} inputs and {shape[1]} outputs")
+
+
+@pytest.mark.filterwarnings("ignore")  # of zero-element tensors, and ranks above the layer's
+@pytest.mark.parametrize("shape", [(0, 8), (8, 0)])
+def test_a_float_layer_without_inputs_or_outputs_trains_and_merges(shape: tuple[int, int]) -> None:
+    model = quantlora.wrap(nn.Sequential(nn.Linear(*shape)), r=2, init_lora_weights=False)
+    x = torch.randn(3, shape[0], requires_grad=True)
+    wanted = model[0].base_layer(x)
+    assert torch.equal(model(x), wanted)
+    model(x).sum().backward()
+    quantlora.merge(model)
+    assert torch.equal(model(x), wanted)
