@@ -45,6 +45,16 @@ FAULTS = {
 #: Faults that no call but the report's brings to light; the report itself says so.
 SILENT = ("wrong_check",)
 
+#: One of each kind of fault; the others, a process each, are tried in the second stage.
+FAST = (
+    "import_error",
+    "hook_raises",
+    "wrong_result",
+    "second_halved",
+    "matches_raises",
+    "api_too_new",
+)
+
 Found = dict[str, Any]
 
 
@@ -59,7 +69,9 @@ def probe(run_python):
     return run
 
 
-@pytest.fixture(params=FAULTS)
+@pytest.fixture(
+    params=[pytest.param(name, marks=[] if name in FAST else [pytest.mark.slow]) for name in FAULTS]
+)
 def fault(request) -> str:
     return request.param
 

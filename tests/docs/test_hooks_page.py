@@ -46,6 +46,7 @@ def test_the_example_prints_what_the_page_says(hook, run_python, tmp_path, monke
         assert plain(line) in plain(output)
 
 
+@pytest.mark.slow
 def test_the_suite_passes_on_the_initializer_of_the_page(run_python, tmp_path) -> None:
     files = {block.file: block.code for block in section("quantlora_initializers") if block.file}
     install(tmp_path, files, "my-plugin", {"my-plugin": "my_plugin"})

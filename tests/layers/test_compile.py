@@ -63,7 +63,8 @@ def test_a_changed_scaling_is_seen_and_compiles_nothing(
     assert counter.frame_count == 1
 
 
-BACKENDS = ["auto", "normalfloat", "bitsandbytes_4bit", "bitsandbytes_8bit"]
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("normalfloat", "bitsandbytes_8bit")]
+BACKENDS = ["auto", "bitsandbytes_4bit", *SLOW]
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -95,6 +96,7 @@ def test_disabled_adapters_are_seen(x: Tensor, counter: CompileCounterWithBacken
     assert not torch.allclose(on, off)
 
 
+@pytest.mark.slow
 def test_adapter_names_are_seen(counter: CompileCounterWithBackend) -> None:
     model = tiny_llama(num_hidden_layers=1)
     quantlora.wrap(model, r=2, init_lora_weights=False).eval()

@@ -58,7 +58,7 @@ def test_quantize_packs_what_upstream_packs(
     assert ours.weight.dtype == options["quant_storage"]
 
 
-@pytest.mark.parametrize("blocksize", [64, 128, 512, 4096])
+@pytest.mark.parametrize("blocksize", [64, 128, 512, pytest.param(4096, marks=pytest.mark.slow)])
 def test_the_blocksize_is_kept(four_bit: Quantizer, blocksize: int) -> None:
     ours = four_bit.quantize(linear(), blocksize=blocksize)
     theirs = upstreams(linear(), blocksize=blocksize, quant_type="nf4")

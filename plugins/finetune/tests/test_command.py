@@ -78,6 +78,7 @@ def test_the_reloaded_adapter_measures_the_same_to_the_last_bit(
     assert found == report["perplexity"]["after"]
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_adapter_and_another_a_different_one(run, arguments, tmp_path):
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         run(*arguments, "--output", tmp_path / name, "--seed", seed)
@@ -100,6 +101,7 @@ def test_an_already_quantized_model_is_taken_as_it_is(run, arguments, tmp_path, 
     assert report_in(tmp_path / "run")["model"]["formats"] == {"bitsandbytes_8bit": 14}
 
 
+@pytest.mark.slow
 def test_a_run_with_variant_targets_and_accumulation(run, arguments, tmp_path):
     choices = ["--variant", "dora", "--target-modules", "q_proj,v_proj", "--accumulate", "2"]
     result = run(*arguments, *choices, "--gradient-checkpointing", "--dropout", "0.1")
@@ -109,6 +111,7 @@ def test_a_run_with_variant_targets_and_accumulation(run, arguments, tmp_path):
     assert config["base_model_name_or_path"].endswith("tiny0")
 
 
+@pytest.mark.slow
 def test_checkpointed_activations_change_no_bit(run, arguments, tmp_path):
     run(*arguments, "--output", tmp_path / "kept")
     run(*arguments, "--output", tmp_path / "twice", "--gradient-checkpointing")
@@ -122,6 +125,7 @@ def test_the_folder_is_not_claimed_before_everything_is_checked(run, arguments, 
     assert run(*arguments).exit_code == 0
 
 
+@pytest.mark.slow
 def test_trls_trainer_ends_with_the_same_adapter_and_can_be_resumed(run, arguments, tmp_path):
     pytest.importorskip("trl")
     run(*arguments, "--output", tmp_path / "transformers")

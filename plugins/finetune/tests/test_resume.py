@@ -107,6 +107,7 @@ def test_a_partly_written_checkpoint_is_never_chosen(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-10", "checkpoint-5"]
 
 
+@pytest.mark.slow
 def test_a_run_killed_while_saving_resumes_from_the_checkpoint_before(run, arguments, tmp_path):
     run(*arguments)
     weights = _weights(tmp_path / "run")
@@ -126,6 +127,7 @@ def _make_unfinished(folder: Path) -> None:
             path.unlink()
 
 
+@pytest.mark.slow
 def test_a_run_killed_before_its_first_checkpoint_starts_anew(run, arguments, tmp_path):
     run(*arguments)
     weights = _weights(tmp_path / "run")
@@ -157,6 +159,7 @@ def test_a_finished_run_is_left_alone(run, arguments, tmp_path):
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")} == before
 
 
+@pytest.mark.slow
 def test_a_finished_run_can_be_trained_on(run, arguments, tmp_path):
     run(*arguments)
     result = run("finetune", "--resume", "--steps", "16", "--output", tmp_path / "run")
@@ -164,6 +167,7 @@ def test_a_finished_run_can_be_trained_on(run, arguments, tmp_path):
     assert len(_losses(tmp_path / "run")) == 16
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("edited", [False, True])
 def test_a_card_that_was_edited_stays_when_a_run_is_trained_on(run, arguments, tmp_path, edited):
     run(*arguments)
@@ -177,6 +181,7 @@ def test_a_card_that_was_edited_stays_when_a_run_is_trained_on(run, arguments, t
     assert (tmp_path / "run" / "README.new.md").exists() == edited
 
 
+@pytest.mark.slow
 def test_a_run_is_resumed_from_any_working_directory(run, arguments, tmp_path, tiny, monkeypatch):
     monkeypatch.chdir(tiny.parent)
     run(*arguments, "--model", tiny.name)

@@ -43,6 +43,7 @@ def similarity(load, batch, **fields):
     return float((embeddings(load(), batch) * embeddings(wrapped, batch)).sum(1).mean())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("bits", "at_least"), [(2, 0.5), (4, 0.98)])
 def test_loftq_is_nearer_to_the_float_model_than_plain_quantization(minilm, bits, at_least):
     config = {"loftq_bits": bits, "loftq_iter": 5}

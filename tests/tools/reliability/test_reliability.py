@@ -19,7 +19,7 @@ from tests.tools.reliability.trials import TRIALS, run_trial
 BY_NAME = {trial.name: trial for trial in TRIALS}
 TEXT = PAGE.read_text() if PAGE.exists() else ""
 #: Those that take longer than the others together.
-SLOW = {"workers", "determinism"}
+SLOW = {"workers", "determinism", "kill-finetune", "mutated-files", "full-disk"}
 
 
 @pytest.mark.parametrize(
