@@ -20,6 +20,7 @@ from quantlora.adapters.adapter_dtype import match_base_dtype
 from quantlora.adapters.disabling import disable_adapters, enable_adapters
 from quantlora.adapters.state import adapter_state
 from quantlora.bridge.adapter_method import detach
+from quantlora.bridge.embeddings import resize_token_embeddings, tie_weights
 from quantlora.bridge.flags import HOTSWAP_FLAG
 from quantlora.bridge.generation import generate
 from quantlora.bridge.transformers_saving import (
@@ -146,4 +147,6 @@ METHODS: dict[str, Callable[..., Any]] = {
     "get_adapter_state_dict": _get_adapter_state_dict,
     "enable_peft_hotswap": _enable_peft_hotswap,
     "generate": generate,
+    "resize_token_embeddings": resize_token_embeddings,
+    "tie_weights": tie_weights,
 }
