@@ -1,6 +1,6 @@
-"""`add_adapter`: what `quantlora.wrap` does to a model, in six stops.
+"""`add_adapter`: what `quantlora.wrap` does to a model, in five stops.
 
-    find_targets -> registry.match -> quantize / initialize -> the variant's class -> set_module
+    find_targets -> registry.match -> the variant's class -> quantize -> initialize, set_submodule
 
 All of it is decided in `plan.py` before anything is touched, and done in a `Transaction`.
 """
