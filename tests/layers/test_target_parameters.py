@@ -18,8 +18,11 @@ import quantlora
 from quantlora.errors import AdapterError, BackendError, ConfigError, MergeError, TargetError
 from tests.tools.expert_models import BOTH, MODELS, Experts, mixtral
 from tests.tools.peft_oracle import IDS, TOLERANCE, check_logits, pair, relative
+from tests.tools.versions import IS_TRANSFORMERS_5
 
 ONLY: dict[str, Any] = {"target_modules": [], "target_parameters": BOTH, "r": 3, "lora_alpha": 5}
+#: gpt-oss of Transformers 4 computes its experts otherwise: they share one weight there.
+IN_MIXED_BATCHES = [name for name in MODELS if IS_TRANSFORMERS_5 or name != "gpt_oss"]
 PLACE = "model.layers.1.mlp.experts"
 
 
@@ -293,7 +296,7 @@ def test_what_cannot_be_is_said(error: type[Exception], message: str, fields: An
     assert not any(isinstance(one, quantlora.LoraLayer) for one in model.modules())
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", IN_MIXED_BATCHES)
 def test_each_sample_of_a_mixed_batch_is_as_alone(name: str) -> None:
     model = wrapped(MODELS[name](), target_modules=["q_proj"])
     names = ["default", "__base__"] * 2 + ["default"]

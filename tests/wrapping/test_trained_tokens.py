@@ -336,7 +336,7 @@ def test_a_tied_model_is_saved_after_its_embeddings_were_merged(fields, tmp_path
 
 
 @pytest.mark.parametrize("fields", [TIE_LORA, TIE_HEAD, TIE_REGEX], ids=["lora", "head", "regex"])
-def test_dora_on_tied_layers_is_an_adapter_for_each(tmp_path, fields):
+def test_peft_s_dora_on_tied_layers_is_an_adapter_for_each(tmp_path, fields):
     """PEFT's has one pair of factors and two magnitudes; its way back trains two."""
     peft = pytest.importorskip("peft")
     config = peft.LoraConfig(**settings(fields), use_dora=True)

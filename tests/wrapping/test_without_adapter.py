@@ -19,6 +19,7 @@ from quantlora.testing.models import tiny_llama
 from tests.compatibility.families import classes
 from tests.compatibility.tiny_config import tiny_config
 from tests.tools.expert_models import BOTH, MODELS, mixtral, qwen3_moe
+from tests.tools.versions import transformers_5
 
 SHARE = "hold 61% of the model's parameters in gate_up_proj, down_proj"
 
@@ -37,7 +38,7 @@ def said(model: Any, **fields: Any) -> list[str]:
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_all_linear_means_the_experts_too(name: str, tmp_path: Path) -> None:
+def test_all_linear_means_the_experts_too_and_peft_finds_them(name: str, tmp_path: Path) -> None:
     """The file names them, so PEFT's reader finds the same."""
     model = MODELS[name]()
     plain = copy.deepcopy(model)
@@ -121,6 +122,7 @@ def test_explain_shows_them_with_their_share() -> None:
     assert any(SHARE in warning for warning in found.warnings)
 
 
+@transformers_5
 @pytest.mark.parametrize("family", ["jetmoe"])
 def test_families_with_another_layout_are_named_too(family: str) -> None:
     config_class, model_class = classes(family)
