@@ -12,6 +12,10 @@ from torch import nn
 
 import quantlora
 from quantlora.errors import AdapterFileError, AdapterWarning
+from tests.tools.versions import IS_TRANSFORMERS_5
+
+#: `from_pretrained` of older ones loads bitsandbytes on few CPUs, and has ``torch_dtype``.
+pytestmark = pytest.mark.skipif(not IS_TRANSFORMERS_5, reason="Transformers 4 loads otherwise")
 
 BACKENDS = ["bitsandbytes_4bit", "normalfloat"]
 IDS = torch.tensor([[5, 6, 7, 8, 2]])
