@@ -32,7 +32,6 @@ def smoke(run_python: Any, tmp_path_factory: pytest.TempPathFactory) -> Rows:
     return run_command(run_python, tmp_path_factory.mktemp("smoke"), *SMOKE)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("family", SMOKE)
 def test_a_family_answers_as_the_page_says(family: str, smoke: Rows) -> None:
     start = f"| {family} |"
@@ -40,7 +39,6 @@ def test_a_family_answers_as_the_page_says(family: str, smoke: Rows) -> None:
     assert all(line in page([smoke[family]]).splitlines() for line in said)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("family", SMOKE)
 def test_a_family_is_wrapped_merged_and_exported(family: str, smoke: Rows) -> None:
     row = smoke[family]
