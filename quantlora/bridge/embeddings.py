@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from quantlora.adapters.adapter_modules import adapter_modules
+from quantlora.adapters.adapter_modules import adapter_modules, embedding_ends
 from quantlora.errors import AdapterError
 
 
@@ -35,10 +35,7 @@ def tie_weights(model: Any, *args: Any, **kwargs: Any) -> Any:
 
 def _adapted_embedding(model: Any) -> tuple[str, int]:
     """The path of an embedding or head with adapters, and its rows; ``("", 0)`` for none."""
-    try:
-        ends = {id(model.get_input_embeddings()), id(model.get_output_embeddings())}
-    except NotImplementedError:  # a model without a vocabulary
-        return "", 0
+    ends = {id(end) for end in embedding_ends(model) if end is not None}
     found: list[tuple[str, Any]] = [
         (path, module) for path, module in adapter_modules(model) if id(module) in ends
     ]

@@ -47,7 +47,7 @@ def current_names(
     Raises:
         AdapterFileError: two tensors would have one name, or an expression is none.
     """
-    known = {plain_path(path) for path, _ in adapted.modules.items()}
+    known = {plain_path(path) for path in adapted.modules}
     by_hand, renames = KeyMapping(source, key_mapping or {}), _by_transformers(adapted.model)
     given = {key: by_hand.rename(_forms(key.removeprefix(PREFIX))) for key in tensors}
     by_hand.warn_of_unused()

@@ -6,11 +6,10 @@ and what is kept is small: a sum for each stretch of them.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+from quantlora.formats.flattened import plain_tensors
 
 #: Words of 8 bytes that one sum is over.
 _STRETCH = 512
@@ -20,7 +19,8 @@ _WORD = 8
 def fingerprint(module: nn.Module) -> list[Tensor]:
     """Sums over the bytes of each tensor of ``module``, to be compared with `same`."""
     tensors = [*module.parameters(), *module.buffers()]
-    return [sums for tensor in tensors for part in _plain(tensor) for sums in _sums(part)]
+    parts = [part for tensor in tensors for part in plain_tensors(tensor) if _has_memory(part)]
+    return [sums for part in parts for sums in _sums(part.detach().as_subclass(Tensor))]
 
 
 def same(first: list[Tensor], other: list[Tensor]) -> bool:
@@ -30,14 +30,8 @@ def same(first: list[Tensor], other: list[Tensor]) -> bool:
     )
 
 
-def _plain(tensor: Any) -> list[Tensor]:
-    """``tensor`` without what its class puts around it: the tensors that hold the numbers."""
-    if is_traceable_wrapper_subclass(tensor):
-        names, _ = tensor.__tensor_flatten__()
-        return [part for name in names for part in _plain(getattr(tensor, name))]
-    plain = tensor.detach().as_subclass(Tensor)
-    held = not plain.is_meta and plain.numel() and plain.untyped_storage().nbytes()
-    return [plain] if held else []
+def _has_memory(tensor: Tensor) -> bool:
+    return bool(not tensor.is_meta and tensor.numel() and tensor.untyped_storage().nbytes())
 
 
 def _sums(tensor: Tensor) -> list[Tensor]:

@@ -94,7 +94,7 @@ class _State:
     lock: threading.RLock = field(default_factory=threading.RLock)
 
     def used(self) -> int:
-        return sum(tensor.nbytes for tensor in list(self.kept.values()))
+        return sum(copy.nbytes for copy in list(self.kept.values()))
 
 
 _STATE = _State()
@@ -126,7 +126,7 @@ def inference_memory(limit: int | None = None) -> InferenceMemory:
 def free_inference_copies(model: nn.Module) -> int:
     """Drop the copies that the layers of ``model`` keep; returns the bytes they took."""
     found = [_STATE.kept.pop(module, None) for module in model.modules()]
-    return sum(tensor.nbytes for tensor in found if tensor is not None)
+    return sum(copy.nbytes for copy in found if copy is not None)
 
 
 def drop_copy(layer: nn.Module) -> None:
