@@ -29,7 +29,10 @@ class TorchaoInt8(Quantizer):
         return (nn.Linear,)
 
     def matches(self, layer: nn.Module) -> bool:
-        return isinstance(layer, nn.Linear) and type(layer.weight).__name__ == "Int8Tensor"
+        return (
+            isinstance(layer, nn.Linear)
+            and type(getattr(layer, "weight", None)).__name__ == "Int8Tensor"
+        )
 
     def dequantize(self, layer: nn.Module) -> Tensor:
         return layer.weight.dequantize().detach()
