@@ -20,12 +20,12 @@ from quantlora.bridge.transformers_bridge import attach
 from quantlora.checkpoint.load import add_loaded_adapter
 from quantlora.checkpoint.location import AdapterLocation
 from quantlora.config.lora_config import LoraConfig
+from quantlora.discovery.registration import AUTO
 from quantlora.errors import AdapterError, ConfigError
 from quantlora.files.reference import Reference
 from quantlora.merging.merge import merge_and_remove
 from quantlora.training.unused_adapters import watch_first_step
 from quantlora.wrapping.add_adapter import add_adapter
-from quantlora.wrapping.plan import AUTO
 from quantlora.wrapping.transaction import Transaction
 
 M = TypeVar("M", bound=nn.Module)

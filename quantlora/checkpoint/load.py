@@ -30,16 +30,16 @@ from quantlora.checkpoint.side_file import report_differences
 from quantlora.checkpoint.tied_tensors import without_repetitions
 from quantlora.checkpoint.variant_fields import take_file_alpha
 from quantlora.config.lora_config import LoraConfig
-from quantlora.errors import AdapterFileError, ConfigError, warn
+from quantlora.discovery.registration import AUTO, registry
+from quantlora.errors import AdapterFileError, ConfigError
 from quantlora.layers.adapter_module import AdapterModule
 from quantlora.layers.layer import LoraLayer
 from quantlora.layers.trained_bias import TrainedBias
 from quantlora.names import check_name, plain_path
-from quantlora.wrapping.apply_plan import NewAdapter, apply_plan
+from quantlora.wrapping.apply_plan import apply_plan
 from quantlora.wrapping.biases import find_biases
-from quantlora.wrapping.modules_to_save import find_saved
-from quantlora.wrapping.never_called import never_called
-from quantlora.wrapping.plan import AUTO, PlannedLayer, asked_format, make_plan
+from quantlora.wrapping.new_adapter import NewAdapter
+from quantlora.wrapping.plan import PlannedLayer, make_plan
 
 
 @dataclass(frozen=True)
@@ -115,23 +115,20 @@ def put_on(
     config = _with_targets(config, tensors)
     try:
         config, tensors = without_repetitions(adapted, config, tensors)
-        plan = make_plan(adapted, config, asked_format(backend), adapter, strict=False)
-        saved = find_saved(adapted, config)
-        if why := never_called(adapted, config, plan, saved):
-            warn(why)
-        biases = find_biases(adapted, config, {planned.path for planned in plan})
+        plan = make_plan(adapted, config, registry().asked(backend), adapter, strict=False)
+        biases = find_biases(adapted, config, {planned.path for planned in plan.layers})
         values, rest = split_biases(source, tensors, [bias.names for bias in biases])
-        found, others = by_path(rest, saved)
+        found, others = by_path(rest, plan.saved)
         adapted_parameters = {
-            plain_path(planned.path) for planned in plan if planned.target.parameters
+            plain_path(planned.path) for planned in plan.layers if planned.target.parameters
         }
         given = by_outer_path(found, adapted_parameters)
-        check_paths(source, given, plan, saved)
-        check_ranks(source, given, plan)
+        check_paths(source, given, plan)
+        check_ranks(source, given, plan.layers)
         base = base_values(source, others, adapted)
         loaded = LoadedAdapter(adapter, config, source, given, values)
         with in_place(source, base, adapted.model):
-            return apply_plan(adapted, plan, saved, loaded, quantize_options)
+            return apply_plan(adapted, plan, loaded, quantize_options)
     except (ConfigError, regex.error) as error:
         raise AdapterFileError(f"{source} does not fit this model: {error}") from error
 

@@ -11,7 +11,7 @@ from quantlora.checkpoint.keys import PREFIX, split_key
 from quantlora.errors import AdapterFileError
 from quantlora.names import outer_path, plain_path
 from quantlora.suggestions import near
-from quantlora.wrapping.plan import PlannedLayer
+from quantlora.wrapping.plan import Plan, PlannedLayer
 
 #: The tensors of a file by the path of their module, then by name: ``lora_A.weight``.
 ByPath = dict[str, dict[str, Tensor]]
@@ -62,12 +62,10 @@ def split_biases(
     return values, {key: tensor for key, tensor in tensors.items() if key not in taken}
 
 
-def check_paths(
-    source: str, found: ByPath, plan: list[PlannedLayer], saved: Collection[str]
-) -> None:
+def check_paths(source: str, found: ByPath, plan: Plan) -> None:
     """The file has tensors for the places the config picks, and for no others."""
-    first = {id(planned.layer): planned.path for planned in reversed(plan)}
-    wanted = {plain_path(path) for path in (*first.values(), *saved)}
+    first = {id(planned.layer): planned.path for planned in reversed(plan.layers)}
+    wanted = {plain_path(path) for path in (*first.values(), *plan.saved)}
     strange = [path for path in found if path not in wanted]
     absent = [path for path in wanted if path not in found]
     faults = []

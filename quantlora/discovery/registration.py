@@ -19,6 +19,9 @@ from quantlora.initializers.initializer import Initializer
 from quantlora.layers.layer import LoraLayer
 from quantlora.suggestions import unknown
 
+#: The user's word for "each layer in the format that it is in".
+AUTO = "auto"
+
 
 class Registry:
     """What the plugins offer. Built once per process by `registry`."""
@@ -82,10 +85,14 @@ class Registry:
         """The quantizer of that name, with its library there."""
         if backend not in self.quantizers:
             raise BackendError(
-                unknown("backend", backend, ["auto", *self.quantizers]) + self._disabled()
+                unknown("backend", backend, [AUTO, *self.quantizers]) + self._disabled()
             )
         self.quantizers[backend].require()
         return self.quantizers[backend]
+
+    def asked(self, backend: str) -> Quantizer | None:
+        """The format that a user asks for by ``backend=``; None for `AUTO`."""
+        return None if backend == AUTO else self.quantizer(backend)
 
     def _several(self, path: str, layer: nn.Module, found: list[Quantizer]) -> str:
         owners = {quantizer.name: self._owner(quantizer).name for quantizer in found}

@@ -8,8 +8,7 @@ from typing import Any
 
 from transformers import PretrainedConfig
 
-from quantlora.discovery.registration import registry
-from quantlora.wrapping.plan import AUTO
+from quantlora.discovery.registration import AUTO, registry
 
 #: Config keys that list the layers left float.
 _SKIPPED = ("modules_to_not_convert", "llm_int8_skip_modules", "ignore")

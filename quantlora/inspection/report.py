@@ -6,12 +6,12 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from quantlora.config.lora_config import LoraConfig
+from quantlora.discovery.registration import AUTO
 from quantlora.inspection.checkpoint_format import CheckpointFormat
 from quantlora.inspection.meta_model import build_meta_model, load_config, stored_dtype
 from quantlora.inspection.sizes import FormatSize, format_sizes
 from quantlora.wrapping.explain import explain
 from quantlora.wrapping.explanation import Explanation, LayerRow
-from quantlora.wrapping.plan import AUTO
 
 #: Names the form of the JSON; fields may be added under one id.
 SCHEMA = "quantlora.inspect/1"

@@ -9,49 +9,21 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from torch import nn
 
 from quantlora.adapters.adapted_model import AdaptedModel
 from quantlora.config.lora_config import LoraConfig
-from quantlora.discovery.registration import registry
-from quantlora.errors import ConfigError, TargetError
+from quantlora.discovery.registration import AUTO, registry
+from quantlora.errors import ConfigError
 from quantlora.files.reference import Reference, open_reference
-from quantlora.initializers.initializer import InitContext, Initializer
-from quantlora.layers.layer import LoraLayer
 from quantlora.names import check_name
-from quantlora.wrapping.apply_plan import NewAdapter, apply_plan
-from quantlora.wrapping.base_changes import initialize
-from quantlora.wrapping.bases import as_linear, reference_for
+from quantlora.wrapping.apply_plan import apply_plan
 from quantlora.wrapping.expert_targets import with_experts
-from quantlora.wrapping.modules_to_save import find_saved, with_heads
-from quantlora.wrapping.never_called import never_called
-from quantlora.wrapping.plan import AUTO, PlannedLayer, asked_format, make_plan
-
-
-@dataclass(frozen=True)
-class FreshAdapter(NewAdapter):
-    """An adapter whose values the initializer gives; ``reference`` has the original weights."""
-
-    initializer: Initializer
-    reference: Reference | None = None
-
-    def start(self, planned: PlannedLayer, layer: LoraLayer) -> None:
-        if planned.target.tokens:
-            return  # they start as they are
-        initialize(self.initializer, layer, self._context(planned))
-        layer.finish_adapter(self.name, self.config)
-
-    def _context(self, planned: PlannedLayer) -> InitContext:
-        path, layer = planned.path, planned.layer
-        facts = path, self.name, self.config
-        if planned.quantize:
-            return InitContext(*facts, lambda: as_linear(layer).weight.data, fresh=True)
-        given = self.reference and partial(reference_for, self.reference, path, layer)
-        return InitContext(*facts, given)
+from quantlora.wrapping.modules_to_save import with_heads
+from quantlora.wrapping.new_adapter import FreshAdapter
+from quantlora.wrapping.plan import make_plan
 
 
 def add_adapter(
@@ -65,21 +37,22 @@ def add_adapter(
     **fields: Any,
 ) -> None:
     """`quantlora.wrap` but for Transformers' methods; arguments and errors are described there."""
-    settings = with_heads(model, given_config(config, fields))
+    settings = given_config(config, fields)
     check_name(adapter_name)
     adapted = AdaptedModel(model)
-    settings = with_experts(adapted.modules, settings)
-    initializer = registry().initializer(settings)
+    settings = for_model(adapted, settings)
+    initializer, asked = registry().initializer(settings), registry().asked(backend)
     initializer.check(settings)
-    asked = asked_format(backend)
     wishes = {} if asked is None else initializer.quantize_options(settings, asked)
     weights = None if reference is None else open_reference(reference)
-    adapter = FreshAdapter(adapter_name, settings, initializer, weights)
     plan = make_plan(adapted, settings, asked, adapter_name)
-    saved = find_saved(adapted, settings)
-    if why := never_called(adapted, settings, plan, saved):
-        raise TargetError(why)
-    apply_plan(adapted, plan, saved, adapter, {**wishes, **(quantize_options or {})})
+    adapter = FreshAdapter(adapter_name, settings, initializer, weights)
+    apply_plan(adapted, plan, adapter, {**wishes, **(quantize_options or {})})
+
+
+def for_model(adapted: AdaptedModel, config: LoraConfig) -> LoraConfig:
+    """``config`` with what it means in this model: the head of its task, and fused experts."""
+    return with_experts(adapted.modules, with_heads(adapted.model, config))
 
 
 def given_config(config: LoraConfig | None, fields: Mapping[str, Any]) -> LoraConfig:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,10 +11,8 @@ from torch import Tensor, nn
 
 from quantlora.adapters.adapted_model import AdaptedModel
 from quantlora.adapters.disabling import enable
-from quantlora.adapters.modules_to_save import ModulesToSaveWrapper
 from quantlora.adapters.state import set_state
 from quantlora.adapters.switch import activate
-from quantlora.config.lora_config import LoraConfig
 from quantlora.formats.autocast import without_autocast
 from quantlora.formats.layouts import layout_of, with_weights
 from quantlora.formats.offloaded import onloaded
@@ -28,52 +25,29 @@ from quantlora.wrapping.attention_targets import set_layer
 from quantlora.wrapping.bases import frozen_bases
 from quantlora.wrapping.biases import find_biases
 from quantlora.wrapping.modules_to_save import add_saved
-from quantlora.wrapping.plan import PlannedLayer, once_each
+from quantlora.wrapping.new_adapter import NewAdapter
+from quantlora.wrapping.plan import Plan, PlannedLayer, once_each
 from quantlora.wrapping.ties import tie_layers
 from quantlora.wrapping.transaction import Transaction
-
-
-@dataclass(frozen=True)
-class NewAdapter(ABC):
-    """An adapter that is to be put on a model, and where its first values come from."""
-
-    name: str
-    config: LoraConfig
-
-    @abstractmethod
-    def start(self, planned: PlannedLayer, layer: LoraLayer) -> None:
-        """Give the adapter its values on ``layer``, where A and B are zero."""
-
-    def start_saved(self, path: str, module: ModulesToSaveWrapper) -> None:
-        """The same for its copy of a module trained in full, which begins as the original."""
-
-    def start_bias(self, bias: TrainedBias) -> None:
-        """The same for a trained bias of the model, which begins as its own."""
 
 
 @without_autocast
 def apply_plan(
     adapted: AdaptedModel,
-    plan: list[PlannedLayer],
-    saved: Mapping[str, nn.Module],
+    plan: Plan,
     adapter: NewAdapter,
     quantize_options: Mapping[str, Any] | None = None,
 ) -> AdaptedModel:
-    """Carry out ``plan`` as one transaction; returns the model with the adapter.
-
-    Args:
-        adapted: the model as the plan was made for.
-        saved: the modules that the adapter trains in full, by path.
-    """
-    model = adapted.model
+    """Carry out ``plan``, made for ``adapted``, as one transaction; returns the model with it."""
+    model, layers = adapted.model, plan.layers
     with Transaction(model):
-        bases = frozen_bases(adapted, once_each(plan), quantize_options or {})
-        _put_layers(model, plan, bases, adapter)
-        for path, module in saved.items():
+        bases = frozen_bases(adapted, once_each(layers), quantize_options or {})
+        _put_layers(model, layers, bases, adapter)
+        for path, module in plan.saved.items():
             adapter.start_saved(path, add_saved(model, path, module, adapter.name))
         now = AdaptedModel(model)
         tie_layers(now, adapter.config, adapter.name)
-        biases = find_biases(now, adapter.config, {planned.path for planned in plan})
+        biases = find_biases(now, adapter.config, {planned.path for planned in layers})
         for bias in biases:
             adapter.start_bias(bias)
         _note(now, adapter, biases)

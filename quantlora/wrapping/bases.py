@@ -34,8 +34,9 @@ def frozen_bases(
         experts = [planned for planned in todo if planned.target.parameters]
         others = [planned for planned in todo if not planned.target.parameters]
         linears = {planned.path: as_linear(planned.layer) for planned in others}
-        packed = _packed(adapted.model, others[0].quantizer, linears, options) if others else {}
-        packed |= {planned.path: _packed_experts(planned, options) for planned in experts}
+        settings = checked_options(todo[0].packer, options)  # one format was asked for
+        packed = _packed(adapted.model, todo[0].packer, linears, settings) if others else {}
+        packed |= {planned.path: _packed_experts(planned, settings) for planned in experts}
         for planned in todo:
             add_state_hooks(planned.layer, packed[planned.path])
         bases |= packed
@@ -63,7 +64,6 @@ def _packed(
     linears: Mapping[str, nn.Linear],
     options: Mapping[str, Any],
 ) -> dict[str, nn.Module]:
-    options = checked_options(quantizer, options)
     for path, linear in linears.items():
         check_packable(linear, path)
     with diagnosed(quantizer):
@@ -79,9 +79,8 @@ def _packed_experts(planned: PlannedLayer, options: Mapping[str, Any]) -> nn.Mod
     assert isinstance(own, PackedStacks)
     done = planned.layer.stacks if isinstance(planned.layer, PackedExperts) else {}
     names = [name for name in planned.target.parameters if name not in done]
-    settings = checked_options(own.packer, options)
     with diagnosed(own.packer):
-        return pack_experts(planned.layer, layout, names, own.packer, planned.path, settings)
+        return pack_experts(planned.layer, layout, names, own.packer, planned.path, options)
 
 
 def _prepare_others(modules: Mapping[str, nn.Module], targeted: set[int]) -> None:

@@ -10,29 +10,21 @@ from torch import nn
 from quantlora.adapters.adapted_model import AdaptedModel
 from quantlora.config.lora_config import LoraConfig
 from quantlora.config.picked_paths import is_all_linear, targeted
-from quantlora.discovery.registration import registry
+from quantlora.discovery.registration import AUTO, registry
 from quantlora.errors import QuantloraError, TargetError
 from quantlora.formats.quantizer import Quantizer
 from quantlora.layers.layer import LoraLayer
 from quantlora.names import check_name
-from quantlora.wrapping.add_adapter import given_config
+from quantlora.wrapping.add_adapter import for_model, given_config
 from quantlora.wrapping.all_linear import (
     computes_otherwise,
     looks_linear,
     output_heads,
 )
 from quantlora.wrapping.expert_formats import parameters_format
-from quantlora.wrapping.expert_targets import with_experts
 from quantlora.wrapping.explanation import Explanation, LayerRow
 from quantlora.wrapping.inference_rule import inference_rule
-from quantlora.wrapping.plan import (
-    AUTO,
-    PlannedLayer,
-    asked_format,
-    check_model,
-    notices,
-    plan_layer,
-)
+from quantlora.wrapping.plan import PlannedLayer, check_model, notices, plan_layer
 from quantlora.wrapping.target import Target
 from quantlora.wrapping.targets import find_targets
 from quantlora.wrapping.without_adapter import without_adapter
@@ -63,7 +55,7 @@ def explain(
         config = given_config(config, fields)
         check_name(adapter_name)
         registry().initializer(config).check(config)
-        asked = asked_format(backend)
+        asked = registry().asked(backend)
     except (QuantloraError, TypeError) as error:
         problems.append(str(error))
     if config is None:
@@ -78,7 +70,7 @@ def _explain(
     adapter: str,
     problems: list[str],
 ) -> Explanation:
-    config = with_experts(adapted.modules, config)
+    config = for_model(adapted, config)
     targets: dict[str, Target] = {}
     try:
         targets = {target.path: target for target in find_targets(adapted, config)}

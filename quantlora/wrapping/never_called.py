@@ -16,19 +16,16 @@ from torch import nn
 from quantlora.adapters.adapted_model import AdaptedModel
 from quantlora.adapters.adapter_modules import plain_module
 from quantlora.config.lora_config import LoraConfig
-from quantlora.wrapping.plan import PlannedLayer
 
 #: Methods with such words in their names do not compute.
 _NO_FORWARD = ("init", "tie", "embeddings", "resize", "load", "save")
 
 
-def never_called(
-    adapted: AdaptedModel, config: LoraConfig, plan: Iterable[PlannedLayer], saved: Iterable[str]
-) -> str:
-    """What to say of a target that no forward calls; empty where all are called."""
+def never_called(adapted: AdaptedModel, config: LoraConfig, paths: Iterable[str]) -> str:
+    """What to say of a target at ``paths`` that no forward calls; empty where all are called."""
     if config.ensure_weight_tying:
         return ""
-    for path in [*(planned.path for planned in plan if not planned.target.tokens), *saved]:
+    for path in paths:
         others = _same_weight(adapted.modules, path)
         if others and not _is_used(adapted.modules, path):
             return (

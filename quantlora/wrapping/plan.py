@@ -11,7 +11,7 @@ from quantlora.adapters.state import taken
 from quantlora.config.lora_config import LoraConfig
 from quantlora.config.picked_paths import TargetNames, is_all_linear
 from quantlora.discovery.registration import registry
-from quantlora.errors import AdapterError, BackendError, ConfigError, warn
+from quantlora.errors import AdapterError, BackendError, ConfigError, TargetError, warn
 from quantlora.experts.stacks_format import PackedStacks
 from quantlora.formats.layouts import is_linear_kind
 from quantlora.formats.offloaded import is_offloaded
@@ -22,16 +22,16 @@ from quantlora.layers.layer import LoraLayer
 from quantlora.layers.tied import TiedLayer
 from quantlora.layers.trained_tokens import TrainedTokens
 from quantlora.names import plain_path
-from quantlora.wrapping.all_linear import left_out, some
+from quantlora.wrapping.all_linear import left_out
 from quantlora.wrapping.expert_formats import floating_names, parameters_format, why_not_packed
-from quantlora.wrapping.sizes import check_not_empty, check_rank
+from quantlora.wrapping.modules_to_save import find_saved
+from quantlora.wrapping.never_called import never_called
+from quantlora.wrapping.sizes import check_not_empty, check_rank, too_wide
 from quantlora.wrapping.surroundings import check_surroundings
 from quantlora.wrapping.target import Target
 from quantlora.wrapping.targets import find_targets
 from quantlora.wrapping.ties import two_ways
 from quantlora.wrapping.without_adapter import expert_notices
-
-AUTO = "auto"
 
 
 @dataclass(frozen=True)
@@ -55,13 +55,18 @@ class PlannedLayer:
     def layer(self) -> nn.Module:
         return self.target.layer
 
+    @property
+    def packer(self) -> Quantizer:
+        """The format that packs it; that of fused experts packs each of their matrices."""
+        return self.quantizer.packer if isinstance(self.quantizer, PackedStacks) else self.quantizer
 
-def asked_format(backend: str) -> Quantizer | None:
-    """The format that the user asks for; None where each layer is taken as it is.
 
-    Raises `BackendError` where it is unknown, `MissingLibraryError` where its library is missing.
-    """
-    return None if backend == AUTO else registry().quantizer(backend)
+@dataclass(frozen=True)
+class Plan:
+    """What an adapter will be on: layers, and by path the modules that it trains in full."""
+
+    layers: list[PlannedLayer]
+    saved: dict[str, nn.Module]
 
 
 def make_plan(
@@ -70,14 +75,32 @@ def make_plan(
     asked: Quantizer | None,
     adapter: str,
     strict: bool = True,
-) -> list[PlannedLayer]:
-    """One `PlannedLayer` for each target, or the error that `wrap` would raise.
+) -> Plan:
+    """What `wrap` is going to do, or the error that it would raise.
 
     Args:
-        asked: the format of `asked_format`.
-        strict: as in `find_targets`; False for an adapter that is loaded.
+        asked: the format that the user asks for; None: each layer as it is.
+        strict: False for an adapter that is loaded, whose config may name what has no effect.
     """
     adapted.state.check_free(adapter)
+    layers = plan_layers(adapted, config, asked, adapter, strict)
+    saved = find_saved(adapted, config)
+    whole = [planned.path for planned in layers if not planned.target.tokens]
+    if why := never_called(adapted, config, [*whole, *saved]):
+        if strict:
+            raise TargetError(why)
+        warn(why)
+    return Plan(layers, saved)
+
+
+def plan_layers(
+    adapted: AdaptedModel,
+    config: LoraConfig,
+    asked: Quantizer | None,
+    adapter: str = "",
+    strict: bool = True,
+) -> list[PlannedLayer]:
+    """One `PlannedLayer` for each target; arguments and errors as in `make_plan`."""
     targets = find_targets(adapted, config, strict)
     plan = [plan_layer(target, config, asked, adapter) for target in targets]
     for notice in notices(adapted, config, plan) if strict else ():
@@ -91,7 +114,8 @@ def notices(adapted: AdaptedModel, config: LoraConfig, plan: list[PlannedLayer])
     floats = [p.target for p in plan if p.quantizer.is_float]
     packed = len(floats) < len(plan)
     about_experts = expert_notices(adapted, config, [p.target for p in plan], floats, packed)
-    found = [too_wide(plan), _left_out(adapted, config), *about_experts]
+    wide = too_wide({p.target: p.shape for p in plan if p.shape})
+    found = [wide, _left_out(adapted, config), *about_experts]
     return [notice for notice in found if notice]
 
 
@@ -101,20 +125,6 @@ def _left_out(adapted: AdaptedModel, config: LoraConfig) -> str:
     names = TargetNames(config)
     modules = {path: m for path, m in adapted.modules.items() if names.pick(plain_path(path))}
     return left_out(modules)
-
-
-def too_wide(plan: list[PlannedLayer]) -> str:
-    """What to say of ranks beyond what an update can have; empty where there are none."""
-    wide = {p.path: p for p in plan if p.shape and p.target.r > min(p.shape)}
-    if not wide:
-        return ""
-    first = next(iter(wide.values()))
-    shape = first.shape or (0, 0)
-    return (
-        f"{some(wide)}: the rank is larger than the layer ({first.path}: rank {first.target.r}, "
-        f"layer {shape[0]} x {shape[1]}). It works, but the update has no more rank than "
-        f"{min(shape)}; rank_pattern gives layers a rank of their own."
-    )
 
 
 def plan_layer(

@@ -11,10 +11,10 @@ from quantlora.adapters.adapted_model import AdaptedModel
 from quantlora.adapters.packed_config import note_packed
 from quantlora.adapters.read_by_model import read_by_model, say_float
 from quantlora.config.lora_config import LoraConfig
-from quantlora.wrapping.add_adapter import given_config
+from quantlora.discovery.registration import registry
+from quantlora.wrapping.add_adapter import for_model, given_config
 from quantlora.wrapping.bases import frozen_bases
-from quantlora.wrapping.expert_targets import with_experts
-from quantlora.wrapping.plan import asked_format, make_plan, once_each
+from quantlora.wrapping.plan import once_each, plan_layers
 from quantlora.wrapping.transaction import Transaction
 
 M = TypeVar("M", bound=nn.Module)
@@ -44,8 +44,8 @@ def quantize(
         ConfigError, TargetError, BackendError, LayerError, MissingLibraryError: as `wrap`.
     """
     adapted = AdaptedModel(model)
-    settings = with_experts(adapted.modules, given_config(config, fields))
-    plan = make_plan(adapted, settings, asked_format(backend), "")
+    settings = for_model(adapted, given_config(config, fields))
+    plan = plan_layers(adapted, settings, registry().asked(backend))
     read = read_by_model(model, [planned.path for planned in plan if planned.quantize])
     say_float(read)
     plan = [planned for planned in plan if planned.path not in read]

@@ -1,10 +1,13 @@
-"""Layers whose sizes do not allow what is asked for."""
+"""Layers whose sizes do not allow what is asked for, or make no use of it."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 from quantlora.config.lora_config import LoraConfig
 from quantlora.errors import ConfigError, LayerError
 from quantlora.formats.quantizer import Quantizer
+from quantlora.wrapping.all_linear import some
 from quantlora.wrapping.target import Target
 
 
@@ -25,3 +28,16 @@ def check_not_empty(path: str, shape: tuple[int, int], quantizer: Quantizer) -> 
             f"{path}: the layer has {shape[1]} inputs and {shape[0]} outputs, so there is nothing "
             f"to pack: leave it out (exclude_modules)."
         )
+
+
+def too_wide(shapes: Mapping[Target, tuple[int, int]]) -> str:
+    """What to say of ranks beyond what an update can have; empty where there are none."""
+    wide = [target for target, shape in shapes.items() if target.r > min(shape)]
+    if not wide:
+        return ""
+    first, shape = wide[0], shapes[wide[0]]
+    return (
+        f"{some(target.path for target in wide)}: the rank is larger than the layer ({first.path}: "
+        f"rank {first.r}, layer {shape[0]} x {shape[1]}). It works, but the update has no more "
+        f"rank than {min(shape)}; rank_pattern gives layers a rank of their own."
+    )

@@ -1,16 +1,69 @@
-"""An initializer is watched: whether it changes the base, and whether it says so."""
+"""An adapter that is to be put on a model, and where its first values come from.
+
+An initializer is watched: whether it changes the base, and whether it says so.
+"""
 
 from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from quantlora.adapters.modules_to_save import ModulesToSaveWrapper
+from quantlora.config.lora_config import LoraConfig
 from quantlora.errors import ConfigError
+from quantlora.files.reference import Reference
 from quantlora.formats.fingerprint import fingerprint, same
 from quantlora.initializers.initializer import InitContext, Initializer
 from quantlora.initializers.random_init import RANDOM
 from quantlora.layers.base_change import BaseChange, sketch
 from quantlora.layers.layer import LoraLayer
+from quantlora.layers.trained_bias import TrainedBias
+from quantlora.wrapping.bases import as_linear, reference_for
+from quantlora.wrapping.plan import PlannedLayer
+
+
+@dataclass(frozen=True)
+class NewAdapter(ABC):
+    """Its name and settings; a subclass knows its values."""
+
+    name: str
+    config: LoraConfig
+
+    @abstractmethod
+    def start(self, planned: PlannedLayer, layer: LoraLayer) -> None:
+        """Give the adapter its values on ``layer``, where A and B are zero."""
+
+    def start_saved(self, path: str, module: ModulesToSaveWrapper) -> None:
+        """The same for its copy of a module trained in full, which begins as the original."""
+
+    def start_bias(self, bias: TrainedBias) -> None:
+        """The same for a trained bias of the model, which begins as its own."""
+
+
+@dataclass(frozen=True)
+class FreshAdapter(NewAdapter):
+    """An adapter whose values the initializer gives; ``reference`` has the original weights."""
+
+    initializer: Initializer
+    reference: Reference | None = None
+
+    def start(self, planned: PlannedLayer, layer: LoraLayer) -> None:
+        if planned.target.tokens:
+            return  # they start as they are
+        initialize(self.initializer, layer, self._context(planned))
+        layer.finish_adapter(self.name, self.config)
+
+    def _context(self, planned: PlannedLayer) -> InitContext:
+        path, layer = planned.path, planned.layer
+        facts = path, self.name, self.config
+        if planned.quantize:
+            return InitContext(*facts, lambda: as_linear(layer).weight.data, fresh=True)
+        given = self.reference and partial(reference_for, self.reference, path, layer)
+        return InitContext(*facts, given)
 
 
 def initialize(initializer: Initializer, layer: LoraLayer, context: InitContext) -> None:
