@@ -19,6 +19,7 @@ from quantlora.bridge.adapter_method import detach
 from quantlora.bridge.transformers_bridge import attach
 from quantlora.checkpoint.load import add_loaded_adapter
 from quantlora.checkpoint.location import AdapterLocation
+from quantlora.checkpoint.saved_format import SAVED, quantize_as_saved
 from quantlora.config.lora_config import LoraConfig
 from quantlora.discovery.registration import AUTO
 from quantlora.errors import AdapterError, ConfigError
@@ -102,7 +103,8 @@ def load_adapter(
         adapter_name: the name it gets in the model.
         is_trainable: train it on; else its parameters are frozen, and the model is put into
             evaluation mode as PEFT does, for an adapter that is used has no dropout.
-        backend, quantize_options, autocast_adapter_dtype: as in `wrap`.
+        backend, quantize_options, autocast_adapter_dtype: as in `wrap`; ``backend="saved"`` packs
+            float layers in the format that the adapter was trained on, as its files say it.
         revision, token: for the hub.
         key_mapping: expressions for the file's names of modules and what to put in their place, as
             in ``from_pretrained``. Prefixes of wrappers, and the renamings that Transformers has
@@ -117,10 +119,14 @@ def load_adapter(
         LayerError, BackendError, MissingLibraryError: as in `wrap`.
     """
     _check_loaded(model, "load_adapter")
+    location = AdapterLocation(folder, adapter_name, revision, token, key_mapping)
     with _opened(model, adapter_name, autocast_adapter_dtype, is_trainable) as inner:
+        if backend == SAVED:
+            quantize_as_saved(inner, location, quantize_options)
+            backend, quantize_options = AUTO, None
         add_loaded_adapter(
             inner,
-            AdapterLocation(folder, adapter_name, revision, token, key_mapping),
+            location,
             is_trainable=is_trainable,
             backend=backend,
             quantize_options=quantize_options,

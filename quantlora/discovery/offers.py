@@ -19,7 +19,7 @@ INITIALIZERS = "quantlora_initializers"
 _KINDS: dict[str, type] = {QUANTIZERS: Quantizer, WRAPPERS: LoraLayer, INITIALIZERS: Initializer}
 
 #: Names with a meaning of their own where users type a quantizer's.
-RESERVED = ("auto",)
+RESERVED = ("auto", "saved")
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from quantlora.adapters.packed_config import note_packed
 from quantlora.adapters.read_by_model import read_by_model, say_float
 from quantlora.config.lora_config import LoraConfig
 from quantlora.discovery.registration import registry
+from quantlora.formats.quantizer import Quantizer
 from quantlora.wrapping.add_adapter import for_model, given_config
 from quantlora.wrapping.bases import frozen_bases
 from quantlora.wrapping.plan import once_each, plan_layers
@@ -43,16 +44,27 @@ def quantize(
     Raises:
         ConfigError, TargetError, BackendError, LayerError, MissingLibraryError: as `wrap`.
     """
-    adapted = AdaptedModel(model)
-    settings = for_model(adapted, given_config(config, fields))
-    plan = plan_layers(adapted, settings, registry().asked(backend))
+    settings = for_model(adapted := AdaptedModel(model), given_config(config, fields))
+    pack_targets(adapted, settings, registry().asked(backend), quantize_options or {})
+    return model
+
+
+def pack_targets(
+    adapted: AdaptedModel,
+    config: LoraConfig,
+    asked: Quantizer | None,
+    options: Mapping[str, Any],
+    strict: bool = True,
+) -> None:
+    """`quantize` for a format that is found already; ``strict`` as in `plan_layers`."""
+    model = adapted.model
+    plan = plan_layers(adapted, config, asked, strict=strict)
     read = read_by_model(model, [planned.path for planned in plan if planned.quantize])
     say_float(read)
     plan = [planned for planned in plan if planned.path not in read]
     with Transaction(model):
-        bases = frozen_bases(adapted, once_each(plan), quantize_options or {})
+        bases = frozen_bases(adapted, once_each(plan), options)
         packed = {id(planned.layer): bases[planned.path] for planned in once_each(plan)}
         for planned in plan:
             model.set_submodule(planned.path, packed[id(planned.layer)])
     note_packed(model)
-    return model

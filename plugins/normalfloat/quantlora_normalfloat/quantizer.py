@@ -27,7 +27,7 @@ from quantlora_normalfloat.experts import NormalFloatExperts
 from quantlora_normalfloat.layer import NormalFloatLinear, settings
 from quantlora_normalfloat.packing import pack
 from quantlora_normalfloat.requires import SCIPY
-from quantlora_normalfloat.tables import BITS, level_table
+from quantlora_normalfloat.tables import BITS, QUANT_TYPES, level_table
 
 
 class NormalFloatQuantizer(Quantizer):
@@ -151,6 +151,7 @@ def _own(layer: nn.Module) -> NormalFloatLinear:
 def _pack(linear: nn.Linear, where: str, bits: int = 4, **options: Any) -> NormalFloatLinear:
     weight = linear.weight.detach()
     _check_bits(where, bits)
+    _check_settings(where, **options)
     check_packable(linear, where)
     options = {"dtype": weight.dtype, **options}
     packed = NormalFloatLinear(
@@ -172,4 +173,16 @@ def _check_bits(where: str, bits: int) -> None:
     if bits not in BITS:
         raise BackendError(
             f"{where}: Only support {', '.join(map(str, BITS))} bits quantization, got {bits!r}."
+        )
+
+
+def _check_settings(
+    where: str, quant_type: str = "nf", block_size: int = 64, **others: object
+) -> None:
+    if quant_type not in QUANT_TYPES:
+        kinds = ", ".join(QUANT_TYPES)
+        raise BackendError(f"{where}: quant_type must be one of {kinds}, got {quant_type!r}.")
+    if type(block_size) is not int or block_size < 1:
+        raise BackendError(
+            f"{where}: block_size must be a whole number above 0, got {block_size!r}."
         )
