@@ -73,6 +73,7 @@ from .formats.inference_memory import (
     inference_memory as inference_memory,
 )
 from .formats.layouts import linear_from as linear_from
+from .formats.model_loader import LoadRequest as LoadRequest, ModelLoader as ModelLoader
 from .formats.quantize_options import checked_options as checked_options
 from .formats.quantizer import Quantizer as Quantizer
 from .hardware import multiplies_bfloat16 as multiplies_bfloat16
@@ -86,10 +87,11 @@ from .inspection.memory import (
     optimizer_bytes as optimizer_bytes,
 )
 from .inspection.memory_estimate import memory_estimate as memory_estimate
-from .inspection.pretrained import pretrained as pretrained, resolve_model as resolve_model
 from .layers.autograd import low_rank as low_rank
 from .layers.layer import LoraLayer as LoraLayer
 from .layers.linear import LoraLinear as LoraLinear
+from .loading.load import load as load
+from .loading.pretrained import pretrained as pretrained, resolve_model as resolve_model
 from .merging.merge import merge as merge, unmerge as unmerge
 from .requirements import (
     AllOf as AllOf,

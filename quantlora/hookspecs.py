@@ -1,4 +1,4 @@
-"""The five hooks a plugin may implement. This is the whole surface between core and plugins.
+"""The six hooks a plugin may implement. This is the whole surface between core and plugins.
 
 A hook returns objects; the core collects them all and decides in plain Python by their names,
 never by the order of plugins. A complete plugin is one module and one entry point:
@@ -27,6 +27,7 @@ import pluggy
 
 if TYPE_CHECKING:
     from quantlora.checks import Check
+    from quantlora.formats.model_loader import ModelLoader
     from quantlora.formats.quantizer import Quantizer
     from quantlora.initializers.initializer import Initializer
     from quantlora.layers.layer import LoraLayer
@@ -75,6 +76,17 @@ def quantlora_initializers() -> Iterable[Initializer]:
 
 
 @hookspec
+def quantlora_loaders() -> Iterable[ModelLoader]:
+    """Kinds of files that `quantlora.load` gives to this plugin.
+
+    @hookimpl
+    def quantlora_loaders():
+        return [MyLoader()]
+    """
+    raise NotImplementedError
+
+
+@hookspec
 def quantlora_checks() -> Iterable[Check]:
     """What ``python -m quantlora.env`` should look at. Must not import torch: the report is fast.
 
@@ -102,6 +114,7 @@ HOOKS = (
     "quantlora_quantizers",
     "quantlora_layer_wrappers",
     "quantlora_initializers",
+    "quantlora_loaders",
     "quantlora_checks",
     "quantlora_commands",
 )

@@ -34,8 +34,8 @@ ROOMS = (
     "errors", "names", "suggestions", "units", "commands", "requirements", "checks", "hardware",
     "transformers_models", "files", "formats", "config", "experts", "layers", "initializers",
     "hookspecs", "builtin", "discovery", "adapters", "wrapping", "distributed", "merging",
-    "training", "checkpoint", "combining", "exporting", "bridge", "wrapped_model", "inspection",
-    "operations", "env", "testing", "cli",
+    "training", "checkpoint", "combining", "exporting", "loading", "bridge", "wrapped_model",
+    "inspection", "operations", "env", "testing", "cli",
 )  # fmt: skip
 
 #: Modules of quantlora that a plugin may import from besides `quantlora` itself: they do not
@@ -56,6 +56,7 @@ PLUGIN_FILES = {
     "quantlora_quantizers": "quantizer",
     "quantlora_layer_wrappers": "layer",
     "quantlora_initializers": "initializers",
+    "quantlora_loaders": "loader",
     "quantlora_checks": "requires",
     "quantlora_commands": "command",
 }

@@ -7,6 +7,7 @@ from typing import Any
 
 from quantlora.discovery.entry_points import DISABLE, PluginRecord, cause, kept_apart, shown
 from quantlora.discovery.plugins import BUILTIN, Plugins
+from quantlora.formats.model_loader import ModelLoader
 from quantlora.formats.quantizer import Quantizer
 from quantlora.initializers.initializer import Initializer
 from quantlora.layers.layer import LoraLayer
@@ -15,8 +16,14 @@ from quantlora.requirements import AllOf, AnyOf, Requirement
 QUANTIZERS = "quantlora_quantizers"
 WRAPPERS = "quantlora_layer_wrappers"
 INITIALIZERS = "quantlora_initializers"
+LOADERS = "quantlora_loaders"
 
-_KINDS: dict[str, type] = {QUANTIZERS: Quantizer, WRAPPERS: LoraLayer, INITIALIZERS: Initializer}
+_KINDS: dict[str, type] = {
+    QUANTIZERS: Quantizer,
+    WRAPPERS: LoraLayer,
+    INITIALIZERS: Initializer,
+    LOADERS: ModelLoader,
+}
 
 #: Names with a meaning of their own where users type a quantizer's.
 RESERVED = ("auto", "saved")

@@ -11,9 +11,16 @@ from torch import nn
 from quantlora import requirements
 from quantlora.config.lora_config import LoraConfig
 from quantlora.discovery.entry_points import PluginRecord, cause, kept_apart
-from quantlora.discovery.offers import INITIALIZERS, QUANTIZERS, WRAPPERS, accepted_offers
+from quantlora.discovery.offers import (
+    INITIALIZERS,
+    LOADERS,
+    QUANTIZERS,
+    WRAPPERS,
+    accepted_offers,
+)
 from quantlora.discovery.plugins import BUILTIN, Plugins, load_plugins
 from quantlora.errors import BackendError, ConfigError, LayerError
+from quantlora.formats.model_loader import LoadRequest, ModelLoader
 from quantlora.formats.quantizer import Quantizer
 from quantlora.initializers.initializer import Initializer
 from quantlora.layers.layer import LoraLayer
@@ -35,6 +42,7 @@ class Registry:
         self.offers = [offer for offer in self.offers if not offer.record.error]
         self.quantizers: dict[str, Quantizer] = self._by_name(QUANTIZERS)
         self.initializers: dict[str, Initializer] = self._by_name(INITIALIZERS)
+        self.loaders: dict[str, ModelLoader] = self._by_name(LOADERS)
         self.variants: dict[str, list[type[LoraLayer]]] = {}
         for offer in self.offers:
             if offer.hook == WRAPPERS:
@@ -43,8 +51,8 @@ class Registry:
     def _by_name(self, hook: str) -> dict[str, Any]:
         return {offer.name: offer.item for offer in self.offers if offer.hook == hook}
 
-    def _owner(self, quantizer: Quantizer) -> PluginRecord:
-        return next(offer.record for offer in self.offers if offer.item is quantizer)
+    def _owner(self, item: Quantizer | ModelLoader) -> PluginRecord:
+        return next(offer.record for offer in self.offers if offer.item is item)
 
     # -- quantizers
 
@@ -73,12 +81,14 @@ class Registry:
             takes = quantizer.imported and bool(quantizer.matches(layer))
         return takes
 
-    def _blame(self, quantizer: Quantizer, error: BaseException) -> None:
+    def _blame(
+        self, item: Quantizer | ModelLoader, error: BaseException, method: str = "matches"
+    ) -> None:
         """A plugin's fault, or its library's: out it goes, alone. Ours blames the layer."""
-        owner = self._owner(quantizer)
+        owner = self._owner(item)
         if owner.name == BUILTIN:
             return
-        owner.disable(f"{quantizer.name}.matches() failed: {cause(error)}")
+        owner.disable(f"{item.name}.{method}() failed: {cause(error)}")
         self._tabulate()
 
     def quantizer(self, backend: str) -> Quantizer:
@@ -120,6 +130,15 @@ class Registry:
 
     def _disabled(self) -> str:
         return "".join(f"\nPlugin {r.name!r} is disabled: {r.error}" for r in self.plugins.disabled)
+
+    # -- loaders
+
+    def claims(self, loader: ModelLoader, request: LoadRequest) -> bool:
+        """Whether the file of ``request`` is one that ``loader`` loads."""
+        claimed = False
+        with kept_apart(lambda error: self._blame(loader, error, "claims")):
+            claimed = bool(loader.claims(request))
+        return claimed
 
     # -- variants and initializers
 

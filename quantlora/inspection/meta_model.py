@@ -11,7 +11,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, PretrainedConfig
 
 from quantlora.errors import ConfigError
-from quantlora.inspection.pretrained import pretrained, resolve_model
+from quantlora.loading.pretrained import pretrained, resolve_model
 
 
 def load_config(model: str) -> PretrainedConfig:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from quantlora.adapters.adapter_modules import embedding_ends
 from quantlora.config.lora_config import LoraConfig
 from quantlora.discovery.registration import registry
+from quantlora.formats.expert_stack import ExpertStack
 from quantlora.formats.float_quantizer import FloatQuantizer
 from quantlora.formats.layouts import is_linear_kind
 from quantlora.formats.quantizer import FLOAT
@@ -23,7 +24,7 @@ def looks_linear(module: nn.Module) -> bool:
 
     The last makes a packed layer that nobody knows an error in `wrap`, not silently left out.
     """
-    if isinstance(module, LoraParameters) or not is_linear_kind(module):
+    if isinstance(module, (LoraParameters, ExpertStack)) or not is_linear_kind(module):
         return False
     if isinstance(module, LoraLayer):
         return is_linear_kind(module.base_layer)

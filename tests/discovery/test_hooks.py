@@ -55,6 +55,10 @@ print(set(model[0].lora_A["default"].weight.flatten().tolist()))
     assert with_good_plugin(code) == "{1.0}"
 
 
+def test_loaders_become_what_load_asks(with_good_plugin):
+    assert with_good_plugin("print(quantlora.load('a.good').in_features)") == "6"
+
+
 def test_checks_become_verdicts(run_python):
     done = run_python("-m", "quantlora.env", "--json", "--backend", "halved", path=GOOD)
     (verdict,) = json.loads(done.stdout)["backends"]

@@ -22,7 +22,8 @@ FAULTS = {
     "no_repr": "quantlora_quantizers() must return Quantizer objects, got an object of Shy.",
     "offer_raises": "what it offers cannot be read: RuntimeError: ask later.",
     "unknown_hook": "unknown hook 'quantlora_quantisers'; the hooks are quantlora_quantizers, "
-    "quantlora_layer_wrappers, quantlora_initializers, quantlora_checks, quantlora_commands.",
+    "quantlora_layer_wrappers, quantlora_initializers, quantlora_loaders, quantlora_checks, "
+    "quantlora_commands.",
     "wrong_arguments": "Argument(s) {'model'} are declared in the hookimpl but can not be found",
     "hook_raises": "quantlora_quantizers() failed: RuntimeError: the table of formats is empty.",
     "wrong_result": "quantlora_initializers() failed: TypeError: it must return a list of objects, "

@@ -1,9 +1,9 @@
-"""A format that stores half of each weight, a variant, an initializer."""
+"""A format that stores half of each weight, a variant, an initializer, a loader."""
 
 import torch
 from torch import Tensor, nn
 
-from quantlora import InitContext, Initializer, LoraLayer, LoraLinear, Quantizer
+from quantlora import InitContext, Initializer, LoraLayer, LoraLinear, ModelLoader, Quantizer
 
 
 class HalvedLinear(nn.Module):
@@ -56,3 +56,13 @@ class Ones(Initializer):
         with torch.no_grad():
             for parameter in layer.adapter_tensors(context.adapter).values():
                 parameter.fill_(1.0)
+
+
+class GoodFiles(ModelLoader):
+    name = "good files"
+
+    def claims(self, request) -> bool:
+        return request.source.endswith(".good")
+
+    def load(self, request) -> nn.Module:
+        return nn.Linear(len(request.source), 1)

@@ -26,6 +26,13 @@ def quantlora_initializers():
 
 
 @hookimpl
+def quantlora_loaders():
+    from good_layers import GoodFiles
+
+    return [GoodFiles()]
+
+
+@hookimpl
 def quantlora_checks():
     return [Check("halved"), Check("negated"), Check("ones")]
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from quantlora.errors import ConfigError
+from quantlora.errors import ConfigError, QuantloraError
 
 T = TypeVar("T")
 
@@ -38,6 +38,8 @@ def pretrained(model_id_or_path: str, load: Callable[[], T]) -> T:
     """
     try:
         return load()
+    except QuantloraError:
+        raise
     except _REFUSALS as error:
         if Path(model_id_or_path).is_dir():
             raise ConfigError(

@@ -1,0 +1,49 @@
+"""`ModelLoader`: a plugin that loads a kind of file itself, packed as the file has it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from torch import nn
+
+from quantlora.requirements import AnyRequirement
+
+
+@dataclass(frozen=True)
+class LoadRequest:
+    """What `quantlora.load` was asked for.
+
+    Args:
+        source: a file, a folder or a hub id, as the user has typed it.
+        backend: ``"auto"``, or the format that float layers are to be packed in.
+        options: that format's settings, ``bits`` among them.
+        arguments: what is meant for ``from_pretrained``: ``dtype``, ``gguf_file``, ``revision``.
+    """
+
+    source: str
+    backend: str = "auto"
+    options: Mapping[str, Any] = field(default_factory=dict)
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+
+class ModelLoader(ABC):
+    """One kind of file. Subclass it, return an instance from ``quantlora_loaders``."""
+
+    #: For messages and listings.
+    name: ClassVar[str]
+    #: What must be installed once a file is claimed; read from metadata only.
+    requires: ClassVar[tuple[AnyRequirement, ...]] = ()
+
+    @abstractmethod
+    def claims(self, request: LoadRequest) -> bool:
+        """Whether this is such a file, by its name or its first bytes; imports nothing heavy."""
+
+    @abstractmethod
+    def load(self, request: LoadRequest) -> nn.Module:
+        """The model, its layers in formats that a quantizer knows.
+
+        Nothing may be left behind where it raises: no file, no changed setting of a library.
+        """

@@ -1,0 +1,1 @@
+"""Models from disk: packed while their tensors arrive, and packed checkpoints."""

@@ -1,0 +1,166 @@
+"""`PackOnArrival`: takes each tensor from Transformers' loader, and packs what is complete.
+
+Transformers reads a checkpoint tensor by tensor, joins the experts of one layer, and gives what
+``param_needs_quantization`` names to an operation. There a layer is packed as soon as all of its
+tensors are there, and a stack of experts as it comes; their float tensors are then freed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, MutableSet
+from typing import Any, cast
+
+from torch import Tensor, nn
+
+from quantlora.config.patterns import unmatched_patterns
+from quantlora.discovery.diagnosis import diagnosed
+from quantlora.errors import BackendError
+from quantlora.experts.stacks_format import pack_experts
+from quantlora.formats.finite import check_packable, check_packed
+from quantlora.formats.quantize_options import checked_options
+from quantlora.formats.quantizer import Quantizer
+from quantlora.layers.experts import experts_layout
+from quantlora.loading.pack_plan import Wanted, packing_plan
+from quantlora.wrapping.bases import as_linear
+from quantlora.wrapping.plan import PlannedLayer
+
+#: An option of formats that quantize over the whole float model.
+_WHOLE_MODEL = "calibration"
+
+
+class StoppedError(BaseException):
+    """Ends the loading; no `Exception`, for Transformers would note these and load on."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
+class PackOnArrival:
+    """An operation of Transformers' loader.
+
+    Args:
+        quantizer: the format that is packed in.
+        options: its settings.
+        wanted: which layers.
+    """
+
+    def __init__(self, quantizer: Quantizer, options: Mapping[str, Any], wanted: Wanted) -> None:
+        if _WHOLE_MODEL in options:
+            raise BackendError(
+                f"load: {_WHOLE_MODEL!r} runs the whole float model, which never exists while "
+                f"backend {quantizer.name!r} packs layer by layer: load it and call quantlora.wrap."
+            )
+        self.quantizer, self.wanted = quantizer, wanted
+        self.options = checked_options(quantizer, options)
+        self._planned: dict[str, PlannedLayer] = {}
+        self._owner: dict[str, str] = {}
+
+    def plan(self, model: nn.Module) -> None:
+        """Decide what of ``model``, which has no weights yet, is packed."""
+        for planned in packing_plan(model, self.quantizer, self.wanted):
+            path = planned.path
+            self._planned[path] = planned
+            names = planned.target.parameters or tuple(planned.layer._parameters)
+            self._owner |= {f"{path}.{name}": path for name in names}
+        self._check_patterns()
+
+    def wants(self, name: str) -> bool:
+        """Whether the parameter of that name is one of a layer that is packed."""
+        return name in self._owner
+
+    def convert(
+        self,
+        input_dict: Mapping[str, Any],
+        *,
+        model: nn.Module,
+        missing_keys: MutableSet[str] | None = None,
+        **_: Any,
+    ) -> dict[str, Tensor]:
+        """Called by Transformers with tensors by name; what is not packed goes back to it."""
+        rest = {}
+        try:
+            for name, value in input_dict.items():
+                tensor = value[0] if isinstance(value, list) else value
+                if not self.wants(name):
+                    rest[name] = tensor
+                    continue
+                self._arrive(model, name, tensor)
+                if missing_keys is not None:
+                    missing_keys.discard(name)
+        except Exception as error:
+            raise StoppedError(error) from error
+        return rest
+
+    def finish(self, model: nn.Module) -> None:
+        """Pack what the checkpoint had not all tensors for; Transformers has filled it by now."""
+        for path in list(self._planned):
+            self._pack(model, path)
+
+    def _arrive(self, model: nn.Module, name: str, tensor: Tensor) -> None:
+        path, _, own = name.rpartition(".")
+        module = model.get_submodule(path)
+        if tensor.shape != cast(Tensor, getattr(module, own)).shape:
+            raise BackendError(
+                f"{name}: the checkpoint has {tuple(tensor.shape)}, the model "
+                f"{tuple(getattr(module, own).shape)}: is this the model's config?"
+            )
+        module._parameters[own] = nn.Parameter(tensor, requires_grad=False)
+        names = self._planned[path].target.parameters
+        waited = (own,) if names else tuple(module._parameters)
+        values = [module._parameters[name] for name in waited]
+        if all(value is None or not value.is_meta for value in values):
+            self._pack(model, path, waited if names else ())
+
+    def _pack(self, model: nn.Module, path: str, stacks: tuple[str, ...] = ()) -> None:
+        planned, module = self._planned[path], model.get_submodule(path)
+        if planned.target.parameters:
+            stacks = stacks or planned.target.parameters
+            new = self._packed_experts(module, path, stacks)
+            done = len(new.stacks) == len(planned.target.parameters)
+        else:
+            new, done = self._packed_layer(model, module, path), True
+        for part in new.modules():
+            part._is_hf_initialized = True
+        model.set_submodule(path, new)
+        if done:
+            del self._planned[path]
+
+    def _packed_layer(self, model: nn.Module, module: nn.Module, path: str) -> nn.Module:
+        linear = as_linear(module)
+        check_packable(linear, path)
+        with diagnosed(self.quantizer):
+            layers = self.quantizer.quantize_layers(model, {path: linear}, **self._options_of(path))
+        check_packed(self.quantizer, layers[path], linear.weight.detach(), path)
+        self.quantizer.prepare(layers[path], path)
+        return layers[path]
+
+    def _packed_experts(self, module: nn.Module, path: str, names: tuple[str, ...]) -> Any:
+        layout = experts_layout(module)
+        assert layout is not None
+        left = [name for name in names if name in module._parameters]
+        with diagnosed(self.quantizer):
+            return pack_experts(module, layout, left, self.quantizer, path, self.options)
+
+    def _options_of(self, path: str) -> dict[str, Any]:
+        """The settings for one layer: of patterns those that match it."""
+        return {
+            name: {p: v for p, v in value.items() if not unmatched_patterns([p], [path])}
+            if _is_pattern(name, value)
+            else value
+            for name, value in self.options.items()
+        }
+
+    def _check_patterns(self) -> None:
+        paths = [
+            name if planned.target.parameters else planned.path
+            for planned in self._planned.values()
+            for name in [f"{planned.path}.{own}" for own in planned.target.parameters or ("",)]
+        ]
+        for name, value in self.options.items():
+            for pattern in unmatched_patterns(value, paths) if _is_pattern(name, value) else ():
+                raise BackendError(f"{name} {pattern!r} matches none of the layers to pack.")
+
+
+def _is_pattern(name: str, value: object) -> bool:
+    return name.endswith("_pattern") and isinstance(value, Mapping)
