@@ -10,13 +10,12 @@ from typing import Any
 from packaging.version import Version
 from torch import nn
 
-from quantlora.discovery.registration import registry
+from quantlora.discovery.registration import AUTO, registry
 from quantlora.errors import BackendError, ConfigError, MissingLibraryError
 from quantlora.formats.model_loader import LoadRequest, ModelLoader
 from quantlora.formats.quantizer import FLOAT
 from quantlora.loading.pack_plan import Wanted
 from quantlora.loading.pretrained import pretrained, resolve_model
-from quantlora.wrapping.plan import AUTO
 
 #: The first Transformers whose loader gives each tensor to a quantizer of a plugin's.
 _SINCE = "5.0"
