@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -17,8 +17,10 @@ from quantlora.adapters.biases import (
 )
 from quantlora.adapters.disabling import forget_frozen, train_only, warn_if_disabled
 from quantlora.adapters.modules_to_save import ModulesToSaveWrapper
+from quantlora.adapters.not_runnable import LEFT, not_runnable
 from quantlora.adapters.packed_config import note_packed
 from quantlora.adapters.read_by_model import readable_bases
+from quantlora.adapters.releasing import Prepared
 from quantlora.adapters.state import adapter_state, set_state
 from quantlora.errors import AdapterError, warn
 from quantlora.layers.hooks import move_hooks
@@ -127,6 +129,8 @@ def delete_adapter(model: nn.Module, name: str) -> None:
             f"adapter {name!r} was active and is deleted: {successor!r} is active now. Choose "
             f"another one with quantlora.set_adapter.",
         )
+    if not state.configs:
+        Prepared.of(adapted).release()
 
 
 def rename_adapter(model: nn.Module, old: str, new: str) -> None:
@@ -169,4 +173,20 @@ def remove_adapters(model: nn.Module) -> None:
             move_hooks(module, module.base_layer)
             model.set_submodule(path, module.base_layer)
     set_state(model, None)
-    note_packed(model)
+    try:
+        if adapted.state.configs:
+            Prepared.of(adapted).release()
+    finally:
+        note_packed(model)
+        _say_not_runnable(adapted, plain)
+
+
+def _say_not_runnable(adapted: AdaptedModel, plain: Mapping[LoraLayer, nn.Module]) -> None:
+    """Tell of what is left in the model and cannot run."""
+    left = (
+        (path, plain[layer], layer.quantizer)
+        for path, layer in adapted.lora_layers.items()
+        if plain[layer] is layer.base_layer
+    )
+    if text := not_runnable(left, LEFT):
+        warn(text)

@@ -10,7 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from quantlora.adapters.adapted_model import AdaptedModel
 from quantlora.adapters.adapter_modules import lora_layers
+from quantlora.adapters.not_runnable import idle
 from quantlora.discovery.registration import registry
 from quantlora.errors import MergeError, warn
 from quantlora.exporting.export_tensors import MergedTensors
@@ -36,7 +38,8 @@ class Check:
 
     Args:
         logits: relative error of the model's outputs: ``max |export - model| / max |model|``;
-            None where no inputs could be made for this architecture.
+            None where no inputs could be made for this architecture, or the format cannot run on
+            this machine.
         weights: the same for the weight matrices of the first and last adapted layer, of all that
             the inputs did not reach, and, without ``logits``, for every tensor of the export.
     """
@@ -55,8 +58,12 @@ def check_export(folder: Path, source: MergedTensors, inputs: Mapping[str, Tenso
     unreached: set[str] = set()
     with active_only(model, source.names), never_called(model, unreached):
         asked = (inputs, outputs(model, inputs)) if inputs else usable_inputs(model)
+    runs = not idle(AdaptedModel(loaded))
+    unreached |= set() if runs else set(dict(lora_layers(model)))
     weights = _weights(loaded, source, unreached)  # first: some kernels repack at their forward
-    if asked is None:
+    if not runs:
+        asked = None
+    elif asked is None:
         _say_no_inputs(model)
         weights |= _tensors(loaded, source)
     logits = None if asked is None else furthest(_computed(loaded, asked[0], source), asked[1])

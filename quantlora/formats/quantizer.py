@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -19,16 +19,19 @@ from quantlora.errors import BackendError
 from quantlora.formats.affine import AffineWeight
 from quantlora.formats.expert_stack import ExpertStack
 from quantlora.formats.inference_copy import InferenceCopy
+from quantlora.formats.layer_facts import LayerFacts
+from quantlora.formats.preparation import Preparation
 from quantlora.requirements import AnyRequirement
 
 #: The name of the built-in format of plain floating weights.
 FLOAT = "float"
 
 
-class Quantizer(ABC):
+class Quantizer(LayerFacts, Preparation, ABC):
     """One weight format. Subclass it, return an instance from ``quantlora_quantizers``.
 
-    Shapes follow ``nn.Linear``: a weight is ``(out_features, in_features)``.
+    Shapes follow ``nn.Linear``: a weight is ``(out_features, in_features)``. What it says of one
+    layer besides is in `LayerFacts`, what it does to a model that gets adapters in `Preparation`.
     """
 
     #: Name users type as ``backend=``; Transformers' key where one exists.
@@ -134,55 +137,6 @@ class Quantizer(ABC):
         """
         return None
 
-    def weight_tensors(self, layer: nn.Module) -> Iterable[Tensor]:
-        """The tensors that the weight is made of: whatever changes it changes one of them.
-
-        By default the parameters and buffers. Called for each token.
-        """
-        if not layer._modules:
-            own = (*layer._parameters.values(), *layer._buffers.values())
-            return [tensor for tensor in own if tensor is not None]
-        return [*layer.parameters(), *layer.buffers()]
-
-    def prepare(self, layer: nn.Module, path: str) -> None:
-        """Called once per layer by `wrap`, before anything else: make it trainable through.
-
-        Raise `BackendError` naming ``path`` and the remedy where that cannot be done. Changes
-        must be harmless if `wrap` fails later.
-        """
-
-    def check_model(self, model: nn.Module, layers: Mapping[str, nn.Module]) -> None:
-        """Called once by `wrap` with its targets in this format, before anything is changed.
-
-        Raise `BackendError` where ``model`` itself says that they cannot be right: a checkpoint
-        that the installed library is known to read wrong, say.
-        """
-
-    def shape(self, layer: nn.Module) -> tuple[int, int]:
-        """``(out_features, in_features)`` without dequantizing."""
-        return int(layer.out_features), int(layer.in_features)  # type: ignore[arg-type]
-
-    def bias(self, layer: nn.Module) -> Tensor | None:
-        """The bias ``(out_features,)``, if any."""
-        return getattr(layer, "bias", None)
-
-    def device(self, layer: nn.Module) -> torch.device:
-        """Where the layer's packed weight lives."""
-        tensors = [*layer.parameters(), *layer.buffers()]
-        return tensors[0].device
-
-    def compute_dtype(self, layer: nn.Module) -> torch.dtype | None:
-        """The dtype products are to be taken in; None: that of the input."""
-        return None
-
-    def group_size(self, layer: nn.Module) -> int | None:
-        """Inputs that share a scale along a row; None where the format has no such groups."""
-        return None
-
-    def group_index(self, layer: nn.Module) -> Tensor | None:
-        """The group of each input ``(in_features,)``; None when groups are neighbours."""
-        return None
-
     def affine(self, layer: nn.Module) -> AffineWeight | None:
         """The weight as codes, scales and zero-points, where the format is such a grid."""
         return None
@@ -211,18 +165,6 @@ class Quantizer(ABC):
         Override it where the library changes them on their way into memory.
         """
         return layer.state_dict()
-
-    def not_shardable(self, layer: nn.Module) -> str:
-        """Why FSDP2, which puts shards in the parameters' place, would break it; else empty."""
-        return ""
-
-    def packed_parameter(self, layer: nn.Module) -> Tensor | None:
-        """The parameter that holds codes; None where buffers do. Its dtype is mere storage."""
-        return None
-
-    def describe(self, layer: nn.Module) -> dict[str, Any]:
-        """Facts for `explain`, ``quantlora.json`` and model cards: bits, block size and so on."""
-        return {}
 
     @property
     def can_quantize(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from quantlora.layers.linear import LoraLinear
 from quantlora.merging.merge import merge
 from quantlora.operations.merge_operations import merge_mode
 from quantlora.testing.base import SuiteBase
-from quantlora.wrapped_model import merge_and_unload, wrap
+from quantlora.wrapped_model import merge_and_unload, unload, wrap
 
 
 @pytest.mark.filterwarnings("ignore:merging lost most of the update")
@@ -47,7 +48,19 @@ class MergeTests(SuiteBase):
         merge_and_unload(model, mode=merge_mode(self.format))
         assert not isinstance(model.proj, LoraLinear)
         assert not [name for name in model.state_dict() if "lora" in name]
-        assert model(x).isfinite().all()
+        if not self.format.can_quantize or not self.format.not_runnable(model.proj):
+            assert model(x).isfinite().all()
+
+    def test_unload_says_what_cannot_run(self) -> None:
+        """Where `not_runnable` gives a reason, users are told, and the suite runs no layer."""
+        layer = self.layer()
+        model, why = self.wrapped(layer), self.format.not_runnable(layer)
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            unload(model)
+        told = [str(warning.message) for warning in said if "cannot run" in str(warning.message)]
+        assert bool(told) == bool(why), why
+        assert why.rstrip(".") in "".join(told)
 
     def _quantizable(self) -> nn.Module:
         if not self.format.can_quantize:

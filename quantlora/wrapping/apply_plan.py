@@ -27,6 +27,7 @@ from quantlora.wrapping.biases import find_biases
 from quantlora.wrapping.modules_to_save import add_saved
 from quantlora.wrapping.new_adapter import NewAdapter
 from quantlora.wrapping.plan import Plan, PlannedLayer, once_each
+from quantlora.wrapping.preparing import Preparing
 from quantlora.wrapping.ties import tie_layers
 from quantlora.wrapping.transaction import Transaction
 
@@ -40,8 +41,11 @@ def apply_plan(
 ) -> AdaptedModel:
     """Carry out ``plan``, made for ``adapted``, as one transaction; returns the model with it."""
     model, layers = adapted.model, plan.layers
-    with Transaction(model):
+    with Transaction(model) as transaction:
+        preparing = Preparing(adapted, once_each(layers), transaction)
+        preparing.prepare_model()
         bases = frozen_bases(adapted, once_each(layers), quantize_options or {})
+        preparing.prepare_layers(bases)
         _put_layers(model, layers, bases, adapter)
         for path, module in plan.saved.items():
             adapter.start_saved(path, add_saved(model, path, module, adapter.name))

@@ -15,7 +15,6 @@ from quantlora.experts.stacks_format import PackedStacks, pack_experts
 from quantlora.files.reference import Reference
 from quantlora.formats.finite import check_packable, check_packed
 from quantlora.formats.layouts import linear_from
-from quantlora.formats.offloaded import onloaded, read
 from quantlora.formats.quantize_options import checked_options, option_names
 from quantlora.formats.quantizer import Quantizer
 from quantlora.layers.experts import experts_layout
@@ -42,11 +41,6 @@ def frozen_bases(
         bases |= packed
     elif options:
         _check_unused(plan, options)
-    for planned in plan:
-        if not isinstance(planned.layer, LoraLayer):
-            with diagnosed(planned.quantizer), onloaded(planned.layer):
-                planned.quantizer.prepare(bases[planned.path], planned.path)
-    _prepare_others(adapted.modules, {id(planned.layer) for planned in plan})
     return bases
 
 
@@ -81,14 +75,6 @@ def _packed_experts(planned: PlannedLayer, options: Mapping[str, Any]) -> nn.Mod
     names = [name for name in planned.target.parameters if name not in done]
     with diagnosed(own.packer):
         return pack_experts(planned.layer, layout, names, own.packer, planned.path, options)
-
-
-def _prepare_others(modules: Mapping[str, nn.Module], targeted: set[int]) -> None:
-    """Packed layers that get no adapter: gradients pass through them to the layers below."""
-    for path, module in modules.items():
-        if id(module) not in targeted and not isinstance(module, LoraLayer):
-            for quantizer in registry().candidates(module):
-                read(quantizer.prepare, module, path)
 
 
 def as_linear(layer: nn.Module) -> nn.Linear:

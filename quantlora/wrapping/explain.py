@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from quantlora.adapters.adapted_model import AdaptedModel
+from quantlora.adapters.not_runnable import idle
 from quantlora.config.lora_config import LoraConfig
 from quantlora.config.picked_paths import is_all_linear, targeted
 from quantlora.discovery.registration import AUTO, registry
@@ -89,7 +90,8 @@ def _explain(
         elif path in left:
             own = parameters_format(layer)
             rows.append(_row(path, layer, own, reason=left[path].reason))
-    warnings = tuple(notices(adapted, config, plan))
+    without = idle(adapted, [planned.layer for planned in plan])
+    warnings = tuple(filter(None, [*notices(adapted, config, plan), without]))
     problems = [*problems, *_problems_of_model(adapted.model, plan)]
     inference = inference_rule(adapted.model, plan)
     return Explanation(tuple(rows), tuple(problems), warnings, inference)

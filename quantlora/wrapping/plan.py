@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from quantlora.adapters.adapted_model import AdaptedModel
+from quantlora.adapters.not_runnable import idle
 from quantlora.adapters.state import taken
 from quantlora.config.lora_config import LoraConfig
 from quantlora.config.picked_paths import TargetNames, is_all_linear
@@ -84,6 +85,8 @@ def make_plan(
     """
     adapted.state.check_free(adapter)
     layers = plan_layers(adapted, config, asked, adapter, strict)
+    if text := idle(adapted, [planned.layer for planned in layers]):
+        warn(text)
     saved = find_saved(adapted, config)
     whole = [planned.path for planned in layers if not planned.target.tokens]
     if why := never_called(adapted, config, [*whole, *saved]):

@@ -8,10 +8,12 @@ from typing import Any, TypeVar
 from torch import nn
 
 from quantlora.adapters.adapted_model import AdaptedModel
+from quantlora.adapters.not_runnable import idle
 from quantlora.adapters.packed_config import note_packed
 from quantlora.adapters.read_by_model import read_by_model, say_float
 from quantlora.config.lora_config import LoraConfig
 from quantlora.discovery.registration import registry
+from quantlora.errors import warn
 from quantlora.formats.quantizer import Quantizer
 from quantlora.wrapping.add_adapter import for_model, given_config
 from quantlora.wrapping.bases import frozen_bases
@@ -46,6 +48,8 @@ def quantize(
     """
     settings = for_model(adapted := AdaptedModel(model), given_config(config, fields))
     pack_targets(adapted, settings, registry().asked(backend), quantize_options or {})
+    if text := idle(AdaptedModel(model)):
+        warn(text)
     return model
 
 
@@ -65,6 +69,9 @@ def pack_targets(
     with Transaction(model):
         bases = frozen_bases(adapted, once_each(plan), options)
         packed = {id(planned.layer): bases[planned.path] for planned in once_each(plan)}
+        for planned in once_each(plan):
+            if planned.quantize:
+                planned.quantizer.prepare(bases[planned.path], planned.path)
         for planned in plan:
             model.set_submodule(planned.path, packed[id(planned.layer)])
     note_packed(model)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextvars import ContextVar, Token
 from types import TracebackType
 from typing import Any
@@ -14,8 +15,8 @@ from quantlora.adapters.adapter_modules import (
     modules_of_container,
 )
 
-#: The models that are within a transaction now, by their id.
-_open: ContextVar[frozenset[int]] = ContextVar("open", default=frozenset())
+#: The transaction that each model is within now, by the model's id.
+_open: ContextVar[dict[int, Transaction]] = ContextVar("open")
 
 
 class Transaction:
@@ -32,14 +33,26 @@ class Transaction:
         self._model = model
 
     def __enter__(self) -> Transaction:
-        known = _open.get()
+        known = _open.get({})
+        self._undo: list[Callable[[], object]] = []
         self._modules: list[_Memory] = []
         self._adapters: list[tuple[nn.Module, bool]] = []
         self._flags: list[tuple[nn.Parameter, bool]] = []
-        if id(self._model) not in known:
+        outer = known.get(id(self._model))
+        self._outer = self if outer is None else outer
+        if outer is None:
             self._remember()
-        self._token: Token[frozenset[int]] = _open.set(known | {id(self._model)})
+        self._token: Token[dict[int, Transaction]] = _open.set(
+            {**known, id(self._model): self._outer}
+        )
         return self
+
+    def if_it_fails(self, undo: Callable[[], object]) -> None:
+        """Call ``undo`` where the block fails, before the model is put back; the last one first.
+
+        For what was done elsewhere than in the model. It must not raise.
+        """
+        self._outer._undo.append(undo)
 
     def _remember(self) -> None:
         """All of the model, but of a module within an adapter what training and `eval` set.
@@ -67,6 +80,8 @@ class Transaction:
         _open.reset(self._token)
         if kind is None:
             return
+        for undo in reversed(self._undo):
+            undo()
         for memory in self._modules:
             memory.restore()
         for module, training in self._adapters:
