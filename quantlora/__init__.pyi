@@ -64,6 +64,8 @@ from .files.safetensors_file import (
 from .files.shards import shard_files as shard_files
 from .files.stream_tensors import TensorSource as TensorSource
 from .formats.affine import AffineWeight as AffineWeight, pool as pool, spread as spread
+from .formats.affine_rounding import fit_affine as fit_affine, refit_affine as refit_affine
+from .formats.bit_packing import pack_bits as pack_bits, unpack_bits as unpack_bits
 from .formats.expert_stack import ExpertStack as ExpertStack
 from .formats.finite import check_packable as check_packable
 from .formats.inference_copy import InferenceCopy as InferenceCopy, dense_copy as dense_copy

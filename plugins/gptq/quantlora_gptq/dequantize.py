@@ -16,8 +16,8 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
+from quantlora import AffineWeight, unpack_bits
 from quantlora_gptq.layout import Layout, layout, tensor
-from quantlora_gptq.packing import unpack
 
 #: Set to 1 to compile the arithmetic with `torch.compile`.
 COMPILE = "QUANTLORA_GPTQ_COMPILE"
@@ -32,12 +32,12 @@ def dequantize(layer: nn.Module) -> Tensor:
 
 def codes(qweight: Tensor, form: Layout) -> Tensor:
     """Codes uint8 ``(out_features, in_features)``."""
-    return unpack(qweight.t(), form.bits)[:, : form.in_features]
+    return unpack_bits(qweight.t(), form.bits, form.in_features)
 
 
 def zeros(qzeros: Tensor, form: Layout) -> Tensor:
     """Zero-points int16 ``(out_features, groups)``."""
-    raw = unpack(qzeros, form.bits)[:, : form.out_features].to(torch.int16) + form.zero_offset
+    raw = unpack_bits(qzeros, form.bits, form.out_features).to(torch.int16) + form.zero_offset
     return (raw & (2**form.bits - 1) if form.zero_wraps else raw).t()
 
 
@@ -49,6 +49,19 @@ def matrix(qweight: Tensor, qzeros: Tensor, scales: Tensor, form: Layout) -> Ten
         return weight.sub_(zero[:, form.group_index]).mul_(scale[:, form.group_index])
     grouped = weight.view(form.out_features, form.groups, -1)
     return grouped.sub_(zero.unsqueeze(-1)).mul_(scale.unsqueeze(-1)).view_as(weight)
+
+
+def to_affine(layer: nn.Module) -> AffineWeight:
+    """The layer as a grid: codes, scales, zero-points and the groups of its inputs."""
+    form, scales = layout(layer), tensor(layer, "scales").t()
+    return AffineWeight(
+        codes(tensor(layer, "qweight"), form),
+        scales,
+        zeros(tensor(layer, "qzeros"), form).to(scales.dtype),
+        form.bits,
+        form.group_size,
+        form.group_index,
+    )
 
 
 @cache

@@ -13,8 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from quantlora import BackendError
-from quantlora_gptq.packing import BITS
 from quantlora_gptq.requires import library_of
+
+#: The widths GPTQ checkpoints have.
+BITS = (2, 3, 4, 8)
 
 BUFFERS = ("qweight", "qzeros", "scales", "g_idx")
 

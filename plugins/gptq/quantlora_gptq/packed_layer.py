@@ -9,12 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from quantlora import BackendError
-from quantlora_gptq.dequantize import codes, zeros
-from quantlora_gptq.layout import Layout, layout, tensor
-from quantlora_gptq.packing import BITS, pack, unpack
+from quantlora import (
+    AffineWeight,
+    BackendError,
+    fit_affine,
+    pack_bits,
+    refit_affine,
+    unpack_bits,
+)
+from quantlora_gptq.dequantize import to_affine
+from quantlora_gptq.layout import BITS, layout, tensor
 from quantlora_gptq.requires import GPTQMODEL
-from quantlora_gptq.rounding import Grid, best, fit
 
 #: Group sizes that every kernel has; -1 is one group for all inputs.
 GROUP_SIZES = (128, 64, 32, 16)
@@ -26,21 +31,9 @@ def round_like(linear: nn.Linear, like: nn.Module) -> nn.Module:
     Each group keeps ``like``'s scale, its zero-point moved by whole steps (which holds QA-LoRA's
     updates, rounded), or gets a new grid where that errs less.
     """
-    form, scales = layout(like), tensor(like, "scales")
-    weight, index = linear.weight.detach().float(), _index(form, scales.device)
-    old = Grid(scales.t(), zeros(tensor(like, "qzeros"), form).float(), form.bits)
-    sym = bool((old.zeros == 2 ** (form.bits - 1)).all())
-    grid = best(
-        [
-            old,
-            old.moved(weight, codes(tensor(like, "qweight"), form), index),
-            fit(weight, index, form.groups, form.bits, sym, scales.dtype),
-        ],
-        weight,
-        index,
-    )
     layer = copy.deepcopy(like)
-    _fill(layer, grid.codes(weight, index), grid, form.zero_offset)
+    grid = refit_affine(linear.weight, to_affine(like), lowest_zero=1)
+    _fill(layer, grid, layout(like).zero_offset)
     return _with_bias(layer, linear)
 
 
@@ -49,13 +42,10 @@ def round_new(
 ) -> nn.Module:
     """``linear`` rounded to nearest, as a layer of GPTQModel; of AutoGPTQ where that is alone."""
     size = check_settings({"weight": linear}, bits, group_size)
-    layer = _empty(linear, bits, size)
-    weight = linear.weight.detach().float()
-    index = tensor(layer, "g_idx").long().to(weight.device)
-    groups = tensor(layer, "scales").shape[0]
-    grid = fit(weight, index, groups, bits, sym, _scales_dtype(linear))
-    layer = layer.to(weight.device)
-    _fill(layer, grid.codes(weight, index), grid, layout(layer).zero_offset)
+    layer = _empty(linear, bits, size).to(linear.weight.device)
+    dtype = _scales_dtype(linear)
+    grid = fit_affine(linear.weight, bits, size, sym=sym, dtype=dtype, lowest_zero=1)
+    _fill(layer, grid, layout(layer).zero_offset)
     return _with_bias(layer, linear)
 
 
@@ -92,8 +82,8 @@ def checkpoint_tensors(layer: nn.Module, checkpoint_format: str | None) -> dict[
     """
     form, tensors = layout(layer), dict(layer.state_dict())
     if checkpoint_format == "gptq" and form.zero_offset == 0:
-        whole = unpack(tensor(layer, "qzeros"), form.bits).int()
-        tensors["qzeros"] = pack(_lacking(whole, 1, form.bits), form.bits)
+        whole = unpack_bits(tensor(layer, "qzeros"), form.bits).int()
+        tensors["qzeros"] = pack_bits(_lacking(whole, 1, form.bits), form.bits)
     return tensors
 
 
@@ -103,16 +93,10 @@ def _lacking(zero_points: Tensor, offset: int, bits: int) -> Tensor:
     return lacking
 
 
-def _index(form: Layout, device: torch.device) -> Tensor:
-    if form.group_index is not None:
-        return form.group_index
-    return torch.arange(form.in_features, device=device) // form.group_size
-
-
-def _fill(layer: nn.Module, codes: Tensor, grid: Grid, zero_offset: int) -> None:
+def _fill(layer: nn.Module, grid: AffineWeight, zero_offset: int) -> None:
     """Write codes, scales and zero-points into the layer's buffers."""
-    layer.qweight = pack(codes, grid.bits).t().contiguous()
-    layer.qzeros = pack(_lacking(grid.zeros.t(), zero_offset, grid.bits), grid.bits)
+    layer.qweight = pack_bits(grid.codes, grid.bits).t().contiguous()
+    layer.qzeros = pack_bits(_lacking(grid.zeros.t(), zero_offset, grid.bits), grid.bits)
     layer.scales = grid.scales.t().contiguous()
 
 

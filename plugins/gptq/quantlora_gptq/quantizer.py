@@ -12,11 +12,10 @@ from torch import Tensor, nn
 from quantlora import AffineWeight, InferenceCopy, Quantizer, dense_copy
 from quantlora.errors import warn
 from quantlora_gptq.checkpoints import check_reading, checkpoint_format
-from quantlora_gptq.dequantize import codes, dequantize, zeros
+from quantlora_gptq.dequantize import dequantize, to_affine
 from quantlora_gptq.kernels import check_kernel, is_gptq, keep_trainable
-from quantlora_gptq.layout import in_features, layout, out_features, tensor
+from quantlora_gptq.layout import BITS, in_features, layout, out_features, tensor
 from quantlora_gptq.packed_layer import checkpoint_tensors, round_like, round_new
-from quantlora_gptq.packing import BITS
 from quantlora_gptq.requires import REQUIRES, library_of
 
 
@@ -108,15 +107,7 @@ class GptqQuantizer(Quantizer):
         return layout(layer).group_index
 
     def affine(self, layer: nn.Module) -> AffineWeight | None:
-        form, scales = layout(layer), tensor(layer, "scales").t()
-        return AffineWeight(
-            codes(tensor(layer, "qweight"), form),
-            scales,
-            zeros(tensor(layer, "qzeros"), form).to(scales.dtype),
-            form.bits,
-            form.group_size,
-            form.group_index,
-        )
+        return to_affine(layer)
 
     def checkpoint_tensors(self, layer: nn.Module, model: nn.Module) -> Mapping[str, Tensor]:
         return checkpoint_tensors(layer, checkpoint_format(model))
