@@ -1,8 +1,8 @@
 """Weights on a uniform grid: codes, and a scale and a zero-point for each group of inputs.
 
-GPTQ, HQQ, AWQ and the uniform form of our own format are all of this kind. A quantizer that shows
-its layers so (`Quantizer.affine`) can be merged with QA-LoRA exactly; one that can hold a float
-zero-point (`Quantizer.from_affine`) can hold the result.
+Most formats of integer codes are of this kind. A quantizer that shows its layers so
+(`Quantizer.affine`) can be merged with QA-LoRA exactly; one that can hold a float zero-point
+(`Quantizer.from_affine`) can hold the result.
 """
 
 from __future__ import annotations
@@ -34,8 +34,13 @@ class AffineWeight:
 
     def dequantize(self) -> Tensor:
         """The weight as a float matrix ``(out_features, in_features)``."""
-        scales, zeros = self.by_input(self.scales), self.by_input(self.zeros)
-        return (self.codes.to(scales.dtype) - zeros) * scales
+        weight = self.codes.to(torch.promote_types(self.scales.dtype, self.zeros.dtype))
+        groups = self.scales.shape[1]
+        if self.group_index is None and weight.shape[1] % groups == 0:
+            grouped = weight.unflatten(1, (groups, -1))
+            grouped.sub_(self.zeros.unsqueeze(-1)).mul_(self.scales.unsqueeze(-1))
+            return weight
+        return weight.sub_(self.by_input(self.zeros)).mul_(self.by_input(self.scales))
 
     def by_input(self, grouped: Tensor) -> Tensor:
         """``(out, groups)`` spread to ``(out, in_features)``."""
