@@ -37,7 +37,7 @@ class AffineWeight:
         weight = self.codes.to(torch.promote_types(self.scales.dtype, self.zeros.dtype))
         groups = self.scales.shape[1]
         if self.group_index is None and weight.shape[1] % groups == 0:
-            grouped = weight.unflatten(1, (groups, -1))
+            grouped = torch.unflatten(weight, 1, (groups, -1))
             grouped.sub_(self.zeros.unsqueeze(-1)).mul_(self.scales.unsqueeze(-1))
             return weight
         return weight.sub_(self.by_input(self.zeros)).mul_(self.by_input(self.scales))

@@ -20,9 +20,11 @@ def unpack_bits(words: Tensor, bits: int, count: int | None = None) -> Tensor:
     width = _bytes_in_unit(bits)
     if width > 1:
         octets = F.pad(octets, (0, -octets.shape[-1] % width))
-        parts = octets.unflatten(-1, (-1, width)).to(_wide(width))
+        parts = torch.unflatten(octets, -1, (-1, width)).to(_wide(width))
         octets = (parts << _shifts(8, width, parts)).sum(-1, dtype=parts.dtype)
-    codes = (octets.unsqueeze(-1) >> _shifts(bits, width * 8 // bits, octets)) & (2**bits - 1)
+    codes: Tensor = (octets.unsqueeze(-1) >> _shifts(bits, width * 8 // bits, octets)) & (
+        2**bits - 1
+    )
     return codes.to(torch.uint8).flatten(-2)[..., :count]
 
 
@@ -34,7 +36,8 @@ def pack_bits(codes: Tensor, bits: int, dtype: torch.dtype = torch.int32) -> Ten
     width, size = _bytes_in_unit(bits), dtype.itemsize
     octets = -(-codes.shape[-1] * bits // (8 * size)) * size
     run = width * 8 // bits
-    parts = F.pad(codes, (0, -codes.shape[-1] % run)).unflatten(-1, (-1, run)).to(_wide(width))
+    padded = F.pad(codes, (0, -codes.shape[-1] % run))
+    parts = torch.unflatten(padded, -1, (-1, run)).to(_wide(width))
     units = (parts << _shifts(bits, run, parts)).sum(-1, dtype=parts.dtype)
     stream = (units.unsqueeze(-1) >> _shifts(8, width, units)).flatten(-2) & 255
     stream = F.pad(stream, (0, max(octets - stream.shape[-1], 0)))[..., :octets]

@@ -88,7 +88,7 @@ def _unpack(words: Tensor, layer: Any) -> Tensor:
 
 
 def _swapped(codes: Tensor, order: tuple[int, ...], bits: int) -> Tensor:
-    return codes.unflatten(-1, (-1, 8))[..., order].flatten(-2) if bits == 4 else codes
+    return torch.unflatten(codes, -1, (-1, 8))[..., order].flatten(-2) if bits == 4 else codes
 
 
 def is_awq(layer: nn.Module) -> bool:

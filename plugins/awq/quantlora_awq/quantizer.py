@@ -72,6 +72,7 @@ class AwqQuantizer(Quantizer):
         *,
         bits: int = 4,
         group_size: int | None = None,
+        **options: Any,
     ) -> nn.Module:
         """Round to nearest, without AWQ's search for scales over calibration texts.
 
@@ -100,10 +101,11 @@ class AwqQuantizer(Quantizer):
         *,
         bits: int = 4,
         group_size: int | None = None,
+        **options: Any,
     ) -> dict[str, nn.Module]:
         """As `quantize`, all layers with one group size: a checkpoint has no other."""
         size = _group_size(layers.values(), bits, group_size)
-        return super().quantize_layers(model, layers, bits=bits, group_size=size)
+        return super().quantize_layers(model, layers, bits=bits, group_size=size, **options)
 
     def group_size(self, layer: nn.Module) -> int | None:
         return read(layer).group_size
