@@ -74,6 +74,7 @@ from .formats.inference_memory import (
     free_inference_copies as free_inference_copies,
     inference_memory as inference_memory,
 )
+from .formats.layer_files import PackedState as PackedState
 from .formats.layouts import linear_from as linear_from
 from .formats.model_loader import LoadRequest as LoadRequest, ModelLoader as ModelLoader
 from .formats.quantize_options import checked_options as checked_options
@@ -93,6 +94,7 @@ from .layers.autograd import low_rank as low_rank
 from .layers.layer import LoraLayer as LoraLayer
 from .layers.linear import LoraLinear as LoraLinear
 from .loading.load import load as load
+from .loading.packed_checkpoint import save_packed as save_packed
 from .loading.pretrained import pretrained as pretrained, resolve_model as resolve_model
 from .merging.merge import merge as merge, unmerge as unmerge
 from .requirements import (

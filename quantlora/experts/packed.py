@@ -52,7 +52,8 @@ class PackedExperts(nn.Module):
             owner, method = found
             raise AdapterFileError(
                 f"{owner}.{method} would write packed experts ({self.kind.__name__}), which no "
-                f"{owner} reads: save a state_dict, or float experts with quantlora.export_merged."
+                f"{owner} reads: use quantlora.save_packed and quantlora.load, or write float "
+                f"experts with quantlora.export_merged."
             )
         super()._save_to_state_dict(*args, **kwargs)
 

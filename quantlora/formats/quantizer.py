@@ -20,6 +20,7 @@ from quantlora.formats.affine import AffineWeight
 from quantlora.formats.expert_stack import ExpertStack
 from quantlora.formats.inference_copy import InferenceCopy
 from quantlora.formats.layer_facts import LayerFacts
+from quantlora.formats.layer_files import LayerFiles
 from quantlora.formats.preparation import Preparation
 from quantlora.requirements import AnyRequirement
 
@@ -27,11 +28,12 @@ from quantlora.requirements import AnyRequirement
 FLOAT = "float"
 
 
-class Quantizer(LayerFacts, Preparation, ABC):
+class Quantizer(LayerFacts, LayerFiles, Preparation, ABC):
     """One weight format. Subclass it, return an instance from ``quantlora_quantizers``.
 
     Shapes follow ``nn.Linear``: a weight is ``(out_features, in_features)``. What it says of one
-    layer besides is in `LayerFacts`, what it does to a model that gets adapters in `Preparation`.
+    layer besides is in `LayerFacts`, how layers are kept in files in `LayerFiles`, what it does to
+    a model that gets adapters in `Preparation`.
     """
 
     #: Name users type as ``backend=``; Transformers' key where one exists.
@@ -144,27 +146,6 @@ class Quantizer(LayerFacts, Preparation, ABC):
     def from_affine(self, weight: AffineWeight, bias: Tensor | None) -> nn.Module:
         """A layer with exactly these codes, scales and float zero-points; optional."""
         raise BackendError(f"backend {self.name!r} cannot hold float zero-points.")
-
-    def checkpoint_config(
-        self, layers: Mapping[str, nn.Module], linears: Mapping[str, nn.Module]
-    ) -> dict[str, Any] | None:
-        """Transformers' ``quantization_config`` for a checkpoint that holds these layers' states.
-
-        Args:
-            layers: the packed layers by path.
-            linears: all linear layers of the float model by path, with or without weights.
-
-        Returns None where Transformers has no way to load the format. Raises `BackendError` where
-        it has one, but not for this model.
-        """
-        return None
-
-    def checkpoint_tensors(self, layer: nn.Module, model: nn.Module) -> Mapping[str, Tensor]:
-        """The layer's tensors as the checkpoint files of ``model`` have them.
-
-        Override it where the library changes them on their way into memory.
-        """
-        return layer.state_dict()
 
     @property
     def can_quantize(self) -> bool:

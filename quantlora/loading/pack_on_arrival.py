@@ -56,7 +56,7 @@ class PackOnArrival:
         self._planned: dict[str, PlannedLayer] = {}
         self._owner: dict[str, str] = {}
 
-    def plan(self, model: nn.Module) -> None:
+    def prepare(self, model: nn.Module) -> None:
         """Decide what of ``model``, which has no weights yet, is packed."""
         for planned in packing_plan(model, self.quantizer, self.wanted):
             path = planned.path

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
@@ -16,46 +17,66 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from quantlora.adapters.packed_config import note_packed
+from quantlora.errors import ConfigError
 from quantlora.loading.pack_on_arrival import PackOnArrival
-
-METHOD = "quantlora"
+from quantlora.loading.packed_checkpoint import METHOD, VERSION
+from quantlora.loading.unpack_checkpoint import PackedCheckpoint
 
 
 class PackingConfig(QuantizationConfigMixin):
-    """``quantization_config`` of a model that is packed while it is loaded."""
+    """``quantization_config`` of a packed checkpoint, and of a model that is packed on its way.
 
-    def __init__(self, job: PackOnArrival | None = None, **kwargs: Any) -> None:
+    Args:
+        modules: of a checkpoint, what is packed, by path.
+        job: what packs a float checkpoint.
+    """
+
+    def __init__(
+        self,
+        modules: Mapping[str, Any] | None = None,
+        job: PackOnArrival | None = None,
+        version: int = VERSION,
+        **kwargs: Any,
+    ) -> None:
+        if version > VERSION:
+            raise ConfigError(
+                f"the checkpoint is packed in version {version} of quantlora's layout, and this "
+                f"quantlora knows {VERSION}: upgrade it."
+            )
         self.quant_method = METHOD  # type: ignore[assignment]  # theirs is a closed enum
-        self.job = job
+        self.modules, self.job = dict(modules or {}), job
 
     def to_dict(self) -> dict[str, Any]:
-        return {"quant_method": METHOD}
+        return {"quant_method": METHOD, "version": VERSION, "modules": self.modules}
 
 
 class PackingHfQuantizer(HfQuantizer):
-    """Gives each tensor that is to be packed to a `PackOnArrival`."""
+    """Packs a float checkpoint tensor by tensor, or puts the layers of a packed one together."""
 
     is_trainable = True
 
     def __init__(self, quantization_config: PackingConfig, **kwargs: Any) -> None:
         super().__init__(quantization_config, **kwargs)
-        self.job = quantization_config.job
+        self.work: PackOnArrival | PackedCheckpoint
+        self.work = quantization_config.job or PackedCheckpoint(quantization_config.modules)
 
     def _process_model_before_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> None:
-        assert self.job is not None
-        self.job.plan(model)
+        self.work.prepare(model)
+
+    def update_weight_conversions(self, weight_conversions: Any, model: Any) -> Any:
+        """A packed checkpoint has the names of the model's modules."""
+        return weight_conversions if isinstance(self.work, PackOnArrival) else []
 
     def param_needs_quantization(
         self, model: PreTrainedModel, param_name: str, **kwargs: Any
     ) -> bool:
-        return self.job is not None and self.job.wants(param_name)
+        return isinstance(self.work, PackOnArrival) and self.work.wants(param_name)
 
     def get_quantize_ops(self) -> Any:
-        return self.job
+        return self.work
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> Any:
-        assert self.job is not None
-        self.job.finish(model)
+        self.work.finish(model)
         _forget(model)
         note_packed(model)
         return model

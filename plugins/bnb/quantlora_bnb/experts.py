@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from quantlora import ExpertStack
+from quantlora import ExpertStack, PackedState
 from quantlora_bnb.cpu_layout import NESTED_BLOCKSIZE, ordinary_state
 from quantlora_bnb.library import library
+from quantlora_bnb.packed_state import from_json, to_json
 from quantlora_bnb.settings import Settings4bit, dtype_name
 
 #: Dtypes that bitsandbytes unpacks into.
@@ -36,11 +37,9 @@ class Bitsandbytes4bitExperts(ExpertStack):
     offset: Tensor | None
 
     def __init__(self, layers: Sequence[Any], dtype: torch.dtype) -> None:
-        super().__init__()
         states = [ordinary_state(layer) for layer in layers]
-        self.settings, self.dtype = Settings4bit.of(layers[0]), dtype
-        self.compute_dtype = self.settings.compute_dtype
-        self.out_features, self.in_features = states[0].shape
+        out_features, in_features = states[0].shape
+        self._describe(out_features, in_features, Settings4bit.of(layers[0]), dtype)
         codes = [layer.weight.data.view(-1, 1).view(torch.uint8).view(-1) for layer in layers]
         tensors: dict[str, Tensor | None] = {
             "packed": torch.stack(codes),
@@ -53,6 +52,29 @@ class Bitsandbytes4bitExperts(ExpertStack):
             tensors["offset"] = torch.stack([torch.as_tensor(state.offset) for state in states])
         for name, tensor in tensors.items():
             self.register_buffer(name, tensor)
+
+    def _describe(
+        self, out_features: int, in_features: int, settings: Settings4bit, dtype: torch.dtype
+    ) -> None:
+        super().__init__()
+        self.out_features, self.in_features = out_features, in_features
+        self.settings, self.dtype = settings, dtype
+        self.compute_dtype = settings.compute_dtype
+
+    def packed_state(self) -> PackedState:
+        sizes = {"out_features": self.out_features, "in_features": self.in_features}
+        own = {**sizes, "dtype": dtype_name(self.dtype), "settings": to_json(self.settings)}
+        return PackedState(own, self.state_dict())
+
+    @classmethod
+    def from_state(cls, state: PackedState) -> Bitsandbytes4bitExperts:
+        """What `packed_state` was taken from; it holds these tensors."""
+        new, own = cls.__new__(cls), dict(state.settings)
+        own["dtype"], own["settings"] = getattr(torch, own["dtype"]), from_json(own["settings"])
+        new._describe(**own)
+        for name in ("packed", "absmax", "nested_absmax", "nested_code", "offset"):
+            new.register_buffer(name, state.tensors.get(name))
+        return new
 
     @property
     def shape(self) -> tuple[int, int, int]:

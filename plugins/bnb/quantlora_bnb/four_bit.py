@@ -14,6 +14,7 @@ from quantlora import (
     BackendError,
     ExpertStack,
     InferenceCopy,
+    PackedState,
     check_packable,
     checked_options,
     dense_copy,
@@ -24,6 +25,7 @@ from quantlora_bnb.cpu_kernel import cpu_copy, has_kernel
 from quantlora_bnb.cpu_layout import absmax, is_repacked, ordinary_state, state_tensors
 from quantlora_bnb.experts import Bitsandbytes4bitExperts
 from quantlora_bnb.library import library
+from quantlora_bnb.packed_state import layer_from, layer_state
 from quantlora_bnb.quantizer import BitsandbytesQuantizer, frozen
 from quantlora_bnb.requires import REPACKED
 from quantlora_bnb.settings import Settings4bit, dtype_name
@@ -129,6 +131,23 @@ class Bitsandbytes4bit(BitsandbytesQuantizer):
             "bnb_4bit_quant_storage": dtype_name(settings.quant_storage),
             "llm_int8_skip_modules": self._skipped(layers, linears),
         }
+
+    def packed_state(self, layer: nn.Module) -> PackedState:
+        if ordinary_state(layer) is None:
+            raise self._not_packed()
+        return layer_state(layer)
+
+    def from_packed_state(self, state: PackedState) -> nn.Module:
+        layer = layer_from(state, self._layer_type())
+        self.prepare(layer, "layer")
+        return layer
+
+    def experts_state(self, stack: ExpertStack) -> PackedState:
+        assert isinstance(stack, Bitsandbytes4bitExperts)
+        return stack.packed_state()
+
+    def from_experts_state(self, state: PackedState) -> ExpertStack:
+        return Bitsandbytes4bitExperts.from_state(state)
 
     def matmul(self, layer: nn.Module, x: Tensor) -> Tensor | None:
         """Upstream's fused kernel, on accelerators and in half precision.

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from quantlora import ExpertStack
+from quantlora import ExpertStack, PackedState
 from quantlora_normalfloat.blocks import decode
 from quantlora_normalfloat.layer import NormalFloatLinear, settings
+from quantlora_normalfloat.packed_state import dtype_name
 from quantlora_normalfloat.packing import look_up
 from quantlora_normalfloat.scales import DoubleScales, Scales
 
@@ -27,15 +28,38 @@ class NormalFloatExperts(ExpertStack):
     zeros: Tensor | None
 
     def __init__(self, experts: Sequence[NormalFloatLinear]) -> None:
-        super().__init__()
         first = experts[0]
-        self.in_features, self.out_features = first.in_features, first.out_features
-        self.settings, self.dtype = settings(first), first.dtype
+        self._describe(first.out_features, first.in_features, settings(first), first.dtype)
         self.register_buffer("packed", torch.stack([expert.packed for expert in experts]))
         self.register_buffer("levels", first.levels)
         zeros = [expert.zeros for expert in experts if expert.zeros is not None]
         self.register_buffer("zeros", torch.stack(zeros) if zeros else None)
         self.scales = _stacked([expert.scales for expert in experts])
+
+    def _describe(
+        self, out_features: int, in_features: int, settings: dict[str, Any], dtype: torch.dtype
+    ) -> None:
+        super().__init__()
+        self.out_features, self.in_features = out_features, in_features
+        self.settings, self.dtype = settings, dtype
+
+    def packed_state(self) -> PackedState:
+        sizes = {"out_features": self.out_features, "in_features": self.in_features}
+        own = {**sizes, "dtype": dtype_name(self.dtype), "settings": dict(self.settings)}
+        return PackedState(own, self.state_dict())
+
+    @classmethod
+    def from_state(cls, state: PackedState) -> NormalFloatExperts:
+        """What `packed_state` was taken from; it holds these tensors."""
+        new, own, tensors = cls.__new__(cls), dict(state.settings), state.tensors
+        own["dtype"] = getattr(torch, own["dtype"])
+        new._describe(**own)
+        for name in ("packed", "levels", "zeros"):
+            new.register_buffer(name, tensors.get(name))
+        new.scales = (DoubleScales if own["settings"]["double_quant"] else Scales)((0, 0), "meta")
+        for name in new.scales._buffers:
+            setattr(new.scales, name, tensors[f"scales.{name}"])
+        return new
 
     @property
     def shape(self) -> tuple[int, int, int]:

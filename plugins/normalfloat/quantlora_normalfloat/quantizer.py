@@ -14,6 +14,7 @@ from quantlora import (
     BackendError,
     ExpertStack,
     InferenceCopy,
+    PackedState,
     Quantizer,
     by_pattern,
     check_packable,
@@ -25,6 +26,7 @@ from quantlora_normalfloat.affine import from_affine, to_affine
 from quantlora_normalfloat.blocks import encode
 from quantlora_normalfloat.experts import NormalFloatExperts
 from quantlora_normalfloat.layer import NormalFloatLinear, settings
+from quantlora_normalfloat.packed_state import layer_from, layer_state
 from quantlora_normalfloat.packing import pack
 from quantlora_normalfloat.requires import SCIPY
 from quantlora_normalfloat.tables import BITS, QUANT_TYPES, level_table
@@ -138,6 +140,19 @@ class NormalFloatQuantizer(Quantizer):
 
         register()  # whoever writes such a checkpoint can read it
         return NormalFloatConfig.of(layers).to_dict()
+
+    def packed_state(self, layer: nn.Module) -> PackedState:
+        return layer_state(_own(layer))
+
+    def from_packed_state(self, state: PackedState) -> nn.Module:
+        return layer_from(state)
+
+    def experts_state(self, stack: ExpertStack) -> PackedState:
+        assert isinstance(stack, NormalFloatExperts)
+        return stack.packed_state()
+
+    def from_experts_state(self, state: PackedState) -> ExpertStack:
+        return NormalFloatExperts.from_state(state)
 
     def describe(self, layer: nn.Module) -> dict[str, Any]:
         return settings(_own(layer))
