@@ -1,4 +1,4 @@
-"""The entry point: the command. Light; torch is imported when it runs."""
+"""The entry point: the commands. Light; torch is imported when one runs."""
 
 from __future__ import annotations
 
@@ -10,6 +10,11 @@ from quantlora.hookspecs import hookimpl
 
 @hookimpl
 def quantlora_commands() -> Iterable[Callable[..., Any]]:
-    from quantlora_finetune.command import command
+    from quantlora_finetune.command.chat import chat
+    from quantlora_finetune.command.compare import compare
+    from quantlora_finetune.command.eval import eval_
+    from quantlora_finetune.command.finetune import command
+    from quantlora_finetune.command.generate import generate
+    from quantlora_finetune.command.merge import merge
 
-    return [command]
+    return [command, chat, generate, eval_, merge, compare]

@@ -91,6 +91,7 @@ class Show:
             "bold green" if report.fall_percent > 0 else "bold yellow",
         )
         self._say(f"In {folder}: the adapter, report.html, report.json, loss.png and README.md.")
+        self._say(f"Next: {shlex.join(['quantlora', 'chat', str(folder)])}")
         if (folder / _NEW_CARD).exists():
             self._say(f"README.md was edited and stays; {_NEW_CARD} is the card of this run.")
 

@@ -69,7 +69,7 @@ def load_dataset(options: FinetuneOptions, tokenizer: TrainingTokenizer) -> Data
     return Dataset(
         name,
         train=examples[:-count],
-        held_out=_spread(examples[-count:], options.eval_examples),
+        held_out=spread(examples[-count:], options.eval_examples),
         fingerprint=_fingerprint(examples),
         cut=sum(example.is_cut for example in examples),
         left_out=len(sequences) - len(examples),
@@ -77,7 +77,7 @@ def load_dataset(options: FinetuneOptions, tokenizer: TrainingTokenizer) -> Data
     )
 
 
-def _spread(examples: Sequence[Example], count: int) -> list[Example]:
+def spread(examples: Sequence[Example], count: int) -> list[Example]:
     """At most ``count`` of them, evenly spaced."""
     step = max(1.0, len(examples) / count)
     return [examples[int(i * step)] for i in range(min(count, len(examples)))]

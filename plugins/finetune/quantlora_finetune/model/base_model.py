@@ -58,25 +58,33 @@ def find_base(options: FinetuneOptions) -> BaseModel:
     """The model that ``options`` name, with its tokenizer.
 
     Raises:
-        ConfigError: there is no such folder or hub id, or the hub cannot be reached.
-        FinetuneError: it is not a causal language model, or the examples are longer than it reads.
+        ConfigError: as `base_named`.
+        FinetuneError: as `base_named`; or the examples are longer than it reads.
     """
-    name = options.model or demo_model.NAME
-    model_id_or_path = (
-        resolve_model(options.model) if options.model else str(demo_model.demo_model())
-    )
+    base = base_named(options.model)
+    if base.longest is not None and options.length > base.longest:
+        raise FinetuneError(
+            f"--length {options.length}: {base.name} reads at most {base.longest} tokens at once."
+        )
+    return base
+
+
+def base_named(model: str | None) -> BaseModel:
+    """The model in a folder or on the hub, with its tokenizer; None: the demonstration's.
+
+    Raises:
+        ConfigError: there is no such folder or hub id, or the hub cannot be reached.
+        FinetuneError: it is not a causal language model.
+    """
+    name = model or demo_model.NAME
+    model_id_or_path = resolve_model(model) if model else str(demo_model.demo_model())
     config = pretrained(model_id_or_path, lambda: AutoConfig.from_pretrained(model_id_or_path))
     tokenizer = pretrained(
         model_id_or_path, lambda: AutoTokenizer.from_pretrained(model_id_or_path)
     )
     if type(config) not in AutoModelForCausalLM._model_mapping:
         raise FinetuneError(f"{name} ({config.model_type}) is not a causal language model.")
-    base = BaseModel(name, model_id_or_path, config, tokenizer)
-    if base.longest is not None and options.length > base.longest:
-        raise FinetuneError(
-            f"--length {options.length}: {name} reads at most {base.longest} tokens at once."
-        )
-    return base
+    return BaseModel(name, model_id_or_path, config, tokenizer)
 
 
 def load_model(base: BaseModel, dtype: Dtype) -> PreTrainedModel:

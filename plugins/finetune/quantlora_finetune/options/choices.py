@@ -37,6 +37,14 @@ class TrainerName(str, Enum):
     TRL = "trl"
 
 
+class MergeMode(str, Enum):
+    """What becomes of packed weights that an adapter is merged into."""
+
+    DEQUANTIZE = "dequantize"
+    REQUANTIZE = "requantize"
+    EXACT = "exact"
+
+
 class ReportTo(str, Enum):
     """Who may look on while it trains; the report at the end comes in any case."""
 

@@ -1,0 +1,1 @@
+"""The commands: one file for each; torch is imported when one runs."""

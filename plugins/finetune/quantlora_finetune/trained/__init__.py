@@ -1,0 +1,1 @@
+"""What is done with an adapter after its training: chat, generate, eval, merge, compare."""
