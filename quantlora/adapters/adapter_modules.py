@@ -56,15 +56,33 @@ def modules_of_container(container: nn.Module) -> list[nn.Module]:
     return [*direct, *(inner for child in nested for inner in list(child.modules())[1:])]
 
 
-def adapter_parameters(module: nn.Module) -> list[nn.Parameter]:
-    """The parameters of all adapters in one of ours."""
-    containers = adapter_containers(module)
-    every = [
-        module
-        for container in containers
-        for module in (container, *modules_of_container(container))
-    ]
-    return [p for module in every for p in module._parameters.values() if p is not None]
+def modules_of_adapter(module: nn.Module, name: str) -> list[nn.Module]:
+    """The modules of adapter ``name`` in one of ours."""
+    found = [container._modules.get(name) for container in adapter_containers(module)]
+    return [inner for child in found if child is not None for inner in child.modules()]
+
+
+def parameters_of_adapter(module: nn.Module, name: str) -> list[nn.Parameter]:
+    """The parameters of adapter ``name`` in one of ours."""
+    direct = [container._parameters.get(name) for container in adapter_containers(module)]
+    inner = [p for part in modules_of_adapter(module, name) for p in part._parameters.values()]
+    return [p for p in (*direct, *inner) if p is not None]
+
+
+def unfrozen_adapters(module: nn.Module) -> set[str]:
+    """The adapters in one of ours of which a parameter needs a gradient; no call for each."""
+    found: set[str] = set()
+    for container in adapter_containers(module):
+        for name, parameter in container._parameters.items():
+            if parameter is not None and parameter.requires_grad:
+                found.add(name)
+        for name, child in container._modules.items():
+            if child is not None:
+                own = child.parameters() if child._modules else child._parameters.values()
+                for parameter in own:
+                    if parameter is not None and parameter.requires_grad:
+                        found.add(name)
+    return found
 
 
 def own_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:

@@ -14,11 +14,11 @@ from threading import Lock
 from torch import Tensor, nn
 
 from quantlora.adapters.adapted_model import AdaptedModel
-from quantlora.adapters.adapter_modules import adapter_parameters
+from quantlora.adapters.adapter_modules import parameters_of_adapter, unfrozen_adapters
 from quantlora.adapters.biases import install_biases
 from quantlora.adapters.state import AdapterState, adapter_state, has_adapters
 from quantlora.errors import AdapterError, warn
-from quantlora.layers.adapter_module import switch_off
+from quantlora.layers.adapter_module import AdapterModule, switch_off
 from quantlora.layers.recorded import stop_training
 
 _LOCK = Lock()
@@ -84,17 +84,17 @@ def adapters_disabled(model: nn.Module) -> Iterator[None]:
 
 def trainable_tensors(adapted: AdaptedModel, names: Iterable[str]) -> list[Tensor]:
     """The parameters of the adapters ``names``, with the biases of the model that they train."""
-    wanted = set(names)
+    wanted = tuple(dict.fromkeys(names))
     tensors = [
         tensor
         for layer in adapted.adapter_modules.values()
-        for name in layer.adapters
-        if name in wanted
+        for name in wanted
+        if layer.has_adapter(name)
         for key, tensor in layer.adapter_tensors(name).items()
         if isinstance(tensor, nn.Parameter) and layer.is_trained(name, key)
     ]
     biases = adapted.state.biases
-    return [*tensors, *(bias.own for name in names for bias in biases.get(name, ()))]
+    return [*tensors, *(bias.own for name in wanted for bias in biases.get(name, ()))]
 
 
 def train_only(adapted: AdaptedModel, names: list[str]) -> None:
@@ -107,11 +107,12 @@ def train_only(adapted: AdaptedModel, names: list[str]) -> None:
     with _LOCK:
         _note_frozen(adapted)
         frozen = {id(tensor) for tensor in state.frozen}
+        before = maybe_trained(state, adapted.adapter_modules.values())
         chosen = [
             tensor for tensor in trainable_tensors(adapted, names) if id(tensor) not in frozen
         ]
         state.trained = tuple(names)
-        for tensor in _all_of_adapters(adapted):
+        for tensor in _parameters(adapted, before):
             if tensor.requires_grad:
                 stop_training(tensor)
         if state.pauses:
@@ -141,9 +142,26 @@ def forget_frozen(adapted: AdaptedModel, name: str) -> None:
     state.frozen = [tensor for tensor in state.frozen if id(tensor) not in own]
 
 
-def _all_of_adapters(adapted: AdaptedModel) -> list[Tensor]:
-    """`trainable_tensors` of every adapter, without asking each for its tensors by name."""
-    tensors = [p for module in adapted.adapter_modules.values() for p in adapter_parameters(module)]
+def maybe_trained(state: AdapterState, modules: Iterable[AdapterModule]) -> list[str]:
+    """The adapters of which a parameter may need a gradient.
+
+    Those that were chosen, and any that somebody has unfrozen by hand. Of the others, of which
+    there may be hundreds, the first module that has one is asked, and not all of them.
+    """
+    found = dict.fromkeys((*state.trained, *state.active))
+    rest = {*state.configs} - {*found}
+    for module in modules:
+        if not rest:
+            break
+        found |= dict.fromkeys(rest & unfrozen_adapters(module))
+        rest.difference_update(module.adapters)
+    return list(found)
+
+
+def _parameters(adapted: AdaptedModel, names: Iterable[str]) -> list[Tensor]:
+    """All parameters of the adapters ``names``, and every trained bias."""
+    modules = adapted.adapter_modules.values()
+    tensors = [p for module in modules for n in names for p in parameters_of_adapter(module, n)]
     return [*tensors, *(bias.own for biases in adapted.state.biases.values() for bias in biases)]
 
 
@@ -168,7 +186,8 @@ def _pause(adapted: AdaptedModel) -> None:
     state = adapted.state
     with _LOCK:
         if not state.pauses:
-            tensors = trainable_tensors(adapted, list(state.configs))
+            names = maybe_trained(state, adapted.adapter_modules.values())
+            tensors = trainable_tensors(adapted, names)
             state.paused = [tensor for tensor in tensors if tensor.requires_grad and tensor.is_leaf]
             for tensor in state.paused:
                 stop_training(tensor)

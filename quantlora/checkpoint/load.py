@@ -10,6 +10,7 @@ import regex
 from torch import Tensor, nn
 
 from quantlora.adapters.adapted_model import AdaptedModel
+from quantlora.adapters.adapter_modules import modules_of_adapter
 from quantlora.adapters.modules_to_save import ModulesToSaveWrapper
 from quantlora.checkpoint.attention_files import warn_of_later_peft, warn_of_lone_out_proj
 from quantlora.checkpoint.base_note import remember
@@ -93,8 +94,18 @@ def add_loaded_adapter(
         warn_of_later_peft(source, applied, name, version)
         warn_of_lone_out_proj(applied, name)
     if not is_trainable:
-        model.eval()
+        _evaluate(applied, name)
     report_differences(found.file.note, applied, name, source)
+
+
+def _evaluate(adapted: AdaptedModel, adapter: str) -> None:
+    """``model.eval()``; one that is so already is not gone over for each of its adapters."""
+    modules = adapted.modules.values()
+    if any(module.training for module in (*modules, *adapted.adapter_modules.values())):
+        adapted.model.eval()
+    for module in adapted.adapter_modules.values():
+        for part in modules_of_adapter(module, adapter):
+            part.training = False
 
 
 def put_on(

@@ -166,7 +166,7 @@ def adapter_tensors(
         | {
             file_key(file_path(adapted.model, path, adapter), name): value(parameter)
             for path, module in adapted.adapter_modules.items()
-            if adapter in module.adapters
+            if module.has_adapter(adapter)
             for name, parameter in module.adapter_tensors(adapter).items()
         }
         | _tied_tensors(adapted, adapter, value)

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from quantlora.adapters.adapter_modules import adapter_containers, frozen_modules
 
 
 def is_shard(tensor: Tensor) -> bool:
@@ -34,12 +37,20 @@ def one_writes(model: nn.Module, state_dict: Mapping[str, Tensor] | None) -> Ite
 
     Without shards, or with a ``state_dict`` that somebody has gathered, each caller writes.
     """
-    together = state_dict is None and any(map(is_shard, model.parameters()))
+    together = state_dict is None and any(map(is_shard, _parameters(model)))
     try:
         yield not together or torch.distributed.get_rank() == 0
     finally:
         if together:
             torch.distributed.barrier()
+
+
+def _parameters(model: nn.Module) -> Iterator[Tensor]:
+    """Those of the base, and of one adapter for hundreds that are cut apart together."""
+    for _, module in frozen_modules(model):
+        yield from module.parameters(recurse=False)
+        for container in adapter_containers(module):
+            yield from islice(container.parameters(), 1)
 
 
 def _is_dtensor(tensor: Tensor) -> bool:

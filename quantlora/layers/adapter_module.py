@@ -6,7 +6,7 @@ adapters knows this class alone. What holds for the calls of one thread is in ``
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -18,7 +18,7 @@ from quantlora.files.plain_owners import refuse_plain_owner
 from quantlora.layers.calls import Calls, calls, store
 from quantlora.layers.noted import Standing
 from quantlora.layers.recomputation import follow_checkpoints, next_number, note_traced, standing
-from quantlora.layers.sub_batch import sub_batches
+from quantlora.layers.sub_batch import SubBatches, samples_by_adapter, sub_batches
 from quantlora.suggestions import unknown
 
 follow_checkpoints()  # here, for a model may also come out of a pickle
@@ -63,6 +63,10 @@ class AdapterModule(nn.Module):
         """Names of the adapters that this module has."""
         raise NotImplementedError
 
+    def has_adapter(self, name: str) -> bool:
+        """Whether adapter ``name`` is here, without going over hundreds of others."""
+        return name in self.adapters
+
     def by_name(self) -> dict[str, Any]:
         """All that is kept by adapter name, by the name of the attribute it is kept in."""
         raise NotImplementedError
@@ -79,7 +83,7 @@ class AdapterModule(nn.Module):
 
     def activate(self, names: Iterable[str]) -> None:
         """Make those of ``names`` that this module has the active ones."""
-        self.active = tuple(name for name in names if name in self.adapters)
+        self.active = tuple(name for name in names if self.has_adapter(name))
 
     def remove_adapter(self, name: str) -> None:
         self._known(name)
@@ -102,7 +106,7 @@ class AdapterModule(nn.Module):
         )
 
     def _known(self, name: str) -> None:
-        if name not in self.adapters:
+        if not self.has_adapter(name):
             raise AdapterError(f"{self.path}: {unknown('adapter', name, self.adapters)}")
 
     # -- which of them count
@@ -159,6 +163,29 @@ class AdapterModule(nn.Module):
         if self.sample_adapters is None or not self.enabled:
             return [(name, None) for name in self.active_unmerged]
         return list(sub_batches(self.sample_adapters, self.adapters, x, self.path, dim))
+
+    def add_deltas(
+        self, y: Tensor, delta: Callable[..., Tensor], given: tuple[Tensor, ...], dim: int = 0
+    ) -> Tensor:
+        """``y`` plus ``delta(name, *given)`` of each adapter that counts, for its own samples.
+
+        Args:
+            given: the layer's input first; each has the samples in dimension ``dim``, as y has.
+        """
+        if self.sample_adapters is None or not self.enabled:
+            for name in self.active_unmerged:
+                y = y + delta(name, *given).to(y.dtype)
+            return y
+        batch = self.sub_batches(given[0], dim)
+        parts = zip(*(batch.split(tensor, dim) for tensor in given), strict=True)
+        deltas = [delta(name, *own) for name, own in zip(batch.names, parts, strict=True)]
+        return batch.add(y, deltas, dim) if deltas else y
+
+    def sub_batches(self, x: Tensor, dim: int) -> SubBatches:
+        """How the samples of the input ``x`` of a mixed batch belong to the adapters."""
+        names = self.sample_adapters or ()
+        samples = samples_by_adapter(names, self.adapters, x, self.path, dim)
+        return SubBatches.of(samples, x, dim)
 
     def _save_to_state_dict(
         self, destination: dict[str, Any], prefix: str, keep_vars: bool

@@ -18,7 +18,7 @@ from quantlora.errors import ConfigError, MergeError
 from quantlora.formats.autocast import working_dtype
 from quantlora.formats.layouts import CONVOLUTIONS
 from quantlora.layers.layer import LoraLayer
-from quantlora.layers.sub_batch import add_samples, first_input, pick_samples
+from quantlora.layers.sub_batch import first_input
 
 if TYPE_CHECKING:
     from quantlora.config.lora_config import LoraConfig
@@ -47,12 +47,10 @@ class LoraConv(LoraLayer):
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         y: Tensor = self.conv(*args, **kwargs)
-        base = y
-        x = first_input(args, kwargs)
-        for name, rows in self.adapters_by_sample(x):
-            dropped = self.lora_dropout[name](pick_samples(x, rows))
-            y = add_samples(y, rows, self.delta(name, dropped, pick_samples(base, rows)))
-        return y
+        return self.add_deltas(y, self._delta, (first_input(args, kwargs), y))
+
+    def _delta(self, name: str, x: Tensor, base: Tensor) -> Tensor:
+        return self.delta(name, self.lora_dropout[name](x), base)
 
     def delta(self, name: str, x: Tensor, base: Tensor) -> Tensor:
         """What adapter ``name`` adds to the output ``base`` of the layer itself.

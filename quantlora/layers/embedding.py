@@ -20,7 +20,7 @@ from quantlora.formats.layouts import EMBEDDINGS
 from quantlora.formats.twin import twin
 from quantlora.layers.autograd import low_rank
 from quantlora.layers.layer import LoraLayer
-from quantlora.layers.sub_batch import add_samples, first_input, pick_samples
+from quantlora.layers.sub_batch import first_input
 
 if TYPE_CHECKING:
     from quantlora.config.lora_config import LoraConfig
@@ -46,12 +46,8 @@ class LoraEmbedding(LoraLayer):
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         y: Tensor = self.base_layer(*args, **kwargs)
-        base, x = y, self._tokens(args, kwargs, y)
-        dim = self.sample_dim(x)
-        for name, rows in self.adapters_by_sample(x, dim):
-            delta = self.delta(name, pick_samples(x, rows, dim), pick_samples(base, rows, dim))
-            y = add_samples(y, rows, delta, dim)
-        return y
+        x = self._tokens(args, kwargs, y)
+        return self.add_deltas(y, self.delta, (x, y), self.sample_dim(x))
 
     @torch.no_grad()
     def _tokens(self, args: tuple[Any, ...], kwargs: dict[str, Any], y: Tensor) -> Tensor:
@@ -91,11 +87,11 @@ class LoraEmbedding(LoraLayer):
         """What ``head``, which has this embedding's weight, computes: ``x · (E + ΔE)ᵀ``."""
         weight = cast(Tensor, self.base_layer.weight)
         y = F.linear(x, weight, getattr(head, "bias", None))
-        for name, rows in self.adapters_by_sample(x):
-            A, B = self.lora_embedding_A[name].t(), self.lora_embedding_B[name].t()
-            part = self.lora_dropout[name](pick_samples(x, rows))
-            y = add_samples(y, rows, low_rank(part, B, A, self.scaling.operand(name)))
-        return y
+        return self.add_deltas(y, self._tied_delta, (x,))
+
+    def _tied_delta(self, name: str, x: Tensor) -> Tensor:
+        A, B = self.lora_embedding_A[name].t(), self.lora_embedding_B[name].t()
+        return low_rank(self.lora_dropout[name](x), B, A, self.scaling.operand(name))
 
     def tied_tensors(self, name: str, value: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
         """The factors as PEFT has them in its file for a linear head."""

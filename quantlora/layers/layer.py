@@ -101,6 +101,9 @@ class LoraLayer(AdaptedLayer):
     def adapters(self) -> tuple[str, ...]:
         return tuple(self.r)
 
+    def has_adapter(self, name: str) -> bool:
+        return name in self.r
+
     def by_name(self) -> dict[str, Any]:
         """Everything that is kept by adapter name; variants add their own."""
         return {

@@ -33,7 +33,7 @@ from quantlora.formats.offloaded import is_offloaded, onloaded, read
 from quantlora.formats.seen import Seen, transformed
 from quantlora.layers.autograd import Weight, add_low_rank, frozen_linear, low_rank
 from quantlora.layers.layer import LoraLayer
-from quantlora.layers.sub_batch import add_samples, only_input, pick_samples
+from quantlora.layers.sub_batch import only_input
 
 if TYPE_CHECKING:
     from quantlora.config.lora_config import LoraConfig
@@ -66,30 +66,40 @@ class LoraLinear(LoraLayer):
                 weight = self.forward_weight()
                 product = self.base_product(x, weight)
                 y = self._with_bias(product, x)
-        dim = self.sample_dim(x)
-        for name, rows in self.adapters_by_sample(x, dim):
-            if rows is None and self._adds_in_place(name):
-                y = self._add_in_place(name, y, x)
-                continue
-            dropped = self.lora_dropout[name](pick_samples(x, rows, dim))
-            delta = self.delta(name, dropped, pick_samples(product, rows, dim), weight)
-            y = add_samples(y, rows, delta, dim)
-        return y
+        if self._adds_in_place():
+            return self._add_in_place(y, x)
 
-    def _adds_in_place(self, name: str) -> bool:
+        def delta(name: str, x: Tensor, product: Tensor) -> Tensor:
+            return self.delta(name, self.lora_dropout[name](x), product, weight)
+
+        return self.add_deltas(y, delta, (x, product), self.sample_dim(x))
+
+    def _adds_in_place(self) -> bool:
         """Whether nobody needs the output as it was before: no backward, no other variant."""
         if torch.is_grad_enabled() or self.training or self.called:
             return False
-        return self._is_plain(name) and not (torch.compiler.is_compiling() or transformed())
+        plain = type(self).delta is LoraLinear.delta  # s · B(A(x)) and a bias
+        return plain and not (torch.compiler.is_compiling() or transformed())
 
-    def _is_plain(self, name: str) -> bool:
-        """Whether the adapter is ``s · B(A(x))`` and nothing else."""
-        return type(self).delta is LoraLinear.delta and not self.has_bias(name)
+    def _add_in_place(self, y: Tensor, x: Tensor) -> Tensor:
+        if self.sample_adapters is None or not self.enabled:
+            for name in self.active_unmerged:
+                self._add_to(y, name, x)
+            return y
+        dim = self.sample_dim(x)
+        batch = self.sub_batches(x, dim)
+        parts = zip(batch.names, batch.split(x, dim), strict=True)
+        with batch.changing(y, dim) as outputs:
+            for out, (name, part) in zip(outputs, parts, strict=True):
+                self._add_to(out, name, part)
+        return y
 
-    def _add_in_place(self, name: str, y: Tensor, x: Tensor) -> Tensor:
+    def _add_to(self, y: Tensor, name: str, x: Tensor) -> None:
         A, B = self.factors(name)
         scale = self.scaling[name] * self.input_scale(name)
-        return add_low_rank(y, x, A.weight, B.weight, scale)
+        add_low_rank(y, x, A.weight, B.weight, scale)
+        if B.bias is not None:
+            y.add_(B.bias, alpha=self.scaling[name])
 
     # -- the base
 

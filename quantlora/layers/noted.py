@@ -54,7 +54,7 @@ class Noted:
     def count(self, names: Iterable[str]) -> None:
         """Adapters ``names`` counted."""
         for name in names:
-            if name in self.module.adapters and name not in self.states:
+            if self.module.has_adapter(name) and name not in self.states:
                 own = self.module.adapter_tensors(name)
                 self.removals[name] = self.module.removals.get(name, 0)
                 self.states[name] = {key: TensorState.of(tensor) for key, tensor in own.items()}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -43,10 +45,69 @@ class PromptAdapters(tuple[str, ...]):
         return tuple(name for name in self for _ in range(self.copies))
 
 
+@dataclass(frozen=True)
+class SubBatches:
+    """The adapters of a mixed batch, and whose samples are whose.
+
+    Tensors are taken apart and put together as a whole, not once for each adapter: each would
+    copy the whole batch, in backward too.
+
+    Args:
+        names: the adapters.
+        sizes: how many samples each has.
+        order: the indices of the samples, adapter by adapter; None where that is the batch itself.
+    """
+
+    names: tuple[str, ...]
+    sizes: tuple[int, ...]
+    order: Tensor | None
+
+    @classmethod
+    def of(cls, samples: Mapping[str, list[int]], x: Tensor, dim: int) -> SubBatches:
+        """Of the samples of each adapter, in a batch like ``x``."""
+        order = [index for own in samples.values() for index in own]
+        same = order == list(range(x.shape[dim]))
+        sizes = tuple(map(len, samples.values()))
+        return cls(tuple(samples), sizes, None if same else _index(order, x))
+
+    def split(self, x: Tensor, dim: int) -> tuple[Tensor, ...]:
+        """``x`` by adapter; views of it where the samples are in order."""
+        if not self.names:
+            return ()
+        own = x if self.order is None else x.index_select(dim, self.order)
+        return own.split(self.sizes, dim)
+
+    def add(self, y: Tensor, deltas: Sequence[Tensor], dim: int) -> Tensor:
+        """``y`` with ``deltas``, one for each adapter, added to its samples."""
+        delta = torch.cat([own.to(y.dtype) for own in deltas], dim)
+        return y + delta if self.order is None else y.index_add(dim, self.order, delta)
+
+    @contextmanager
+    def changing(self, y: Tensor, dim: int) -> Iterator[tuple[Tensor, ...]]:
+        """``y`` by adapter; what the block writes into the parts is in ``y`` afterwards."""
+        own = y if self.order is None else y.index_select(dim, self.order)
+        yield own.split(self.sizes, dim) if self.names else ()
+        if self.order is not None:
+            y.index_copy_(dim, self.order, own)
+
+
 def sub_batches(
-    names: Sequence[str], known: Sequence[str], x: Tensor, path: str, dim: int = 0
+    names: Sequence[str], known: Container[str], x: Tensor, path: str, dim: int = 0
 ) -> list[tuple[str, Tensor]]:
     """For each adapter of ``known`` that occurs in ``names``, the indices of its samples."""
+    samples = samples_by_adapter(names, known, x, path, dim)
+    return [(name, _index(own, x)) for name, own in samples.items()]
+
+
+def _index(samples: list[int], like: Tensor) -> Tensor:
+    """On an accelerator nobody waits for it to arrive."""
+    return torch.tensor(samples, dtype=torch.long).to(like.device, non_blocking=True)
+
+
+def samples_by_adapter(
+    names: Sequence[str], known: Container[str], x: Tensor, path: str, dim: int = 0
+) -> dict[str, list[int]]:
+    """The indices of the samples of each adapter of ``known`` that occurs in ``names``."""
     if isinstance(names, PromptAdapters):
         names = names.of_batch(x.shape[dim])
     if len(names) != x.shape[dim]:
@@ -55,25 +116,15 @@ def sub_batches(
             f"samples: give one name per sample (after beams and repeats are expanded). Where the "
             f"model computes with (time, batch, features), use mixed_batch(..., batch_dim=1)."
         )
-    return [
-        (
-            name,
-            torch.tensor([i for i, sample in enumerate(names) if sample == name], device=x.device),
-        )
-        for name in known
-        if name in names
-    ]
+    samples: dict[str, list[int]] = {}
+    for index, name in enumerate(names):
+        samples.setdefault(name, []).append(index)
+    return {name: own for name, own in samples.items() if name in known}
 
 
 def pick_samples(x: Tensor, rows: Tensor | None, dim: int = 0) -> Tensor:
     """The samples ``rows`` of ``x``, along ``dim``; all of them for None."""
     return x if rows is None else x.index_select(dim, rows)
-
-
-def add_samples(y: Tensor, rows: Tensor | None, delta: Tensor, dim: int = 0) -> Tensor:
-    """``y`` with ``delta`` added to its samples ``rows``."""
-    delta = delta.to(y.dtype)
-    return y + delta if rows is None else y.index_add(dim, rows, delta)
 
 
 def put_samples(y: Any, rows: Tensor, other: Any, samples: int, path: str) -> Any:

@@ -122,7 +122,7 @@ def _note(adapted: AdaptedModel, adapter: NewAdapter, biases: list[TrainedBias])
 
 def _frozen_factors(adapted: AdaptedModel, name: str) -> list[Tensor]:
     """What the layers' own class has frozen of the adapter."""
-    layers = [layer for layer in adapted.lora_layers.values() if name in layer.adapters]
+    layers = [layer for layer in adapted.lora_layers.values() if layer.has_adapter(name)]
     tensors = [tensor for layer in layers for tensor in layer.adapter_tensors(name).values()]
     return [tensor for tensor in tensors if not tensor.requires_grad]
 

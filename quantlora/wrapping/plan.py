@@ -206,7 +206,7 @@ def check_model(model: nn.Module, plan: list[PlannedLayer]) -> None:
 
 
 def _check_addable(path: str, layer: LoraLayer, adapter: str) -> None:
-    if adapter in layer.adapters:
+    if layer.has_adapter(adapter):
         raise AdapterError(f"{path}: {taken(adapter)}")
     layer.check_unmerged("another adapter is added")
 

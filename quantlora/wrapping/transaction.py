@@ -12,8 +12,12 @@ from torch import nn
 from quantlora.adapters.adapter_modules import (
     adapter_containers,
     frozen_modules,
+    modules_of_adapter,
     modules_of_container,
 )
+from quantlora.adapters.disabling import maybe_trained
+from quantlora.adapters.state import AdapterState, adapter_state, has_adapters
+from quantlora.layers.adapter_module import AdapterModule
 
 #: The transaction that each model is within now, by the model's id.
 _open: ContextVar[dict[int, Transaction]] = ContextVar("open")
@@ -57,11 +61,14 @@ class Transaction:
     def _remember(self) -> None:
         """All of the model, but of a module within an adapter what training and `eval` set.
 
-        There may be hundreds of adapters, and each further one comes by here.
+        There may be hundreds of adapters, and each further one comes by here: those that are
+        neither active nor trained are as `_put_others_back` says.
         """
         full = [module for _, module in frozen_modules(self._model)]
         containers = [container for module in full for container in adapter_containers(module)]
-        within = [module for container in containers for module in modules_of_container(container)]
+        state = adapter_state(self._model) if has_adapters(self._model) else AdapterState()
+        names = maybe_trained(state, (m for m in full if isinstance(m, AdapterModule)))
+        within = [part for m in full for name in names for part in modules_of_adapter(m, name)]
         self._modules = [_Memory(module) for module in (*full, *containers)]
         self._adapters = [(module, module.training) for module in within]
         self._flags = [
@@ -84,10 +91,21 @@ class Transaction:
             undo()
         for memory in self._modules:
             memory.restore()
+        self._put_others_back()
         for module, training in self._adapters:
             module.training = training
         for parameter, flag in self._flags:
             parameter.requires_grad_(flag)
+
+    def _put_others_back(self) -> None:
+        """The other adapters needed no gradient, and were in the mode of their layer."""
+        for _, module in frozen_modules(self._model):
+            for container in adapter_containers(module):
+                for part in (container, *modules_of_container(container)):
+                    part.training = module.training
+                    for parameter in part._parameters.values():
+                        if parameter is not None:
+                            parameter.requires_grad_(False)
 
 
 class _Memory:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -34,13 +36,35 @@ def calls(action: Callable[[], Any]) -> int:
     return count
 
 
-def test_256_adapters_on_one_layer_cost_little_more_than_256_times_one() -> None:
-    model = nn.Sequential(nn.Linear(16, 16))
-    added(model, "first")
-    early = calls(lambda: added(model, "early"))
-    for i in range(254):
-        added(model, f"a{i}")
-    assert calls(lambda: added(model, "late")) < 2 * early  # it was 35 times as many
+ACTIONS: dict[str, Callable[[nn.Module, Path], Any]] = {
+    "add": lambda model, folder: added(model, "new"),
+    "load": lambda model, folder: quantlora.load_adapter(model, folder, "new"),
+    "switch": lambda model, folder: quantlora.set_adapter(model, "first"),
+    "switch off and on": lambda model, folder: off_and_on(model),
+    "save": lambda model, folder: quantlora.save_adapter(model, folder, "second"),
+    "delete": lambda model, folder: quantlora.delete_adapter(model, "second"),
+}
+
+
+def off_and_on(model: nn.Module) -> None:
+    with quantlora.adapters_disabled(model):
+        pass
+
+
+@pytest.mark.parametrize("action", ACTIONS)
+def test_among_a_hundred_adapters_an_action_costs_what_it_costs_among_two(
+    action: str, tmp_path: Path
+) -> None:
+    few, many = (nn.Sequential(nn.Linear(16, 16)).eval() for _ in range(2))
+    for model, further in ((few, 0), (many, 98)):
+        for name in ("first", "second", *map(str, range(further))):
+            added(model, name)
+        quantlora.save_adapter(model, tmp_path / model[0].path, "first")
+    saved = tmp_path / "0" / "first"
+    act = ACTIONS[action]
+    act(copy.deepcopy(few), saved)  # what is imported and cached the first time
+    alone = calls(lambda: act(few, saved))
+    assert calls(lambda: act(many, saved)) < 1.2 * alone + 20
 
 
 @pytest.mark.parametrize("dora", [False, True])
