@@ -74,6 +74,7 @@ from .formats.inference_memory import (
     free_inference_copies as free_inference_copies,
     inference_memory as inference_memory,
 )
+from .formats.int4_copy import grid_copy as grid_copy
 from .formats.layer_files import PackedState as PackedState
 from .formats.layouts import linear_from as linear_from
 from .formats.model_loader import LoadRequest as LoadRequest, ModelLoader as ModelLoader

@@ -75,7 +75,7 @@ class SubBatches:
         if not self.names:
             return ()
         own = x if self.order is None else x.index_select(dim, self.order)
-        return own.split(self.sizes, dim)
+        return torch.split(own, list(self.sizes), dim)
 
     def add(self, y: Tensor, deltas: Sequence[Tensor], dim: int) -> Tensor:
         """``y`` with ``deltas``, one for each adapter, added to its samples."""
@@ -86,7 +86,7 @@ class SubBatches:
     def changing(self, y: Tensor, dim: int) -> Iterator[tuple[Tensor, ...]]:
         """``y`` by adapter; what the block writes into the parts is in ``y`` afterwards."""
         own = y if self.order is None else y.index_select(dim, self.order)
-        yield own.split(self.sizes, dim) if self.names else ()
+        yield torch.split(own, list(self.sizes), dim) if self.names else ()
         if self.order is not None:
             y.index_copy_(dim, self.order, own)
 

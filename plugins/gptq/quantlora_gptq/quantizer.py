@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from quantlora import AffineWeight, InferenceCopy, Quantizer, dense_copy
+from quantlora import AffineWeight, InferenceCopy, Quantizer, grid_copy
 from quantlora.errors import warn
 from quantlora_gptq.checkpoints import check_reading, checkpoint_format
 from quantlora_gptq.dequantize import dequantize, to_affine
@@ -42,7 +42,11 @@ class GptqQuantizer(Quantizer):
         return dequantize(layer)
 
     def inference_copy(self, layer: nn.Module, dtype: torch.dtype) -> InferenceCopy:
-        return dense_copy(partial(self.dequantize_to, layer, dtype), self.shape(layer), dtype)
+        """Codes for torch's int4 kernel where it takes them, else floats."""
+        form, dense = layout(layer), partial(self.dequantize_to, layer, dtype)
+        affine, neighbours = partial(self.affine, layer), form.group_index is None
+        shape = self.shape(layer)
+        return grid_copy(affine, dense, shape, dtype, form.bits, form.group_size, neighbours)
 
     def prepare(self, layer: nn.Module, path: str) -> None:
         check_kernel(layer, path)

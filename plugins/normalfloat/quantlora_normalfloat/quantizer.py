@@ -19,6 +19,7 @@ from quantlora import (
     by_pattern,
     check_packable,
     dense_copy,
+    grid_copy,
     linear_from,
     unmatched_patterns,
 )
@@ -118,7 +119,13 @@ class NormalFloatQuantizer(Quantizer):
         )
 
     def inference_copy(self, layer: nn.Module, dtype: torch.dtype) -> InferenceCopy:
-        return dense_copy(partial(_own(layer).dequantize, dtype), self.shape(layer), dtype)
+        """Codes for torch's int4 kernel where it takes them, else floats."""
+        own, dense = _own(layer), partial(_own(layer).dequantize, dtype)
+        if own.zeros is None:
+            return dense_copy(dense, self.shape(layer), dtype)
+        affine, neighbours = partial(to_affine, own), own.group_index() is None
+        grid = own.bits, own.block_size, neighbours
+        return grid_copy(affine, dense, self.shape(layer), dtype, *grid)
 
     def group_size(self, layer: nn.Module) -> int | None:
         return _own(layer).block_size
