@@ -19,9 +19,36 @@ from tests.benchmarks.arms import FULL, SMOKE, Size
 from tests.benchmarks.machine import machine
 from tests.benchmarks.page import plot, write_table
 from tests.benchmarks.result import Result
-from tests.benchmarks.suites import decode, memory, multi, step
+from tests.benchmarks.suites import (
+    decode,
+    generate,
+    loftq,
+    memory,
+    merge,
+    multi,
+    prefill,
+    saving,
+    scale,
+    starting,
+    step,
+    wrapping,
+)
 
-SUITES = {"step": step.run, "memory": memory.run, "decode": decode.run, "multi": multi.run}
+SUITES = {
+    "step": step.run,
+    "memory": memory.run,
+    "decode": decode.run,
+    "prefill": prefill.run,
+    "generate": generate.run,
+    "multi": multi.run,
+    "scale": scale.run,
+    "wrap": wrapping.run,
+    "loftq": loftq.run,
+    "merge": merge.run,
+    "save": saving.run,
+    "import": starting.imports,
+    "env": starting.env,
+}
 
 
 def main() -> None:

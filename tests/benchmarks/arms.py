@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +35,7 @@ FORMATS: dict[str, dict[str, Any]] = {
     "bitsandbytes_4bit": {"compute_dtype": torch.bfloat16},
     "bitsandbytes_8bit": {},
     "normalfloat": {"bits": 4},
+    "gptq": {"bits": 4, "group_size": 64},
     "float": {},
 }
 #: Formats whose library has its own layer that PEFT wraps on a CPU.
@@ -58,11 +60,17 @@ def llama(size: Size, device: str, layers: int | None = None) -> LlamaForCausalL
 
 def packed(size: Size, form: str, device: str, layers: int | None = None) -> nn.Module:
     """The same in ``form``, without adapters; its layers are the library's own."""
-    model = llama(size, device, layers)
+    return quantized(llama(size, device, layers), form)
+
+
+def quantized(model: nn.Module, form: str) -> nn.Module:
+    """``model`` in ``form``, in place."""
     if form != "float":
-        quantlora.quantize(
-            model, backend=form, quantize_options=FORMATS[form], target_modules="all-linear"
-        )
+        options = FORMATS[form]
+        with warnings.catch_warnings(action="ignore"):  # GPTQ without texts rounds: of no matter
+            quantlora.quantize(
+                model, backend=form, quantize_options=options, target_modules="all-linear"
+            )
     return _as_upstream(model)
 
 

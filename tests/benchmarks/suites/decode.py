@@ -23,19 +23,21 @@ def run(size: Size, device: str) -> Result:
     result = Result("Generate one token", "ms", "base")
     dense = arms.llama(size, device)
     for form in arms.FORMATS:
-        models = _models(form, size, device)
-        errors = _errors(models, device)
+        models = models_of(form, size, device)
+        errors = errors_of(models, device)
         models["dense"] = dense
         for rows in ROWS:
-            calls = {name: _call(model, rows, device) for name, model in models.items()}
+            calls = {name: call_of(m, arms.tokens(rows, 1, device)) for name, m in models.items()}
             result.add(
                 f"{form}, {rows} row(s)", interleaved(calls, "base", 3 * size.rounds), errors
             )
     return result
 
 
-def _models(form: str, size: Size, device: str) -> dict[str, nn.Module]:
-    base = arms.packed(size, form, device)
+def models_of(
+    form: str, size: Size, device: str, layers: int | None = None
+) -> dict[str, nn.Module]:
+    base = arms.packed(size, form, device, layers)
     mine = arms.ours(base, size)
     models = {"base": base, "quantlora": mine}
     if form in arms.PEERS:
@@ -43,7 +45,7 @@ def _models(form: str, size: Size, device: str) -> dict[str, nn.Module]:
     return {name: model.eval() for name, model in models.items()}
 
 
-def _errors(models: dict[str, nn.Module], device: str) -> dict[str, float]:
+def errors_of(models: dict[str, nn.Module], device: str) -> dict[str, float]:
     """Few tokens, so that the product is checked which decoding takes."""
     reference = reference_of(models["quantlora"])
     ids = arms.tokens(1, 8, device)
@@ -59,9 +61,7 @@ def _logits(model: nn.Module, ids: Tensor) -> Callable[[], Tensor]:
     return lambda: model(ids, use_cache=False).logits
 
 
-def _call(model: nn.Module, rows: int, device: str) -> Callable[[], Tensor]:
-    ids = arms.tokens(rows, 1, device)
-
+def call_of(model: nn.Module, ids: Tensor) -> Callable[[], Tensor]:
     def call() -> Tensor:
         with torch.no_grad():
             return model(ids, use_cache=False).logits  # type: ignore[no-any-return]
