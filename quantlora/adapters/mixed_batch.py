@@ -18,8 +18,9 @@ from quantlora.adapters.disabling import warn_if_disabled
 from quantlora.adapters.expert_lists import check_no_experts
 from quantlora.adapters.modules_to_save import ModulesToSaveWrapper
 from quantlora.errors import AdapterError
-from quantlora.layers.adapter_module import AdapterModule, give_samples, give_samples_back
+from quantlora.layers.adapter_module import AdapterModule
 from quantlora.layers.calls import Calls
+from quantlora.layers.give_samples import give_samples, give_samples_back
 from quantlora.layers.sub_batch import PromptAdapters
 from quantlora.transformers_models import time_first
 
