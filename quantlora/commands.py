@@ -5,20 +5,27 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import typer
 
 T = TypeVar("T")
+#: Arguments as typed, to arguments as the command takes them.
+Rewrite = Callable[[Sequence[str]], list[str]]
 
 
-def command_of(options: type[T], run: Callable[[T, frozenset[str]], None]) -> Callable[..., None]:
+def command_of(
+    options: type[T],
+    run: Callable[[T, frozenset[str]], None],
+    rewrite: Rewrite | None = None,
+) -> Callable[..., None]:
     """A function for ``app.command`` whose parameters are the fields of ``options``.
 
     Args:
         options: a dataclass; its fields are ``Annotated[type, typer.Option(...)]``.
         run: gets the object, and the names of the fields that the user gave.
+        rewrite: is shown what was typed after the command's name, and says what is meant.
     """
 
     def command(ctx: typer.Context, **values: Any) -> None:
@@ -31,6 +38,8 @@ def command_of(options: type[T], run: Callable[[T, frozenset[str]], None]) -> Ca
         [inspect.Parameter("ctx", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=hints["ctx"])]
         + [_parameter(field, hints[field.name]) for field in dataclasses.fields(options)]  # type: ignore[arg-type]
     )
+    if rewrite is not None:
+        command.rewrite = rewrite  # type: ignore[attr-defined]
     command.__name__ = run.__name__
     command.__doc__ = run.__doc__
     return command

@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from quantlora.cli import inspect_cmd, plugins_cmd
+from quantlora.cli.any_hyphens import AnyHyphens
 from quantlora.cli.frame import FriendlyGroup
 from quantlora.env.command import env
 
@@ -40,6 +41,6 @@ def main(
 
 
 # The commands, in the order of ``quantlora --help``.
-app.command("env")(env)
-app.command("inspect")(inspect_cmd.inspect)
-app.command("plugins")(plugins_cmd.plugins)
+app.command("env", cls=AnyHyphens)(env)
+app.command("inspect", cls=AnyHyphens)(inspect_cmd.inspect)
+app.command("plugins", cls=AnyHyphens)(plugins_cmd.plugins)

@@ -9,6 +9,8 @@ from typing import Any
 
 import typer
 
+from quantlora.cli.any_hyphens import AnyHyphens
+from quantlora.commands import Rewrite
 from quantlora.discovery.entry_points import cause, kept_apart, shown
 from quantlora.discovery.plugins import load_plugins
 
@@ -44,11 +46,21 @@ def command_name(function: FunctionType) -> str:
     return re.sub("_+", "-", function.__name__.strip("_"))
 
 
+def _command_class(rewrite: Rewrite | None) -> type[AnyHyphens]:
+    """The class of a command whose arguments ``rewrite`` looks at first."""
+
+    class Rewritten(AnyHyphens):
+        def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+            return super().parse_args(ctx, rewrite(args) if rewrite else args)
+
+    return Rewritten
+
+
 def _command(name: str, function: FunctionType) -> Any:
     app = typer.Typer(
         add_completion=False,
         rich_markup_mode="markdown",
         context_settings={"help_option_names": ["-h", "--help"]},
     )
-    app.command(name)(function)
+    app.command(name, cls=_command_class(getattr(function, "rewrite", None)))(function)
     return typer.main.get_command(app)

@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 
 from quantlora.errors import FinetuneError
-from quantlora_finetune.options.finetune_options import FinetuneOptions
+from quantlora_finetune.options.finetune_options import FinetuneOptions, check_given
 from quantlora_finetune.prepared_job import prepare
 from quantlora_finetune.run import processes
 from quantlora_finetune.run.limits import explained, require_libraries
@@ -36,6 +36,7 @@ def finetune(
         QuantloraError: the options, the model, the data or the folder will not do; the message
             says what to change.
     """
+    check_given(given)
     require_libraries(options)
     show = Show(console if console and processes.is_first() else Console(quiet=True))
     run, options = open_run(options, given)

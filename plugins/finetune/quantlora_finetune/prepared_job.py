@@ -15,7 +15,7 @@ from quantlora_finetune.data.examples import TrainingTokenizer
 from quantlora_finetune.model.adaptation import Adaptation, choose_adaptation
 from quantlora_finetune.model.base_model import BaseModel, find_base, load_model
 from quantlora_finetune.model.weights_fingerprint import weights_fingerprint
-from quantlora_finetune.options.finetune_options import FinetuneOptions
+from quantlora_finetune.options.finetune_options import FinetuneOptions, with_steps
 from quantlora_finetune.reporting.card import model_card
 from quantlora_finetune.reporting.evaluation import (
     Measurement,
@@ -110,6 +110,7 @@ def prepare(options: FinetuneOptions, run: RunFolder, show: Show) -> Job:
     check_prompt(options.prompt, tokenizer, base.longest)
     data = load_dataset(options, tokenizer)
     run.check_same_data(data.fingerprint)
+    options = with_steps(options, len(data.train), processes.count())
     adaptation = choose_adaptation(base, options)
     show.loading(base.name, data.facts())
     loaded = load_model(base, options.dtype)

@@ -7,8 +7,10 @@ The text shown by ``--help`` stands beside the field, and so do its limits: they
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 import typing
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -27,6 +29,8 @@ from quantlora_finetune.options.choices import (
 from quantlora_finetune.options.data import DataOptions
 from quantlora_finetune.options.model import ModelOptions
 
+#: More would be a slip of the keyboard.
+_MANY_EPOCHS = 1e6
 _ADAPTER, _TRAINING, _RUN = "Adapter", "Training", "Output and resuming"
 
 
@@ -56,6 +60,10 @@ class FinetuneOptions(DataOptions, ModelOptions):
     variant: Annotated[str, option(_ADAPTER, "`lora`, or a variant such as `dora`.")] = "lora"
 
     steps: Annotated[int, option(_TRAINING, "Optimizer steps.", "--steps", "-s", min=1)] = 60
+    epochs: Annotated[
+        float | None,
+        option(_TRAINING, "Passes over the data, in place of --steps."),
+    ] = None
     batch_size: Annotated[int, option(_TRAINING, "Examples per forward pass.", min=1)] = 4
     accumulate: Annotated[
         int, option(_TRAINING, "Forward passes per step; saves memory.", min=1)
@@ -112,6 +120,9 @@ class FinetuneOptions(DataOptions, ModelOptions):
                 f"--lr must be above 0 and at most 1, got {self.lr:g}; 1e-4 to 1e-3 is usual."
             )
 
+        if self.epochs is not None and not 0 < self.epochs <= _MANY_EPOCHS:
+            raise ConfigError(f"--epochs must be above 0, a number, got {self.epochs:g}.")
+
     @property
     def lora_alpha(self) -> float:
         return 2 * self.rank if self.alpha is None else self.alpha
@@ -132,3 +143,18 @@ class FinetuneOptions(DataOptions, ModelOptions):
     def from_json(cls, values: dict[str, Any]) -> FinetuneOptions:
         hints = typing.get_type_hints(cls)
         return cls(**{name: from_plain(value, hints[name]) for name, value in values.items()})
+
+
+def with_steps(options: FinetuneOptions, examples: int, processes: int) -> FinetuneOptions:
+    """``options`` with the steps that ``epochs`` passes over ``examples`` take, the last whole."""
+    if options.epochs is None:
+        return options
+    in_a_step = options.batch_size * options.accumulate * processes
+    steps = max(1, math.ceil(options.epochs * examples / in_a_step))
+    return dataclasses.replace(options, steps=steps, epochs=None)
+
+
+def check_given(given: Collection[str]) -> None:
+    """Raise `ConfigError` where two of the options that a user gave say the same thing."""
+    if {"epochs", "steps"} <= set(given):
+        raise ConfigError("--epochs and --steps both say how long to train: give one of them.")
