@@ -1,0 +1,5 @@
+"""The public names of quantlora_gguf."""
+
+from .block_types import BLOCK_TYPES as BLOCK_TYPES, BlockType as BlockType
+from .layer import GgufEmbedding as GgufEmbedding, GgufLinear as GgufLinear
+from .quantizer import GgufQuantizer as GgufQuantizer
