@@ -16,14 +16,14 @@ from quantlora_gguf.simple_blocks import IQ4_VALUES, look_up
 def q2_k(blocks: Tensor) -> Grid:
     """16 bytes of scale and minimum, 64 of codes, the two factors of those."""
     steps, lows = blocks[:, :16] & 15, blocks[:, :16] >> 4
-    codes = shifted(blocks[:, 16:80].unflatten(1, (2, 32)), 2)
+    codes = shifted(torch.unflatten(blocks[:, 16:80], 1, (2, 32)), 2)
     return _grid(codes, 16, half(blocks, 80), steps, half(blocks, 82), lows)
 
 
 def q3_k(blocks: Tensor) -> Grid:
     """32 bytes of third bits, which count downwards, 64 of codes, 12 of scales, their factor."""
     third = shifted(blocks[:, None, :32], 1).flatten(1) ^ 1
-    low = shifted(blocks[:, 32:96].unflatten(1, (2, 32)), 2).flatten(1)
+    low = shifted(torch.unflatten(blocks[:, 32:96], 1, (2, 32)), 2).flatten(1)
     codes = low.view(torch.int8) - (third << 2).view(torch.int8)
     return _grid(codes, 16, half(blocks, 108), _q3_scales(blocks[:, 96:108]))
 
@@ -31,7 +31,7 @@ def q3_k(blocks: Tensor) -> Grid:
 def q4_k(blocks: Tensor) -> Grid:
     """Two factors, 12 bytes of scales and minima, 128 of codes."""
     steps, lows = _six_bits(blocks[:, 4:16])
-    codes = nibbles(blocks[:, 16:].unflatten(1, (4, 32)))
+    codes = nibbles(torch.unflatten(blocks[:, 16:], 1, (4, 32)))
     return _grid(codes, 32, half(blocks, 0), steps, half(blocks, 2), lows)
 
 
@@ -39,14 +39,14 @@ def q5_k(blocks: Tensor) -> Grid:
     """As Q4_K, with 32 bytes of fifth bits before the codes."""
     steps, lows = _six_bits(blocks[:, 4:16])
     fifth = shifted(blocks[:, None, 16:48], 1).flatten(1)
-    codes = nibbles(blocks[:, 48:].unflatten(1, (4, 32))).flatten(1) | (fifth << 4)
+    codes = nibbles(torch.unflatten(blocks[:, 48:], 1, (4, 32))).flatten(1) | (fifth << 4)
     return _grid(codes, 32, half(blocks, 0), steps, half(blocks, 2), lows)
 
 
 def q6_k(blocks: Tensor) -> Grid:
     """128 bytes of low halves, 64 of high bits, 16 scales in int8, their factor."""
-    low = nibbles(blocks[:, :128].unflatten(1, (2, 64))).flatten(1)
-    high = shifted(blocks[:, 128:192].unflatten(1, (2, 32)), 2).flatten(1)
+    low = nibbles(torch.unflatten(blocks[:, :128], 1, (2, 64))).flatten(1)
+    high = shifted(torch.unflatten(blocks[:, 128:192], 1, (2, 32)), 2).flatten(1)
     codes = (low | (high << 4)).view(torch.int8) - 32
     return _grid(codes, 16, half(blocks, 208), blocks[:, 192:208].view(torch.int8))
 
@@ -56,7 +56,7 @@ def iq4_xs(blocks: Tensor) -> Grid:
     high = shifted(blocks[:, 2:4, None], 2).flatten(1)
     low = nibbles(blocks[:, 4:8, None]).flatten(1)
     scales = (low | (high << 4)).view(torch.int8) - 32
-    codes = nibbles(blocks[:, 8:].unflatten(1, (8, 16))).flatten(1)
+    codes = nibbles(torch.unflatten(blocks[:, 8:], 1, (8, 16))).flatten(1)
     return _grid(look_up(codes, IQ4_VALUES), 32, half(blocks, 0), scales)
 
 
@@ -78,7 +78,7 @@ def _grid(
 
 def _six_bits(packed: Tensor) -> tuple[Tensor, Tensor]:
     """8 scales and 8 minima of 6 bits: 4 and 4 whole, the rest in halves and in spare bits."""
-    first, second, rest = packed.unflatten(1, (3, 4)).unbind(1)
+    first, second, rest = torch.unflatten(packed, 1, (3, 4)).unbind(1)
     steps = torch.cat([first & 63, (rest & 15) | ((first >> 2) & 48)], dim=1)
     lows = torch.cat([second & 63, (rest >> 4) | ((second >> 2) & 48)], dim=1)
     return steps, lows

@@ -9,7 +9,7 @@ from quantlora.checks import Check
 from quantlora.hookspecs import hookimpl
 
 if TYPE_CHECKING:
-    from quantlora import Quantizer
+    from quantlora import ModelLoader, Quantizer
 
 
 @hookimpl
@@ -17,6 +17,13 @@ def quantlora_quantizers() -> Iterable[Quantizer]:
     from quantlora_gguf.quantizer import GgufQuantizer
 
     return [GgufQuantizer()]
+
+
+@hookimpl
+def quantlora_loaders() -> Iterable[ModelLoader]:
+    from quantlora_gguf.loader import GgufLoader
+
+    return [GgufLoader()]
 
 
 @hookimpl

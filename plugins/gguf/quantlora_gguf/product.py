@@ -25,7 +25,7 @@ def packed_product(x: Tensor, packed: Tensor, kind: BlockType) -> Tensor:
     if torch.is_autocast_enabled(device):
         x = x.to(torch.get_autocast_dtype(device))
     with torch.autocast(device, enabled=False):
-        y: Tensor = _PackedProduct.apply(x, packed, kind)  # type: ignore[no-untyped-call]
+        y: Tensor = _PackedProduct.apply(x, packed, kind)
     return y
 
 
@@ -54,4 +54,4 @@ class _PackedProduct(torch.autograd.Function):
 
 def _parts(packed: Tensor, kind: BlockType) -> Iterator[Tensor]:
     width = max(1, kind.row_elements(packed.shape[1]))
-    yield from packed.split(max(1, _CHUNK // width))
+    yield from torch.split(packed, max(1, _CHUNK // width))
