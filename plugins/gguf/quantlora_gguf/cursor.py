@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
-
-import numpy as np
+from mmap import mmap
 
 from quantlora.errors import ConfigError
 
@@ -24,7 +23,7 @@ class Cursor:
     Raises `ConfigError` with the file's name where the file ends before what is read.
     """
 
-    def __init__(self, data: np.ndarray, name: str) -> None:
+    def __init__(self, data: mmap, name: str) -> None:
         self.data, self.name, self.at = data, name, 0
 
     def number(self, letter: str, what: str) -> int:
@@ -39,7 +38,7 @@ class Cursor:
         """A text with its length before it."""
         length = self.number("Q", what)
         self._require(length, what)
-        raw = self.data[self.at : self.at + length].tobytes()
+        raw = self.data[self.at : self.at + length]
         self.at += length
         return raw.decode("utf-8", errors="replace")
 

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import prod
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -53,8 +55,10 @@ class GgufFile:
         self.path = path
         if path.stat().st_size < len(MAGIC):
             raise ConfigError(f"{path} is no GGUF file: it is empty.")
-        data = np.memmap(path, np.uint8, mode="r")
-        cursor = Cursor(data, str(path))
+        with path.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as data:
+            self._read_header(Cursor(data, str(path)))
+
+    def _read_header(self, cursor: Cursor) -> None:
         tensors, entries = _check_start(cursor)
         self.metadata: dict[str, int | str | None] = {}
         self.raw_entries: dict[str, bytes] = {}
@@ -88,7 +92,7 @@ class GgufFile:
             return tensor.kind.dequantize(self.packed(name))
         return torch.from_numpy(self._bytes(tensor).view("<f4")).view(tensor.shape)
 
-    def _bytes(self, tensor: FileTensor) -> np.ndarray:
+    def _bytes(self, tensor: FileTensor) -> np.ndarray[Any, np.dtype[np.uint8]]:
         """Read, not mapped: pages of a mapped file would count as memory beside the copy."""
         found = np.fromfile(self.path, np.uint8, count=tensor.nbytes, offset=tensor.start)
         if found.size != tensor.nbytes:
@@ -101,7 +105,7 @@ class GgufFile:
         key = cursor.text("the metadata")
         value = self.metadata[key] = cursor.value(f"metadata {key!r}")
         if value is not None or not key.startswith(_VOCABULARY):
-            self.raw_entries[key] = cursor.data[start : cursor.at].tobytes()
+            self.raw_entries[key] = cursor.data[start : cursor.at]
 
     def _add(
         self, cursor: Cursor, name: str, shape: tuple[int, ...], number: int, start: int
@@ -128,7 +132,7 @@ class GgufFile:
 
 def _check_start(cursor: Cursor) -> tuple[int, int]:
     """The numbers of tensors and of entries of the metadata."""
-    if cursor.data[: len(MAGIC)].tobytes() != MAGIC:
+    if cursor.data[: len(MAGIC)] != MAGIC:
         raise ConfigError(
             f"{cursor.name} is no GGUF file: it does not begin with {MAGIC.decode()}."
         )

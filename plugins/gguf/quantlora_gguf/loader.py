@@ -47,6 +47,6 @@ def _is_gguf(path: Path) -> bool:
 def _file(source: str, name: str | None) -> Path:
     if name is None:
         return Path(source).expanduser().resolve()
-    from transformers.utils import cached_file
+    from transformers.utils.hub import cached_file
 
     return Path(pretrained(source, lambda: str(cached_file(source, name))))

@@ -43,7 +43,7 @@ def model_config(file: GgufFile) -> Any:
 def _read_quickly(file: GgufFile) -> bool:
     """Whether Transformers has a reader for this architecture that skips what it does not need."""
     try:
-        from transformers.integrations.gguf import GGUF_CONFIG_ARCHS
+        from transformers.integrations.gguf.gguf_config_mapping import GGUF_CONFIG_ARCHS
     except ImportError:
         return False
     return file.architecture in GGUF_CONFIG_ARCHS

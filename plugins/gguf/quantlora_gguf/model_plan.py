@@ -16,6 +16,8 @@ from quantlora_gguf.tensor_names import RowOrder, TensorNames, is_turned
 
 #: So many names are enough to know what it is about.
 _NAMED = 4
+#: Subclasses of `nn.Linear` in Transformers that write the same product in another way.
+_PLAIN = ("FalconLinear",)
 
 
 @dataclass
@@ -45,13 +47,13 @@ class ModelPlan:
         """
         plan, tied = cls(), dict(getattr(model, "all_tied_weights_keys", None) or {})
         for tensor in file.tensors.values():
-            plan._place(tensor, model, names)
+            plan._take(tensor, model, names)
         for name, source in tied.items():
             plan._tie(name, source, model)
         plan._check_complete(file, model, set(tied) | set(tied.values()))
         return plan
 
-    def _place(self, tensor: FileTensor, model: Any, names: TensorNames) -> None:
+    def _take(self, tensor: FileTensor, model: Any, names: TensorNames) -> None:
         name = names.name_of(tensor.name)
         if name is None or name not in (known := model.state_dict()):
             self.unused.append(tensor.name)
@@ -114,8 +116,9 @@ def not_packable(module: nn.Module) -> str:
         if (own or _embed_scale(module) is not None) and module.max_norm is None:
             return ""
         return f"{type(module).__name__} does more than look rows up"
-    if isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward:
-        return ""
+    if isinstance(module, nn.Linear):
+        plain = type(module).forward is nn.Linear.forward or type(module).__name__ in _PLAIN
+        return "" if plain else f"{type(module).__name__} does more than multiply"
     return "" if is_turned(module) else f"{type(module).__name__} is no linear layer"
 
 

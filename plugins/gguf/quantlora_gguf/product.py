@@ -25,7 +25,7 @@ def packed_product(x: Tensor, packed: Tensor, kind: BlockType) -> Tensor:
     if torch.is_autocast_enabled(device):
         x = x.to(torch.get_autocast_dtype(device))
     with torch.autocast(device, enabled=False):
-        y: Tensor = _PackedProduct.apply(x, packed, kind)
+        y: Tensor = _PackedProduct.apply(x, packed, kind)  # type: ignore[no-untyped-call]
     return y
 
 
@@ -38,7 +38,7 @@ class _PackedProduct(torch.autograd.Function):
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=-1)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, None]:
         (packed,), kind = ctx.saved_tensors, ctx.kind
         if not ctx.needs_input_grad[0]:

@@ -19,6 +19,8 @@ from torch import Tensor, nn
 
 from quantlora.errors import BackendError
 
+Array = np.ndarray[Any, np.dtype[Any]]
+
 
 @dataclass(frozen=True)
 class RowOrder:
@@ -47,10 +49,11 @@ class TensorNames:
     def __post_init__(self) -> None:
         from transformers import modeling_gguf_pytorch_utils as theirs
 
-        kind = theirs.TENSOR_PROCESSORS.get(self.architecture, theirs.TensorProcessor)
+        get_names: Any = theirs.get_gguf_hf_weights_map  # untyped upstream
+        kind: Any = theirs.TENSOR_PROCESSORS.get(self.architecture, theirs.TensorProcessor)
         self._processor = kind(config=self.model.config.to_dict())
         try:
-            self._names = theirs.get_gguf_hf_weights_map(self.model, self._processor)
+            self._names: dict[str, str] = get_names(self.model, self._processor)
         except NotImplementedError as error:
             raise BackendError(
                 f"architecture {self.architecture!r}: the names of its tensors are not known: "
@@ -90,7 +93,7 @@ class TensorNames:
             found = next(iter(parts.values())).numpy()
         return None if found is None else _order_of(found, given)
 
-    def _run(self, tensor: str, values: np.ndarray, parts: dict[str, Tensor]) -> np.ndarray | None:
+    def _run(self, tensor: str, values: Array, parts: dict[str, Tensor]) -> Array | None:
         """Their function's result; None where it has put it into ``parts`` itself."""
         result = self._processor.process(
             weights=values,
@@ -101,7 +104,7 @@ class TensorNames:
         return None if result.name is None else result.weights
 
 
-def _order_of(found: np.ndarray, given: np.ndarray) -> RowOrder | None:
+def _order_of(found: Array, given: Array) -> RowOrder | None:
     for turned in (False, True):
         matrix = found.T if turned else found
         if matrix.shape != given.shape:
