@@ -40,6 +40,11 @@ class ExpertsLayout:
     def names(self) -> tuple[str, str]:
         return self.up, self.down
 
+    def own_shape(self, shape: tuple[int, int, int]) -> tuple[int, int, int]:
+        """``(experts, out, in)`` as the module's parameter has it."""
+        experts, out, into = shape
+        return (experts, into, out) if self.transposed else shape
+
     @classmethod
     def of(cls, module: nn.Module) -> ExpertsLayout | None:
         """None where ``module`` holds no fused experts of a known form."""

@@ -77,19 +77,30 @@ def pack_experts(
 
     Raises `BackendError` where a weight is NaN or infinite, or becomes so.
     """
-    stacks = {}
-    for name in names:
-        weight = _turned(getattr(module, name).detach(), layout)
-        location = f"{path}.{name}"
-        if not is_finite(weight):
-            raise BackendError(
-                f"{location}: the weight holds NaN or infinite values and cannot be quantized; "
-                f"repair it, or leave the experts out with exclude_modules."
-            )
-        stack = packer.quantize_experts(weight, location, **options)
-        _check_packed(stack, location)
-        stacks[name] = stack
+    stacks = {
+        name: pack_stack(getattr(module, name), layout, packer, f"{path}.{name}", options)
+        for name in names
+    }
     return PackedExperts(module, layout, stacks)
+
+
+def pack_stack(
+    weight: Tensor,
+    layout: ExpertsLayout,
+    packer: Quantizer,
+    location: str,
+    options: Mapping[str, Any],
+) -> ExpertStack:
+    """The matrices of some experts, in the layout's order; errors as of `pack_experts`."""
+    weight = _turned(weight.detach(), layout)
+    if not is_finite(weight):
+        raise BackendError(
+            f"{location}: the weight holds NaN or infinite values and cannot be quantized; "
+            f"repair it, or leave the experts out with exclude_modules."
+        )
+    stack = packer.quantize_experts(weight, location, **options)
+    _check_packed(stack, location)
+    return stack
 
 
 def _check_packed(stack: ExpertStack, location: str) -> None:
@@ -116,9 +127,7 @@ def parameter_shapes(module: nn.Module) -> dict[str, torch.Size]:
 
 
 def _whole_shape(module: PackedExperts, name: str) -> torch.Size:
-    experts, out, into = module.stacks[name].shape
-    turned = (experts, into, out) if module.layout.transposed else (experts, out, into)
-    return torch.Size(turned)
+    return torch.Size(module.layout.own_shape(module.stacks[name].shape))
 
 
 def whole_weights(module: nn.Module) -> dict[str, Tensor]:

@@ -7,6 +7,7 @@ so that one can be unpacked without the others and no block holds weights of two
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from typing import Any, ClassVar
 
 import torch
@@ -39,6 +40,22 @@ class ExpertStack(nn.Module):
         """
         raise NotImplementedError
 
+    @classmethod
+    def joined(cls, parts: Sequence[ExpertStack]) -> ExpertStack:
+        """One stack of all experts of ``parts``, in their order.
+
+        By default tensors whose first dimension counts the experts are joined, and all others are
+        the first part's. Override it where a stack notes the number of experts otherwise.
+        """
+        new = deepcopy(parts[0])
+        for name, tensor in [*new.named_buffers(), *new.named_parameters()]:
+            if tensor.dim() and len(tensor) == parts[0].shape[0]:
+                whole = torch.cat([getattr(*_owner(part, name)) for part in parts])
+                if isinstance(tensor, nn.Parameter):
+                    whole = nn.Parameter(whole, requires_grad=False)
+                setattr(*_owner(new, name), whole)
+        return new
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ExpertStack:
         """Moves everything; a change of dtype concerns only what comes out."""
 
@@ -53,3 +70,8 @@ class ExpertStack(nn.Module):
     def describe(self) -> dict[str, Any]:
         """Facts as in `Quantizer.describe`: bits, block size and so on."""
         return {}
+
+
+def _owner(module: nn.Module, name: str) -> tuple[nn.Module, str]:
+    path, _, own = name.rpartition(".")
+    return module.get_submodule(path), own

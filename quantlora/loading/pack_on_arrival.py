@@ -7,7 +7,7 @@ tensors are there, and a stack of experts as it comes; their float tensors are t
 
 from __future__ import annotations
 
-from collections.abc import Mapping, MutableSet
+from collections.abc import Iterator, Mapping, MutableSet, Sequence
 from typing import Any, cast
 
 from torch import Tensor, nn
@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from quantlora.config.patterns import unmatched_patterns
 from quantlora.discovery.diagnosis import diagnosed
 from quantlora.errors import BackendError
-from quantlora.experts.stacks_format import pack_experts
+from quantlora.experts.packed import PackedExperts
+from quantlora.experts.stacks_format import pack_experts, pack_stack
 from quantlora.formats.finite import check_packable, check_packed
 from quantlora.formats.quantize_options import checked_options
 from quantlora.formats.quantizer import Quantizer
@@ -92,6 +93,21 @@ class PackOnArrival:
             raise StoppedError(error) from error
         return rest
 
+    def convert_experts(
+        self,
+        name: str,
+        experts: Iterator[tuple[str, Tensor]],
+        model: nn.Module,
+        missing_keys: MutableSet[str] | None,
+    ) -> None:
+        """The same for a stack whose experts come one after the other, ``(1, ...)`` each."""
+        try:
+            self._pack_stack(name, experts, model)
+        except Exception as error:
+            raise StoppedError(error) from error
+        if missing_keys is not None:
+            missing_keys.discard(name)
+
     def finish(self, model: nn.Module) -> None:
         """Pack what the checkpoint had not all tensors for; Transformers has filled it by now."""
         for path in list(self._planned):
@@ -100,11 +116,7 @@ class PackOnArrival:
     def _arrive(self, model: nn.Module, name: str, tensor: Tensor) -> None:
         path, _, own = name.rpartition(".")
         module = model.get_submodule(path)
-        if tensor.shape != cast(Tensor, getattr(module, own)).shape:
-            raise BackendError(
-                f"{name}: the checkpoint has {tuple(tensor.shape)}, the model "
-                f"{tuple(getattr(module, own).shape)}: is this the model's config?"
-            )
+        self._check_shape(name, tensor.shape, module)
         module._parameters[own] = nn.Parameter(tensor, requires_grad=False)
         names = self._planned[path].target.parameters
         waited = (own,) if names else tuple(module._parameters)
@@ -117,14 +129,41 @@ class PackOnArrival:
         if planned.target.parameters:
             stacks = stacks or planned.target.parameters
             new = self._packed_experts(module, path, stacks)
-            done = len(new.stacks) == len(planned.target.parameters)
         else:
-            new, done = self._packed_layer(model, module, path), True
+            new = self._packed_layer(model, module, path)
+        self._put(model, path, new)
+
+    def _put(self, model: nn.Module, path: str, new: nn.Module) -> None:
+        """``new`` in the model; nothing of it is drawn anew by Transformers."""
         for part in new.modules():
-            part._is_hf_initialized = True
+            cast(Any, part)._is_hf_initialized = True
         model.set_submodule(path, new)
-        if done:
+        names = self._planned[path].target.parameters
+        if not names or len(cast(PackedExperts, new).stacks) == len(names):
             del self._planned[path]
+
+    def _check_shape(self, name: str, found: Sequence[int], module: nn.Module) -> None:
+        wanted = getattr(module, name.rpartition(".")[2]).shape
+        if tuple(found) != tuple(wanted):
+            raise BackendError(
+                f"{name}: the checkpoint has {tuple(found)}, the model {tuple(wanted)}: is this "
+                f"the model's config?"
+            )
+
+    def _pack_stack(
+        self, name: str, experts: Iterator[tuple[str, Tensor]], model: nn.Module
+    ) -> None:
+        path, _, own = name.rpartition(".")
+        module = model.get_submodule(path)
+        layout = experts_layout(module)
+        assert layout is not None
+        parts = []
+        with diagnosed(self.quantizer):
+            for _, weight in experts:
+                parts.append(pack_stack(weight, layout, self.quantizer, name, self.options))
+        stack = type(parts[0]).joined(parts)
+        self._check_shape(name, layout.own_shape(stack.shape), module)
+        self._put(model, path, PackedExperts(module, layout, {own: stack}))
 
     def _packed_layer(self, model: nn.Module, module: nn.Module, path: str) -> nn.Module:
         linear = as_linear(module)

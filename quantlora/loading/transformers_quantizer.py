@@ -64,8 +64,12 @@ class PackingHfQuantizer(HfQuantizer):
         self.work.prepare(model)
 
     def update_weight_conversions(self, weight_conversions: Any, model: Any) -> Any:
-        """A packed checkpoint has the names of the model's modules."""
-        return weight_conversions if isinstance(self.work, PackOnArrival) else []
+        """A packed checkpoint has the names of the model's modules; experts come one by one."""
+        if not isinstance(self.work, PackOnArrival):
+            return []
+        from quantlora.loading.expert_by_expert import ExpertByExpert
+
+        return ExpertByExpert.of(weight_conversions)
 
     def param_needs_quantization(
         self, model: PreTrainedModel, param_name: str, **kwargs: Any
