@@ -15,7 +15,7 @@ from quantlora.experts.routing import by_index, by_position
 from quantlora.formats.autocast import autocast_off, working_dtype
 from quantlora.formats.expert_stack import ExpertStack
 from quantlora.formats.offloaded import is_offloaded, onloaded
-from quantlora.formats.seen import transformed
+from quantlora.formats.transforms import transformed
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]

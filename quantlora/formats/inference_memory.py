@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from quantlora.errors import ConfigError
 from quantlora.formats.inference_copy import FEW_ROWS, InferenceCopy, Product
 from quantlora.formats.offloaded import is_offloaded
-from quantlora.formats.seen import transformed, version
+from quantlora.formats.tensor_mark import version
+from quantlora.formats.transforms import transformed
 from quantlora.units import format_size
 
 if TYPE_CHECKING:

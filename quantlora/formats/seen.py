@@ -2,8 +2,9 @@
 
 Autograd saves tensors and compares their version counters. What is read again instead (a packed
 weight would cost 16 bits an element) is compared in the same way here: a tensor that was changed in
-place is an error as in torch, and one that was exchanged (`torch.func.functional_call`) is the one
-that counts. Nothing is said of tensors that sharding has released in between.
+place is an error as in torch, so is one that got other values by its ``.data``, which torch does
+not see, and one that was exchanged (`torch.func.functional_call`) is the one that counts. Nothing
+is said of tensors that sharding has released in between.
 """
 
 from __future__ import annotations
@@ -11,10 +12,10 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 
-import torch
 from torch import Tensor, nn
 
 from quantlora.errors import ChangedBaseError
+from quantlora.formats.tensor_mark import TensorMark, version
 from quantlora.formats.twin import twin
 
 _PLAIN = (Tensor, nn.Parameter)
@@ -29,7 +30,7 @@ class Seen:
 
     def __init__(self, module: nn.Module, path: str) -> None:
         self.path = path
-        self._tensors = [(name, tensor, version(tensor)) for name, tensor in _tensors(module)]
+        self._tensors = [(name, tensor, TensorMark(tensor)) for name, tensor in _tensors(module)]
 
     def exchanged(self, module: nn.Module) -> dict[str, Tensor]:
         """Those that ``module`` has others for by now.
@@ -44,12 +45,10 @@ class Seen:
                 found[name] = tensor
             elif tensor is not now.get(name):
                 continue
-            if version(tensor) != before:
+            if change := _change(tensor, before):
                 raise ChangedBaseError(
-                    f"{self.path}: {name} has been modified by an inplace operation between "
-                    f"forward and backward (version {version(tensor)}, expected {before}), and the "
-                    f"gradient would be of another model. Change it before forward or after "
-                    f"backward."
+                    f"{self.path}: {name} {change} between forward and backward, and the gradient "
+                    f"would be of another model. Change it before forward or after backward."
                 )
         return found
 
@@ -57,7 +56,7 @@ class Seen:
         """Whether ``module`` still holds the same tensors, with the same values for certain."""
         now = dict(_tensors(module))
         return len(now) == len(self._tensors) and all(
-            now.get(name) is tensor and version(tensor) == before >= 0
+            now.get(name) is tensor and before.is_still(tensor)
             for name, tensor, before in self._tensors
         )
 
@@ -78,9 +77,12 @@ class Seen:
             )
 
 
-def version(tensor: Tensor) -> int:
-    """Rises with each change in place; tensors made in inference mode do not count."""
-    return -1 if tensor.is_inference() else tensor._version
+def _change(tensor: Tensor, before: TensorMark) -> str:
+    """What was done to ``tensor`` since ``before``; empty for nothing."""
+    if before.was_written(tensor):
+        versions = f"version {version(tensor)}, expected {before.version}"
+        return f"has been modified by an inplace operation ({versions})"
+    return "was given other values (by its .data)" if before.was_assigned(tensor) else ""
 
 
 def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -102,9 +104,3 @@ def _elsewhere(tensor: Tensor, now: Tensor | None) -> bool:
     if now is None or type(now) not in _PLAIN:
         return True
     return bool(storage._cdata != now.untyped_storage()._cdata)
-
-
-def transformed() -> bool:
-    """Whether `torch.func` (grad, vmap, jvp) or forward-mode differentiation is at work."""
-    dual: int = torch.autograd.forward_ad._current_level
-    return dual >= 0 or torch._C._are_functorch_transforms_active()

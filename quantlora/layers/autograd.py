@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from quantlora.formats.autocast import working_dtype
-from quantlora.formats.seen import transformed
+from quantlora.formats.transforms import transformed
 
 #: Gives a frozen weight ``(out_features, in_features)`` in the dtype asked for.
 Weight = Callable[[torch.dtype], Tensor]

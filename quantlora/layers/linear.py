@@ -30,7 +30,8 @@ from quantlora.formats.autocast import working_dtype
 from quantlora.formats.inference_memory import copied_product, drop_copy
 from quantlora.formats.layouts import is_linear_kind
 from quantlora.formats.offloaded import is_offloaded, onloaded, read
-from quantlora.formats.seen import Seen, transformed
+from quantlora.formats.seen import Seen
+from quantlora.formats.transforms import transformed
 from quantlora.layers.autograd import Weight, add_low_rank, frozen_linear, low_rank
 from quantlora.layers.layer import LoraLayer
 from quantlora.layers.sub_batch import only_input

@@ -20,7 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from quantlora.formats.autocast import autocast_off
-from quantlora.formats.seen import Seen, transformed
+from quantlora.formats.seen import Seen
+from quantlora.formats.transforms import transformed
 from quantlora.layers.autograd import recomputed
 from quantlora.layers.layer import LoraLayer
 

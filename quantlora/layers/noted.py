@@ -9,7 +9,7 @@ from weakref import ReferenceType, ref
 
 from torch import Tensor
 
-from quantlora.formats.seen import version
+from quantlora.formats.tensor_mark import TensorMark
 
 
 class Standing(NamedTuple):
@@ -20,19 +20,20 @@ class Standing(NamedTuple):
 
 
 class TensorState(NamedTuple):
-    """A tensor, how often it had been changed in place, and whether it was trained."""
+    """A tensor, how it stood, and whether it was trained."""
 
     tensor: ReferenceType[Tensor]
-    version: int
+    mark: TensorMark
     trained: bool
 
     @classmethod
     def of(cls, tensor: Tensor) -> TensorState:
-        return cls(ref(tensor), version(tensor), tensor.requires_grad)
+        return cls(ref(tensor), TensorMark(tensor), tensor.requires_grad)
 
     def written(self, now: Tensor) -> bool:
-        """Whether this is ``now``, and was changed in place since."""
-        return self.tensor() is now and version(now) != self.version
+        """Whether this is ``now``, and was changed in place since, or by its ``.data``."""
+        same = self.tensor() is now
+        return same and (self.mark.was_written(now) or self.mark.was_assigned(now))
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,8 @@ from quantlora.formats.attention import IN_PROJ
 from quantlora.formats.autocast import autocast_off
 from quantlora.formats.offloaded import is_offloaded
 from quantlora.formats.parameters import call_with, weights
-from quantlora.formats.seen import Seen, transformed
+from quantlora.formats.seen import Seen
+from quantlora.formats.transforms import transformed
 from quantlora.layers.layer import LoraLayer
 from quantlora.layers.read_weight import read_weight
 from quantlora.names import plain_path

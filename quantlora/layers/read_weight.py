@@ -17,7 +17,8 @@ from torch.nn.utils.stateless import _reparametrize_module
 
 from quantlora.errors import AdapterError, AdapterWarning
 from quantlora.formats.offloaded import is_offloaded
-from quantlora.formats.seen import Seen, transformed
+from quantlora.formats.seen import Seen
+from quantlora.formats.transforms import transformed
 from quantlora.layers.weight_view import WeightView
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from quantlora.formats.seen import transformed
+from quantlora.formats.transforms import transformed
 
 
 def stop_training(parameter: Tensor) -> None:

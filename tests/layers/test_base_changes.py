@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.utils.checkpoint import checkpoint
 
 import quantlora
-from quantlora.errors import ChangedBaseError, LayerError
+from quantlora.errors import AdapterError, ChangedBaseError, LayerError
 from tests.layers.variants import BACKENDS, VARIANTS, Variant, wrapped
 from tests.tools.expert_models import Experts
 from tests.tools.peft_oracle import relative
@@ -21,6 +22,19 @@ INPLACE: dict[str, Callable[[nn.Module], Any]] = {
     "load_state_dict": lambda base: base.load_state_dict(
         {name: one * 2 for name, one in base.state_dict().items()}
     ),
+}
+
+
+def assigned(module: nn.Module, name: str, value: Callable[[Tensor], Tensor]) -> None:
+    parameter = module.get_parameter(name)
+    parameter.data = value(parameter.data)
+
+
+#: Changes by ``.data``, which no version counter sees.
+UNSEEN: dict[str, Callable[[nn.Module, str], Any]] = {
+    "other": lambda module, name: assigned(module, name, lambda data: data * 2),
+    "twice": lambda module, name: [assigned(module, name, lambda data: data * 2) for _ in "ab"],
+    "in place": lambda module, name: module.get_parameter(name).data.mul_(2),
 }
 
 
@@ -41,6 +55,40 @@ def test_a_change_in_place_before_backward_is_an_error(variant: Variant, change:
         INPLACE[change](model[1].base_layer)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()
+
+
+@pytest.mark.parametrize("change", UNSEEN)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_other_values_by_data_before_backward_are_an_error(variant: Variant, change: str) -> None:
+    model, x = wrapped("auto", variant)
+    loss = model(x.requires_grad_()).square().sum()
+    UNSEEN[change](model, "1.base_layer.weight")
+    with pytest.raises(ChangedBaseError, match=r"1: weight was given other values \(by its .data"):
+        loss.backward()
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_same_values_in_other_memory_have_the_same_gradient(variant: Variant) -> None:
+    model, x = wrapped("auto", variant)
+    wanted = gradients(model, model(x).square().sum())
+    loss = model(x).square().sum()
+    assigned(model, "1.base_layer.weight", torch.clone)
+    found = gradients(model, loss)
+    assert found
+    assert all(torch.equal(found[name], one) for name, one in wanted.items())
+
+
+@pytest.mark.parametrize("change", UNSEEN)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_forward_after_a_change_by_data_knows_no_older_norm(
+    variant: Variant, change: str
+) -> None:
+    model, x = wrapped("auto", variant)
+    fresh, _ = wrapped("auto", variant)
+    model(x)
+    for one in (model, fresh):
+        UNSEEN[change](one, "1.base_layer.weight")
+    assert torch.equal(model(x), fresh(x))
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -121,6 +169,26 @@ def test_adapted_parameters_changed_in_place(name: str) -> None:
     with torch.no_grad():
         model.get_parameter(name).mul_(2)
     with pytest.raises(ChangedBaseError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+@pytest.mark.parametrize("change", UNSEEN)
+@pytest.mark.parametrize("name", ["0.base_layer.w", "0.lora_A.default.w.weight"])
+def test_adapted_parameters_changed_by_data(name: str, change: str) -> None:
+    model, x = experts()
+    loss = model(x).square().sum()
+    UNSEEN[change](model, name)
+    with pytest.raises(ChangedBaseError, match="was given other values"):
+        loss.backward()
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+@pytest.mark.parametrize("side", ["lora_A", "lora_B"])
+def test_an_adapter_changed_by_data_before_it_is_computed_again(side: str, reentrant: bool) -> None:
+    model, x = wrapped("auto", VARIANTS[0])
+    loss = checkpoint(model, x.requires_grad_(), use_reentrant=reentrant).square().sum()
+    UNSEEN["other"](model, f"1.{side}.default.weight")
+    with pytest.raises(AdapterError, match="was changed in place"):
         loss.backward()
 
 
