@@ -11,13 +11,14 @@ from __future__ import annotations
 from weakref import ref
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from quantlora.formats.transforms import transformed
 
 #: So many values of a tensor stand for all of them.
 _VALUES = 64
+_PLAIN = (Tensor, nn.Parameter)
 
 
 class TensorMark:
@@ -43,12 +44,13 @@ class TensorMark:
 
         False for what has been released, converted or moved, and for what is not on a CPU.
         """
-        if self._sample is None or _is_opaque(tensor) or not tensor.untyped_storage().nbytes():
+        before = self._sample
+        if before is None or _is_opaque(tensor) or not tensor.untyped_storage().nbytes():
             return False
         now = _sample(tensor)
-        if now is None or now.dtype != self._sample.dtype or now.shape != self._sample.shape:
+        if now is None or now.dtype != before.dtype or now.shape != before.shape:
             return False
-        return not torch.equal(now.view(torch.uint8), self._sample.view(torch.uint8))
+        return not torch.equal(_bytes(now), _bytes(before))
 
     def is_still(self, tensor: Tensor) -> bool:
         """Whether ``tensor``, the same object, has the same values for certain."""
@@ -68,14 +70,21 @@ def _is_opaque(tensor: Tensor) -> bool:
     """Whether ``tensor`` has no memory of its own: a subclass around others, one of a transform."""
     if torch.compiler.is_compiling() or transformed():
         return True
-    return is_traceable_wrapper_subclass(tensor)
+    return type(tensor) not in _PLAIN and is_traceable_wrapper_subclass(tensor)
 
 
 def _sample(tensor: Tensor) -> Tensor | None:
     """Up to 64 values with even steps between them; None where they are not to be had at once."""
     if not tensor.is_cpu or not tensor.is_contiguous():
         return None
-    step = max(1, tensor.numel() // _VALUES)
-    with torch._C.DisableTorchFunctionSubclass():
-        size = min(tensor.numel(), _VALUES)
-        return torch.as_strided_copy(tensor.detach(), (size,), (step,), tensor.storage_offset())
+    if type(tensor) not in _PLAIN:
+        tensor = tensor.detach().as_subclass(Tensor)
+    size = tensor.numel()
+    few, step = min(size, _VALUES), max(1, size // _VALUES)
+    with torch.no_grad():
+        return torch.as_strided_copy(tensor, (few,), (step,), tensor.storage_offset())
+
+
+def _bytes(sample: Tensor) -> Tensor:
+    """By which NaN is itself; all dtypes can be compared so."""
+    return sample.view(torch.uint8)

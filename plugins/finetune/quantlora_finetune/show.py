@@ -19,6 +19,8 @@ from quantlora_finetune.reporting.report import ModelFacts, Report
 #: Where `save_adapter` puts the card of a run whose README.md somebody has edited.
 _NEW_CARD = "README.new.md"
 _INDENT = "    "
+#: Files that are named before the rest is counted.
+_NAMED = 5
 
 
 class Show:
@@ -48,6 +50,10 @@ class Show:
             )
         if data["empty_rows"]:
             self._say(f"Rows without anything to learn, left out: {data['empty_rows']}.", "yellow")
+        if unread := data["unread_files"]:
+            more = f" and {len(unread) - _NAMED} more" if len(unread) > _NAMED else ""
+            names = ", ".join(unread[:_NAMED])
+            self._say(f"Files beside the data, not read: {names}{more}.", "yellow")
         self._say(f"Loading {name}.")
 
     def model(self, facts: ModelFacts) -> None:

@@ -7,7 +7,7 @@ import json
 import pytest
 from quantlora_finetune.data.demo_text import demo_text
 from quantlora_finetune.data.records import Chat, Exchange, Text
-from quantlora_finetune.data.sources import read_records
+from quantlora_finetune.data.sources import not_read, read_records
 
 from quantlora.errors import FinetuneError
 
@@ -132,6 +132,22 @@ def test_files_of_a_folder_are_of_the_split_that_their_names_say(tmp_path):
     assert read["train"] == [Text("more.jsonl"), Text("train.jsonl")]
     assert read["test"] == [Text("test.jsonl")]
     assert read["validation"] == [Text("data-validation-00.jsonl")]
+
+
+def test_what_a_folder_has_beside_the_data_is_named(tmp_path):
+    for name in ("train.jsonl", "test.jsonl"):
+        (tmp_path / name).write_text('{"text": "a"}')
+    (tmp_path / "README.md").write_text("# What this is")
+    (tmp_path / ".hidden").write_text("no")
+    assert not_read(str(tmp_path), "train") == ["README.md", "test.jsonl"]
+    assert not_read(str(tmp_path / "train.jsonl"), "train") == not_read(None, "train") == []
+
+
+def test_a_readme_among_running_text_is_read(tmp_path):
+    for name in ("README.md", "notes.txt"):
+        (tmp_path / name).write_text(name)
+    assert read_records(str(tmp_path), "train") == [Text("README.md"), Text("notes.txt")]
+    assert not_read(str(tmp_path), "train") == []
 
 
 @pytest.mark.parametrize(

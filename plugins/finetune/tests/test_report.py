@@ -178,3 +178,13 @@ def test_json_files_end_with_a_newline(folder):
         text = (folder / name).read_text()
         assert text.endswith("}\n")
         json.loads(text)
+
+
+def test_files_beside_the_data_are_named(run, arguments, text, tmp_path):
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "train.jsonl").write_text(json.dumps({"text": text.read_text()}))
+    (data / "README.md").write_text("# What this is")
+    result = run(*arguments, "--data", str(data))
+    assert "Files beside the data, not read: README.md." in result.output
+    assert report_in(tmp_path / "run")["data"]["unread_files"] == ["README.md"]

@@ -13,7 +13,7 @@ from torch import Tensor
 from quantlora.errors import FinetuneError
 from quantlora_finetune.data import demo_text
 from quantlora_finetune.data.examples import IGNORED, Example, TrainingTokenizer, sequences_of
-from quantlora_finetune.data.sources import read_counted
+from quantlora_finetune.data.sources import not_read, read_counted
 from quantlora_finetune.options.finetune_options import FinetuneOptions
 
 Collate = Callable[[Sequence[Example]], dict[str, Tensor]]
@@ -25,7 +25,7 @@ class Dataset:
 
     Of all that were read ``cut`` were longer than what is read at once, and lack their end;
     ``left_out`` were longer by their prompt alone, and ``empty`` rows have nothing to learn: they
-    are in neither.
+    are in neither. ``unread_files`` are in the folder of the data, and not read.
     """
 
     name: str
@@ -35,6 +35,7 @@ class Dataset:
     cut: int = 0
     left_out: int = 0
     empty: int = 0
+    unread_files: Sequence[str] = ()
 
     def facts(self) -> dict[str, Any]:
         """For the report."""
@@ -45,6 +46,7 @@ class Dataset:
             "cut_examples": self.cut,
             "left_out_examples": self.left_out,
             "empty_rows": self.empty,
+            "unread_files": list(self.unread_files),
             "measured_examples": len(self.held_out),
             "measured_tokens": sum(example.learned for example in self.held_out),
         }
@@ -74,6 +76,7 @@ def load_dataset(options: FinetuneOptions, tokenizer: TrainingTokenizer) -> Data
         cut=sum(example.is_cut for example in examples),
         left_out=len(sequences) - len(examples),
         empty=empty,
+        unread_files=not_read(options.data, options.split),
     )
 
 

@@ -26,7 +26,7 @@ def data_files(folder: Path, split: str) -> list[Path]:
     Raises:
         FinetuneError: there are none.
     """
-    found = sorted(path for path in folder.rglob("*") if path.is_file() and _shows(path, folder))
+    found = _shown(folder)
     if any(map(is_rows, found)):
         found = [path for path in found if path.name != _CARD]
     chosen = [path for path in found if split_of(path.relative_to(folder)) == split]
@@ -39,6 +39,16 @@ def data_files(folder: Path, split: str) -> list[Path]:
             f"{', '.join(there)}: name another --split, or the file itself."
         )
     return chosen
+
+
+def unread_files(folder: Path, split: str) -> list[str]:
+    """What of the folder `data_files` leaves out, but for hidden files: paths within it."""
+    read = data_files(folder, split)
+    return [str(path.relative_to(folder)) for path in _shown(folder) if path not in read]
+
+
+def _shown(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file() and _shows(path, folder))
 
 
 def _shows(path: Path, folder: Path) -> bool:

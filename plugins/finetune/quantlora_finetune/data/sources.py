@@ -9,7 +9,7 @@ from quantlora.errors import FinetuneError
 from quantlora.requirements import Requirement
 from quantlora_finetune.data import demo_text
 from quantlora_finetune.data.files import read_file
-from quantlora_finetune.data.folder import data_files, is_described
+from quantlora_finetune.data.folder import data_files, is_described, unread_files
 from quantlora_finetune.data.records import Record, Text, has_content, record_of
 
 _DATASETS = Requirement("datasets>=3", fix="pip install datasets")
@@ -33,6 +33,14 @@ def read_counted(data: str | None, split: str) -> tuple[list[Record], int]:
     if not filled:
         raise FinetuneError(f"{data}: there is nothing in it to train on.")
     return filled, len(records) - len(filled)
+
+
+def not_read(data: str | None, split: str) -> list[str]:
+    """Files in the folder ``data`` that are not read: its card, and those of other splits."""
+    path = None if data is None else Path(data).expanduser()
+    if path is None or not path.is_dir() or is_described(path):
+        return []
+    return unread_files(path, split)
 
 
 def _read(data: str | None, split: str) -> Iterable[Record]:
