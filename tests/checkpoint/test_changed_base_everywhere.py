@@ -4,10 +4,11 @@ import warnings
 
 import pytest
 import torch
+from torch import nn
 
 import quantlora
 from quantlora import AdapterFileError, AdapterWarning
-from tests.checkpoint.test_changed_base import CHANGING, base, trained, x
+from tests.checkpoint.test_changed_base import CHANGING, base, changed_base, trained, x
 
 
 @pytest.mark.parametrize("init", CHANGING)
@@ -60,3 +61,45 @@ def test_no_word_where_the_bases_are_the_same(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error", AdapterWarning)
         quantlora.hot_swap(trained(), tmp_path)
+
+
+#: Every format of the repository that packs, in all its bits.
+REPACKED = [
+    ("bitsandbytes_4bit", {"quant_type": "nf4"}),
+    ("bitsandbytes_4bit", {"quant_type": "fp4"}),
+    ("bitsandbytes_8bit", {}),
+    *(("normalfloat", {"quant_type": "nf", "bits": bits}) for bits in (2, 3, 4, 8)),
+    *(("normalfloat", {"quant_type": "uniform", "bits": bits}) for bits in (2, 3, 4, 8)),
+    *(
+        pytest.param("gptq", {"bits": bits}, marks=pytest.mark.slow)  # to import GPTQModel is
+        for bits in (2, 3, 4, 8)
+    ),
+]
+
+
+def deep(seed, scale=1.0):
+    torch.manual_seed(seed)
+    net = nn.Sequential(*(nn.Linear(128, 128) for _ in range(4)))
+    with torch.no_grad():
+        for layer in net:
+            layer.weight.mul_(scale)
+    return net
+
+
+@pytest.mark.parametrize(("backend", "options"), REPACKED, ids=str)
+def test_the_changed_base_packed_in_any_format_is_no_strange_one(backend, options, tmp_path):
+    if backend == "gptq":
+        pytest.importorskip("gptqmodel")
+    net = trained("pissa", deep(0))
+    quantlora.save_adapter(net, tmp_path, convert=False)
+    plain = changed_base(net)
+    packed = quantlora.quantize(plain, backend=backend, quantize_options=options)
+    quantlora.load_adapter(packed, tmp_path)
+    assert len(dict(quantlora.lora_layers(packed))) == 4
+
+
+@pytest.mark.parametrize(("seed", "scale"), [(1, 0.3), (2, 1.0), (3, 1.0), (4, 3.0)])
+def test_another_base_of_any_size_is_a_strange_one(seed, scale, tmp_path):
+    quantlora.save_adapter(trained("pissa", deep(0)), tmp_path, convert=False)
+    with pytest.raises(AdapterFileError, match="neither that one nor the original one"):
+        quantlora.load_adapter(deep(seed, scale), tmp_path)
