@@ -63,7 +63,12 @@ from .files.safetensors_file import (
 )
 from .files.shards import shard_files as shard_files
 from .files.stream_tensors import TensorSource as TensorSource
-from .formats.affine import AffineWeight as AffineWeight, pool as pool, spread as spread
+from .formats.affine import (
+    AffineWeight as AffineWeight,
+    pool as pool,
+    spread as spread,
+    spread_blocks as spread_blocks,
+)
 from .formats.affine_rounding import fit_affine as fit_affine, refit_affine as refit_affine
 from .formats.bit_packing import pack_bits as pack_bits, unpack_bits as unpack_bits
 from .formats.expert_stack import ExpertStack as ExpertStack

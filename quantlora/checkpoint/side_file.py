@@ -126,7 +126,8 @@ def _facts(adapted: AdaptedModel, adapter: str) -> dict[str, Facts]:
         if adapter in layer.adapters:
             base, quantizer = layer.plain_base
             own = {"quantizer": quantizer.name, "group_size": quantizer.group_size(base)}
-            facts[plain_path(path)] = own | quantizer.describe(base) | layer.file_notes(adapter)
+            found = own | quantizer.describe(base) | layer.file_notes(adapter)
+            facts[plain_path(path)] = json.loads(json.dumps(found))  # tuples as they come back
     return facts
 
 

@@ -25,7 +25,10 @@ UNKNOWN = "unknown"
 
 @dataclass
 class PluginRecord:
-    """One plugin: where it comes from and, if it was disabled, why."""
+    """One plugin: where it comes from and, if it was disabled, why.
+
+    ``faults`` are the layers and files that it is disabled for, each with the reason.
+    """
 
     name: str
     distribution: str
@@ -33,6 +36,7 @@ class PluginRecord:
     value: str
     error: str = ""
     module: Any = field(default=None, repr=False)
+    faults: list[tuple[str, str]] = field(default_factory=list, repr=False)
 
     @property
     def api(self) -> Any:
@@ -47,9 +51,18 @@ class PluginRecord:
         if self.error:
             return
         self.error = error
+        self._say(f"disabled: {error}")
+
+    def disable_for(self, what: str, error: str) -> None:
+        """Leave the plugin out where ``what`` is concerned, and say so, once for each reason."""
+        if (what, error) not in self.faults:
+            self.faults.append((what, error))
+            self._say(f"disabled for {what}: {error}")
+
+    def _say(self, what: str) -> None:
         message = (
             f"quantlora plugin {self.name!r} ({self.value}, from {self.distribution} "
-            f"{self.version}) is disabled: {error} Everything else works on; "
+            f"{self.version}) is {what} Everything else works on; "
             f"{DISABLE}={self.name} silences this."
         )
         try:

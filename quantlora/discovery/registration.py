@@ -77,19 +77,17 @@ class Registry:
 
     def _takes(self, quantizer: Quantizer, layer: nn.Module) -> bool:
         takes = False
-        with kept_apart(lambda error: self._blame(quantizer, error)):
+        with kept_apart(lambda error: self._blame(quantizer, "matches", _layers(layer), error)):
             takes = quantizer.imported and bool(quantizer.matches(layer))
         return takes
 
     def _blame(
-        self, item: Quantizer | ModelLoader, error: BaseException, method: str = "matches"
+        self, item: Quantizer | ModelLoader, method: str, what: str, error: BaseException
     ) -> None:
-        """A plugin's fault, or its library's: out it goes, alone. Ours blames the layer."""
+        """A plugin's fault, or its library's: it is left out of this case. Ours blames the case."""
         owner = self._owner(item)
-        if owner.name == BUILTIN:
-            return
-        owner.disable(f"{item.name}.{method}() failed: {cause(error)}")
-        self._tabulate()
+        if owner.name != BUILTIN:
+            owner.disable_for(what, f"{item.name}.{method}() failed: {cause(error)}")
 
     def quantizer(self, backend: str) -> Quantizer:
         """The quantizer of that name, with its library there."""
@@ -126,17 +124,24 @@ class Registry:
             "If a plugin exists for this format, pip install it; else see docs/plugins.md,"
             " or leave the layer out with exclude_modules.",
         ]
-        return "\n".join(line.strip() for line in lines) + self._disabled()
+        told = self._disabled_for(_layers(layer)) + self._disabled()
+        return "\n".join(line.strip() for line in lines) + told
 
     def _disabled(self) -> str:
         return "".join(f"\nPlugin {r.name!r} is disabled: {r.error}" for r in self.plugins.disabled)
+
+    def _disabled_for(self, what: str) -> str:
+        faults = [
+            (r.name, error) for r in self.plugins.loaded for w, error in r.faults if w == what
+        ]
+        return "".join(f"\nPlugin {name!r} is disabled for {what}: {why}" for name, why in faults)
 
     # -- loaders
 
     def claims(self, loader: ModelLoader, request: LoadRequest) -> bool:
         """Whether the file of ``request`` is one that ``loader`` loads."""
         claimed = False
-        with kept_apart(lambda error: self._blame(loader, error, "claims")):
+        with kept_apart(lambda error: self._blame(loader, "claims", "this model's files", error)):
             claimed = bool(loader.claims(request))
         return claimed
 
@@ -171,11 +176,15 @@ class Registry:
 
 
 def _kind(layer: nn.Module) -> str:
-    weight = getattr(layer, "weight", None)
+    weight = layer._parameters.get("weight", layer._buffers.get("weight"))
     with_weight = (
         f" with weight {type(weight).__name__} {weight.dtype}" if weight is not None else ""
     )
     return f"{type(layer).__module__}.{type(layer).__qualname__}{with_weight}"
+
+
+def _layers(layer: nn.Module) -> str:
+    return f"layers of {_kind(layer)}"
 
 
 @lru_cache(maxsize=1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import wraps
 from typing import ParamSpec, TypeVar
 
@@ -35,10 +35,10 @@ def without_autocast(function: Callable[P, T]) -> Callable[P, T]:
 
     @wraps(function)
     def exact(*args: P.args, **kwargs: P.kwargs) -> T:
-        with ExitStack() as stack:
-            for device in ("cpu", "cuda", "xpu", "mps"):
-                if torch.is_autocast_enabled(device):
-                    stack.enter_context(torch.autocast(device, enabled=False))
-            return function(*args, **kwargs)
+        for device in ("cpu", "cuda", "xpu", "mps"):
+            if torch.is_autocast_enabled(device):
+                with torch.autocast(device, enabled=False):
+                    return exact(*args, **kwargs)  # on the others
+        return function(*args, **kwargs)
 
     return exact

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from quantlora.errors import BackendError
 from quantlora.formats.affine import AffineWeight
+from quantlora.formats.autocast import without_autocast
 from quantlora.formats.expert_stack import ExpertStack
 from quantlora.formats.inference_copy import InferenceCopy
 from quantlora.formats.layer_facts import LayerFacts
@@ -56,6 +57,13 @@ class Quantizer(LayerFacts, LayerFiles, Preparation, ABC):
     #: Where the user leaves the choice to us, the highest one is taken (`best_quantizer`).
     preference: ClassVar[int] = 0
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Whoever asks for a weight, and wherever: autocast is off within."""
+        super().__init_subclass__(**kwargs)
+        for name in ("dequantize", "dequantize_to"):
+            if name in vars(cls):
+                setattr(cls, name, without_autocast(vars(cls)[name]))
+
     @property
     def imported(self) -> bool:
         """Whether a library with layers of this format is imported."""
@@ -74,7 +82,8 @@ class Quantizer(LayerFacts, LayerFiles, Preparation, ABC):
         """The weight as a float matrix ``(out_features, in_features)``, on the layer's device.
 
         The dtype is the format's own and does not lose precision; the caller casts. Called in
-        every forward and again in every backward, so it must not change the layer.
+        every forward and again in every backward, so it must not change the layer; with autocast
+        off, so that what is multiplied in it (rotations, codebooks) keeps its dtype.
         """
 
     def dequantize_to(self, layer: nn.Module, dtype: torch.dtype) -> Tensor:

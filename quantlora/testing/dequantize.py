@@ -52,6 +52,14 @@ class DequantizeTests(SuiteBase):
         trained = self.format.dequantize(layer.train()).clone()
         assert torch.equal(self.format.dequantize(layer.eval()), trained)
 
+    def test_it_is_the_same_under_autocast(self) -> None:
+        """Products within `dequantize` keep their dtype: they are taken with autocast off."""
+        layer = self.layer()
+        device = self.format.device(layer).type
+        plain = self.format.dequantize(layer).clone()
+        with torch.autocast(device, torch.bfloat16):
+            assert torch.equal(self.format.dequantize(layer), plain)
+
     def test_it_does_not_change_the_layer(self) -> None:
         layer = self.layer()
         before = _contents(layer)

@@ -138,8 +138,13 @@ def _row(path: str, layer: nn.Module, own: Quantizer | None = None, **facts: Any
     if len(takers) != 1:
         return LayerRow(path, type(base).__name__, None, "unknown", **facts)
     own = takers[0]
-    details = ", ".join(f"{key} {value}" for key, value in own.describe(base).items())
+    details = ", ".join(f"{key} {_shown(value)}" for key, value in own.describe(base).items())
     return LayerRow(path, type(base).__name__, own.shape(base), own.name, details, **facts)
+
+
+def _shown(value: Any) -> str:
+    """A list of sizes as ``128 x 128``."""
+    return " x ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
 
 
 def _why_not(path: str, layer: nn.Module, model: nn.Module, config: LoraConfig) -> str:

@@ -35,8 +35,6 @@ FAULTS = {
     "second_halved": "the name 'halved' is taken by plugin 'good' of good; QUANTLORA_DISABLE=good "
     "makes room for this one.",
     "reserved_name": "the name 'auto' is reserved: choose another one.",
-    "matches_raises": "fragile.matches() failed: AttributeError: 'Linear' object has no attribute "
-    "'qweight'.",
     "api_too_new": "it is written for plugin API 99, this quantlora has 1: upgrade quantlora.",
     "api_not_a_number": "its QUANTLORA_API must be an integer, got 'newest'.",
     "no_hooks": "it implements no hook: mark its functions with quantlora.hookimpl.",
@@ -52,7 +50,6 @@ FAST = (
     "hook_raises",
     "wrong_result",
     "second_halved",
-    "matches_raises",
     "api_too_new",
 )
 
@@ -130,6 +127,41 @@ def test_all_faulty_plugins_together_disturb_nobody(probe):
     assert found["plain"] is True
     assert found["good"] is True
     assert set(disabled(found)) == set(FAULTS)
+
+
+MATCHES = "fragile.matches() failed: AttributeError: 'Linear' object has no attribute 'qweight'."
+
+
+def test_a_plugin_whose_matches_raises_is_left_out_of_that_layer_only(probe):
+    found = probe("good", "matches_raises")
+    assert disabled(found) == {}
+    assert found["plain"] is True
+    assert "Packed" in found["unknown_layer"]
+    assert "is disabled for layers of __main__.Packed: " + MATCHES in found["unknown_layer"]
+    texts = [text for text, _ in found["warnings"]]
+    assert len(texts) == len({text.partition(":")[0] for text in texts})
+    assert all(MATCHES in text for text in texts)
+
+
+def test_the_same_plugin_takes_the_layers_that_it_can_look_at(monkeypatch):
+    from torch import nn
+
+    from quantlora.discovery.entry_points import PluginRecord
+    from quantlora.discovery.offers import QUANTIZERS, Offer
+    from quantlora.discovery.registration import registry
+
+    class Bilinears(type(registry().quantizers["float"])):
+        name, module, is_float = "bilinears", "torch", False
+
+        def matches(self, layer):
+            return layer.in1_features > 0
+
+    offer = Offer(PluginRecord("b", "b", "1", "b"), QUANTIZERS, "bilinears", Bilinears())
+    monkeypatch.setattr(registry(), "offers", [*registry().offers, offer])
+    monkeypatch.setitem(registry().quantizers, "bilinears", offer.item)
+    with pytest.warns(UserWarning, match="disabled for layers of .*Linear with weight Parameter"):
+        assert offer.item not in registry().candidates(nn.Linear(2, 2))
+    assert registry().candidates(nn.Bilinear(2, 2, 2)) == [offer.item]
 
 
 def test_a_disabled_plugin_is_neither_loaded_nor_warned_about(probe):

@@ -31,7 +31,7 @@ def affine_of(
             f"{layer.path}: format {quantizer.name!r} has no zero-points to hold the update; use "
             f'mode="requantize" or mode="dequantize".'
         )
-    return weight
+    return weight.by_row()  # an update is another one for each output
 
 
 def affine_quantizer(own: Quantizer, path: str) -> Quantizer:
@@ -69,7 +69,7 @@ def _with_room(weight: AffineWeight) -> AffineWeight:
         return weight
     return replace(
         weight,
-        codes=torch.where(weight.by_input(dead), 0, weight.codes),
+        codes=torch.where(weight.spread(dead), 0, weight.codes),
         scales=torch.where(dead, 1.0, weight.scales),
         zeros=torch.where(dead, 0.0, weight.zeros),
     )
