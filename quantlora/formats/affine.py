@@ -48,14 +48,14 @@ class AffineWeight:
 
     def __post_init__(self) -> None:
         out_features, in_features = self.codes.shape
-        rows = _groups(out_features, self.out_group_size, self.out_group_index)
-        columns = _groups(in_features, self.group_size, self.group_index)
         for name, grouped in (("scales", self.scales), ("zeros", self.zeros)):
-            if tuple(grouped.shape) != (rows, columns):
+            rows, columns = grouped.shape
+            fits = _fits(rows, out_features, self.out_group_size, self.out_group_index)
+            if not (fits and _fits(columns, in_features, self.group_size, self.group_index)):
                 raise BackendError(
-                    f"AffineWeight: {name} are {tuple(grouped.shape)}, and codes "
-                    f"{tuple(self.codes.shape)} in groups of {self.out_group_size} outputs and "
-                    f"{self.group_size} inputs have {(rows, columns)}."
+                    f"AffineWeight: {name} are {rows} x {columns}, which are not the groups of "
+                    f"{self.out_group_size} outputs and {self.group_size} inputs of codes "
+                    f"{out_features} x {in_features}."
                 )
 
     def dequantize(self) -> Tensor:
@@ -66,9 +66,9 @@ class AffineWeight:
             grouped = torch.unflatten(weight, 1, (groups, -1))
             grouped.sub_(by_row.zeros.unsqueeze(-1)).mul_(by_row.scales.unsqueeze(-1))
             return weight
-        return weight.sub_(self.spread(self.zeros)).mul_(self.spread(self.scales))
+        return weight.sub_(self.by_input(self.zeros)).mul_(self.by_input(self.scales))
 
-    def spread(self, grouped: Tensor) -> Tensor:
+    def by_input(self, grouped: Tensor) -> Tensor:
         """``(out groups, groups)`` as one value for each code, ``(out_features, in_features)``."""
         rows = self._by_output(grouped)
         return spread(rows, self.codes.shape[1], self.group_index, self.group_size)
@@ -119,5 +119,5 @@ def pool(x: Tensor, groups: int, group_index: Tensor | None) -> Tensor:
     return sums.index_add(-1, group_index.to(x.device), x)
 
 
-def _groups(features: int, size: int, index: Tensor | None) -> int:
-    return -(-features // size) if index is None else int(index.max()) + 1
+def _fits(groups: int, features: int, size: int, index: Tensor | None) -> bool:
+    return groups == -(-features // size) if index is None else groups > int(index.max())

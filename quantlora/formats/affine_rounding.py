@@ -47,7 +47,7 @@ def refit_affine(weight: Tensor, like: AffineWeight, *, lowest_zero: int = 0) ->
     Each group keeps ``like``'s scale, its zero-point moved by whole steps (which holds QA-LoRA's
     updates, rounded), or gets a new grid where that errs less. ``like`` itself loses nothing.
     """
-    weight = weight.detach().float()
+    weight, like = weight.detach().float(), like.by_row()
     index = _index(weight, like.group_size, like.group_index)
     old = _Grid(like.scales, like.zeros.float(), like.bits)
     sym = bool((old.zeros == 2 ** (like.bits - 1)).all())

@@ -69,7 +69,7 @@ def _with_room(weight: AffineWeight) -> AffineWeight:
         return weight
     return replace(
         weight,
-        codes=torch.where(weight.spread(dead), 0, weight.codes),
+        codes=torch.where(weight.by_input(dead), 0, weight.codes),
         scales=torch.where(dead, 1.0, weight.scales),
         zeros=torch.where(dead, 0.0, weight.zeros),
     )
