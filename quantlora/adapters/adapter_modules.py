@@ -85,17 +85,6 @@ def unfrozen_adapters(module: nn.Module) -> set[str]:
     return found
 
 
-def own_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """All modules by path, also under a second path; what is inside ours is left out."""
-    inside = None
-    for path, module in frozen_modules(model, repeat=True):
-        if inside is not None and path.startswith(inside):
-            continue
-        ours = isinstance(module, OURS)
-        inside = f"{path}." if ours else None
-        yield path, module
-
-
 def plain_module(module: nn.Module) -> tuple[nn.Module, str]:
     """The frozen module in one of ours, and its name in there with a dot after it."""
     if isinstance(module, LoraLayer):

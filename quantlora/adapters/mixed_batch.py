@@ -20,7 +20,7 @@ from quantlora.adapters.modules_to_save import ModulesToSaveWrapper
 from quantlora.errors import AdapterError
 from quantlora.layers.adapter_module import AdapterModule
 from quantlora.layers.calls import Calls
-from quantlora.layers.give_samples import give_samples, give_samples_back
+from quantlora.layers.give_samples import give_samples
 from quantlora.layers.sub_batch import PromptAdapters
 from quantlora.transformers_models import time_first
 
@@ -86,7 +86,7 @@ def assign_samples(
     if copies > 1:
         names = PromptAdapters(names)
         names.copies = copies
-    return give_samples(layers, names, turned)
+    return give_samples(layers, dict.fromkeys(map(id, layers), names), {*map(id, turned)})
 
 
 def _time_first(adapted: AdaptedModel, batch_dim: int | None) -> list[AdapterModule]:
@@ -120,4 +120,5 @@ def _nearest(found: Mapping[str, bool], path: str) -> bool:
 
 def restore_samples(model: nn.Module, before: Calls) -> None:
     """From now on, samples go as they did ``before``, in a mixed batch around this one too."""
-    give_samples_back([layer for _, layer in adapter_modules(model)], before)
+    layers = [layer for _, layer in adapter_modules(model)]
+    give_samples(layers, before.samples, before.time_first)

@@ -175,8 +175,11 @@ def adapter_tensors(
 
 def _file_name(name: str, tokens: list[str]) -> str:
     """A frozen parameter's name as PEFT has it: a layer with trained tokens is two deep there."""
-    found = next((prefix for prefix in tokens if name.startswith(prefix)), None)
-    return name.replace(found, f"{found[:-11]}token_adapter.base_layer.") if found else name
+    for prefix in tokens:
+        if name.startswith(prefix):
+            outer, inner = prefix.removesuffix("base_layer."), name.removeprefix(prefix)
+            return f"{outer}token_adapter.base_layer.{inner}"
+    return name
 
 
 def _tied_tensors(

@@ -13,8 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from quantlora.adapters.adapted_model import AdaptedModel
-from quantlora.adapters.adapter_modules import lora_layers, own_modules
-from quantlora.adapters.state import adapter_state, known_adapter
 from quantlora.checkpoint.keys import file_key
 from quantlora.checkpoint.load import put_on
 from quantlora.checkpoint.target_names import minimal_names
@@ -57,8 +55,9 @@ def add_weighted_adapter(
         ConfigError: ``combination_type`` or a setting is unknown or out of range.
     """
     _check_numbers(adapters, weights, combination_type, density, majority_sign_method)
-    _check_adapters(model, adapters, adapter_name, combination_type)
-    configs = [known_adapter(model, name) for name in adapters]
+    adapted = AdaptedModel.of(model)
+    _check_adapters(adapted, adapters, adapter_name, combination_type)
+    configs, layers = [adapted.state.known(name) for name in adapters], adapted.lora_layers
     recipe = Recipe(
         weights=dict(zip(adapters, map(float, weights), strict=True)),
         kind=combination_type,
@@ -72,22 +71,22 @@ def add_weighted_adapter(
     for name in adapters:  # no decomposition takes NaN, and pruning may drop it
         parts = {
             file_key(plain_path(path), key): tensor
-            for path, layer in lora_layers(model)
+            for path, layer in layers.items()
             if name in layer.adapters
             for key, tensor in layer.adapter_tensors(name).items()
         }
         _check_finite(parts, adapter_name, adapters)
-    combined = {path: combine_layer(layer, recipe) for path, layer in lora_layers(model)}
-    combined = {plain_path(path): tensors for path, tensors in combined.items() if tensors}
+    found = {plain_path(p): combine_layer(layer, recipe) for p, layer in layers.items()}
+    combined = {path: tensors for path, tensors in found.items() if tensors}
     ranks = {path: len(next(iter(tensors.values()))) for path, tensors in combined.items()}
-    config = _config(model, configs[0], ranks, recipe.lora_bias)
+    config = _config(adapted, configs[0], ranks, recipe.lora_bias)
     files = {
         file_key(path, name): tensor
         for path, tensors in combined.items()
         for name, tensor in tensors.items()
     }
     _check_finite(files, adapter_name, adapters)
-    put_on(AdaptedModel(model), config, files, adapter_name, f"the combination {adapter_name!r}")
+    put_on(adapted, config, files, adapter_name, f"the combination {adapter_name!r}")
 
 
 def _check_finite(tensors: Mapping[str, Tensor], adapter: str, parts: Sequence[str]) -> None:
@@ -118,14 +117,13 @@ def _check_numbers(
         raise ConfigError(f"combination_type {kind!r} needs a density in (0, 1], got {density!r}.")
 
 
-def _check_adapters(model: nn.Module, parts: Sequence[str], adapter: str, kind: str) -> None:
+def _check_adapters(adapted: AdaptedModel, parts: Sequence[str], adapter: str, kind: str) -> None:
     check_name(adapter)
-    state = adapter_state(model)
-    configs = {name: state.known(name) for name in parts}
-    state.check_free(adapter)
+    configs = {name: adapted.state.known(name) for name in parts}
+    adapted.state.check_free(adapter)
     for name, config in configs.items():
         others = config.modules_to_save or config.trainable_token_indices
-        if others or config.bias != "none" or _has_parameters(model, name):
+        if others or config.bias != "none" or _has_parameters(adapted, name):
             raise AdapterError(
                 f"adapter {name!r} trains more than LoRA layers (modules_to_save, bias, "
                 f"target_parameters or a whole attention), and these cannot be combined."
@@ -137,17 +135,17 @@ def _check_adapters(model: nn.Module, parts: Sequence[str], adapter: str, kind: 
             )
 
 
-def _has_parameters(model: nn.Module, adapter: str) -> bool:
-    layers = (layer for _, layer in lora_layers(model) if adapter in layer.adapters)
+def _has_parameters(adapted: AdaptedModel, adapter: str) -> bool:
+    layers = [layer for layer in adapted.lora_layers.values() if adapter in layer.adapters]
     return any(isinstance(layer, LoraParameters) for layer in layers)
 
 
 def _config(
-    model: nn.Module, first: LoraConfig, ranks: dict[str, int], lora_bias: bool
+    adapted: AdaptedModel, first: LoraConfig, ranks: dict[str, int], lora_bias: bool
 ) -> LoraConfig:
     """Scale 1 everywhere; a rank that is not the usual one is told by its layer's path."""
     usual, others = as_pattern(ranks)
-    rest = (path for name, _ in own_modules(model) if (path := plain_path(name)) not in ranks)
+    rest = (path for path in map(plain_path, adapted.modules) if path not in ranks)
     return LoraConfig(
         r=usual,
         lora_alpha=usual,

@@ -9,7 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from quantlora.adapters.adapter_modules import own_modules
+from quantlora.adapters.adapted_model import AdaptedModel
 from quantlora.discovery.registration import registry
 from quantlora.formats.quantizer import Quantizer
 from quantlora.layers.layer import LoraLayer
@@ -22,9 +22,13 @@ STRATEGIES = (DDP, FSDP2, ZERO2, ZERO3)
 class Case:
     """What every check looks at."""
 
-    model: nn.Module
+    adapted: AdaptedModel
     strategy: str
     mixed_precision: torch.dtype | None
+
+    @property
+    def model(self) -> nn.Module:
+        return self.adapted.model
 
     @property
     def shards(self) -> bool:
@@ -34,7 +38,7 @@ class Case:
     @cached_property
     def packed(self) -> list[tuple[str, nn.Module, Quantizer]]:
         """The layers that are not float, by path, with their format."""
-        return list(_packed(self.model))
+        return list(_packed(self.adapted))
 
     def codes(self) -> Iterator[tuple[str, Tensor]]:
         """The parameters that hold codes, by path of their layer, where they can be cut."""
@@ -44,8 +48,8 @@ class Case:
                 yield path, codes
 
 
-def _packed(model: nn.Module) -> Iterator[tuple[str, nn.Module, Quantizer]]:
-    for path, module in own_modules(model):
+def _packed(adapted: AdaptedModel) -> Iterator[tuple[str, nn.Module, Quantizer]]:
+    for path, module in adapted.modules.items():
         if isinstance(module, LoraLayer):
             base, quantizers = module.base_layer, [module.quantizer]
         else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from quantlora.adapters.adapted_model import AdaptedModel
 from quantlora.distributed.case import FSDP2, STRATEGIES, Case
 from quantlora.distributed.findings import DistributedReport
 from quantlora.distributed.notes import NOTES
@@ -29,7 +30,7 @@ def check_distributed(
     """
     if strategy not in STRATEGIES:
         raise ConfigError(f"strategy must be one of {', '.join(STRATEGIES)}, got {strategy!r}.")
-    case = Case(model, strategy, mixed_precision)
+    case = Case(AdaptedModel(model), strategy, mixed_precision)
     problems = [finding for check in PROBLEMS for finding in check(case)]
     notes = [finding for check in NOTES for finding in check(case)]
     return DistributedReport(strategy, tuple(problems), tuple(notes))

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from quantlora.adapters.adapter_modules import lora_layers
 from quantlora.distributed.case import DDP, FSDP2, Case, short
 from quantlora.distributed.findings import Finding
 from quantlora.formats.offloaded import is_offloaded
@@ -77,7 +76,8 @@ def _mixed_trainable(case: Case) -> Iterator[Finding]:
 
 def _merged(case: Case) -> Iterator[Finding]:
     """The base from before a merge is kept outside the model's parameters, and is not shared."""
-    paths = tuple(path for path, layer in lora_layers(case.model) if layer.bases_before_merge)
+    layers = case.adapted.lora_layers.items()
+    paths = tuple(path for path, layer in layers if layer.bases_before_merge)
     if paths:
         yield Finding(
             "an adapter is merged into it.",

@@ -84,11 +84,11 @@ def export_merged(
     adapted = AdaptedModel.of(model)
     names = chosen_adapters(adapted.state, adapters)
     check_enabled(adapted.state)
-    check_mode(model, names, mode)
+    check_mode(adapted, names, mode)
     target = _free(Path(folder))
     fixed = is_transformers_model(model)
     floating = dtype or outer_dtype(adapted) or torch.float32
-    source = MergedTensors(model, names, mode, floating, fixed)
+    source = MergedTensors(adapted, names, mode, floating, fixed)
     with biases_of(adapted.state, names), _staged(target) as staging:
         writer = ShardWriter(staging, max_shard_size)
         writer.write(_shown(source, progress))

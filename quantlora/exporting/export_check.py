@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from quantlora.adapters.adapted_model import AdaptedModel
-from quantlora.adapters.adapter_modules import lora_layers
 from quantlora.adapters.not_runnable import idle
 from quantlora.discovery.registration import registry
 from quantlora.errors import MergeError, warn
@@ -56,10 +55,11 @@ def check_export(folder: Path, source: MergedTensors, inputs: Mapping[str, Tenso
     model: Any = source.model
     loaded = _load(folder, source)
     unreached: set[str] = set()
-    with active_only(model, source.names), never_called(model, unreached):
+    adapted = source.adapted
+    with active_only(adapted, source.names), never_called(adapted, unreached):
         asked = (inputs, outputs(model, inputs)) if inputs else usable_inputs(model)
     runs = not idle(AdaptedModel(loaded))
-    unreached |= set() if runs else set(dict(lora_layers(model)))
+    unreached |= set() if runs else {*adapted.lora_layers}
     weights = _weights(loaded, source, unreached)  # first: some kernels repack at their forward
     if not runs:
         asked = None
@@ -129,13 +129,13 @@ def _say_no_inputs(model: nn.Module) -> None:
 @torch.no_grad()
 def _weights(loaded: nn.Module, source: MergedTensors, unreached: set[str]) -> dict[str, float]:
     """The first and the last adapted layer, and those that no output tells of."""
-    paths = dict(lora_layers(source.model))
+    paths = source.adapted.lora_layers
     wanted = dict.fromkeys((next(iter(paths)), next(reversed(paths)), *sorted(unreached)))
     return {path: _weight_error(loaded, source, path) for path in wanted}
 
 
 def _weight_error(loaded: nn.Module, source: MergedTensors, path: str) -> float:
-    base, quantizer = source.merged(path, dict(lora_layers(source.model))[path])
+    base, quantizer = source.merged(path, source.adapted.lora_layers[path])
     wanted = quantizer.dequantize(base).float().cpu()
     layer = loaded.get_submodule(path)
     reader = quantizer if quantizer.is_float else registry().match(path, layer)

@@ -8,7 +8,8 @@ from typing import Any
 
 from torch import nn
 
-from quantlora.adapters.adapter_modules import frozen_modules, lora_layers
+from quantlora.adapters.adapted_model import AdaptedModel
+from quantlora.adapters.adapter_modules import frozen_modules, plain_module
 from quantlora.discovery.registration import registry
 from quantlora.errors import MergeError
 from quantlora.exporting.export_tensors import MergedTensors, both_ends
@@ -20,14 +21,15 @@ from quantlora.transformers_models import is_transformers_model
 MODES = ("dequantize", "requantize", "exact")
 
 
-def check_mode(model: nn.Module, names: tuple[str, ...], mode: str) -> None:
+def check_mode(adapted: AdaptedModel, names: tuple[str, ...], mode: str) -> None:
     """Raise `MergeError` for an unknown mode, or where config.json could not tell the format."""
     if mode not in MODES:
         raise MergeError(f"mode must be one of {', '.join(MODES)}, got {mode!r}.")
-    formats = {path: layer.plain_base[1].name for path, layer in lora_layers(model)}
+    model, layers = adapted.model, adapted.lora_layers.items()
+    formats = {path: layer.plain_base[1].name for path, layer in layers}
     packed = {path: name for path, name in formats.items() if name != FLOAT}
     if mode == "exact" and is_transformers_model(model):
-        _check_all_adapted(model, names)
+        _check_all_adapted(adapted, names)
     kept = getattr(getattr(model, "config", None), "quantization_config", None)
     if mode == "requantize" and packed and is_transformers_model(model) and kept is None:
         path, name = next(iter(packed.items()))
@@ -38,13 +40,13 @@ def check_mode(model: nn.Module, names: tuple[str, ...], mode: str) -> None:
         )
 
 
-def _check_all_adapted(model: nn.Module, names: tuple[str, ...]) -> None:
+def _check_all_adapted(adapted: AdaptedModel, names: tuple[str, ...]) -> None:
     """An exact merge changes the format, and config.json can name one format only."""
-    layers = (layer for _, layer in lora_layers(model) if {*names} & {*layer.adapters})
-    adapted = {id(layer.plain_base[0]) for layer in layers}
-    for path, module in frozen_modules(model):
+    layers = [layer for layer in adapted.lora_layers.values() if {*names} & {*layer.adapters}]
+    bases = {id(layer.plain_base[0]) for layer in layers}
+    for path, module in frozen_modules(adapted.model):
         if (
-            id(module) not in adapted
+            id(module) not in bases
             and not isinstance(module, LoraLayer)
             and registry().packed_format(module)
         ):
@@ -82,7 +84,7 @@ def _quantization(source: MergedTensors) -> dict[str, Any]:
     """What config.json says of the layers that were packed anew."""
     layers = {path: layer for path, (layer, _) in source.repacked.items()}
     path, (_, quantizer) = next(iter(source.repacked.items()))
-    found = quantizer.checkpoint_config(layers, {**_float_linears(source.model), **layers})
+    found = quantizer.checkpoint_config(layers, {**_float_linears(source.adapted), **layers})
     if found is None:
         raise MergeError(
             f"{path}: Transformers cannot load format {quantizer.name!r}, so nobody could load the "
@@ -91,11 +93,7 @@ def _quantization(source: MergedTensors) -> dict[str, Any]:
     return found
 
 
-def _float_linears(model: nn.Module) -> dict[str, nn.Module]:
-    inside = {id(module) for _, layer in lora_layers(model) for module in layer.modules()}
-    found = frozen_modules(model)
-    return {
-        p: module
-        for p, module in found
-        if isinstance(module, nn.Linear) and id(module) not in inside
-    }
+def _float_linears(adapted: AdaptedModel) -> dict[str, nn.Module]:
+    others = {p: m for p, m in adapted.modules.items() if not isinstance(m, LoraLayer)}
+    plain = {path: plain_module(module)[0] for path, module in others.items()}
+    return {path: module for path, module in plain.items() if isinstance(module, nn.Linear)}

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from quantlora.adapters.adapter_modules import OURS, embedding_ends, frozen_modules, own_modules
+from quantlora.adapters.adapted_model import AdaptedModel
+from quantlora.adapters.adapter_modules import OURS, embedding_ends, frozen_modules
 from quantlora.adapters.modules_to_save import ModulesToSaveWrapper
 from quantlora.discovery.registration import registry
 from quantlora.errors import MergeError
@@ -36,10 +37,15 @@ class MergedTensors:
     """
 
     def __init__(
-        self, model: nn.Module, names: tuple[str, ...], mode: str, dtype: torch.dtype, fixed: bool
+        self,
+        adapted: AdaptedModel,
+        names: tuple[str, ...],
+        mode: str,
+        dtype: torch.dtype,
+        fixed: bool,
     ) -> None:
-        self.model, self.names, self.mode, self.dtype = model, names, mode, dtype
-        self.fixed = fixed
+        self.adapted, self.model = adapted, adapted.model
+        self.names, self.mode, self.dtype, self.fixed = names, mode, dtype, fixed
         self._seen: set[int] = set()
         #: What an exact merge has put in another format: the layers without their values.
         self.repacked: dict[str, tuple[nn.Module, Quantizer]] = {}
@@ -56,7 +62,7 @@ class MergedTensors:
 
     def _shared(self, written: set[str]) -> Iterator[tuple[str, Tensor]]:
         """What had another name as well: the export's config says that nothing is tied."""
-        for path, module in own_modules(self.model):
+        for path, module in self.adapted.modules.items():
             if isinstance(module, OURS):
                 continue
             for name, tensor in module._parameters.items():

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from quantlora.adapters.adapter_modules import adapter_modules, lora_layers
+from quantlora.adapters.adapted_model import AdaptedModel
 from quantlora.exporting.sample_inputs import candidate_inputs
 
 Inputs = Mapping[str, Tensor]
@@ -84,9 +84,9 @@ def furthest(found: list[Tensor], wanted: list[Tensor]) -> float:
 
 
 @contextmanager
-def active_only(model: nn.Module, names: Iterable[str]) -> Iterator[None]:
+def active_only(adapted: AdaptedModel, names: Iterable[str]) -> Iterator[None]:
     """Within the block ``names`` are the active adapters; nothing else changes."""
-    before = [(module, module.active) for _, module in adapter_modules(model)]
+    before = [(module, module.active) for module in adapted.adapter_modules.values()]
     names = tuple(names)
     for module, _ in before:
         module.activate(names)
@@ -98,10 +98,10 @@ def active_only(model: nn.Module, names: Iterable[str]) -> Iterator[None]:
 
 
 @contextmanager
-def never_called(model: nn.Module, paths: set[str]) -> Iterator[None]:
+def never_called(adapted: AdaptedModel, paths: set[str]) -> Iterator[None]:
     """Leave in ``paths`` the LoRA layers that no forward within the block has called."""
     hooks = []
-    for path, layer in lora_layers(model):
+    for path, layer in adapted.lora_layers.items():
         paths.add(path)
         hooks.append(layer.register_forward_hook(lambda *_, path=path: paths.discard(path)))
     try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Set
 from dataclasses import replace
 
 from quantlora.layers.adapter_module import AdapterModule
@@ -11,36 +11,24 @@ from quantlora.layers.calls import Calls, calls, store
 
 def give_samples(
     modules: Collection[AdapterModule],
-    names: tuple[str, ...] | None,
-    time_first: Collection[AdapterModule] = (),
+    samples: Mapping[int, tuple[str, ...]],
+    time_first: Set[int] = frozenset(),
 ) -> Calls:
-    """From now on, in this thread, sample i goes through ``names[i]``; None: no mixed batch.
+    """From now on, in this thread, ``modules`` have these samples, or are in no mixed batch.
 
     Args:
-        time_first: those of ``modules`` that compute with (time, batch, features).
+        samples, time_first: by ``id`` of the module, as in `Calls`; other modules than these stay.
 
     Returns:
-        What held before, for `give_samples_back`.
+        What held before. Its ``samples`` and ``time_first``, given again, restore it.
     """
-    before = calls()
-    keys, later = ({id(module) for module in some} for some in (modules, time_first))
-    others = {key: names for key, names in calls().samples.items() if key not in keys}
-    given = {} if names is None else dict.fromkeys(keys, names)
-    turned = calls().time_first - keys | later
-    store(replace(calls(), samples={**others, **given}, time_first=turned))
+    before, keys = calls(), {id(module) for module in modules}
+    others = {key: names for key, names in before.samples.items() if key not in keys}
+    given = {key: names for key, names in samples.items() if key in keys}
+    turned = keys & time_first
+    time_first = before.time_first - keys | turned
+    store(replace(before, samples=others | given, time_first=time_first))
     for module in modules:
-        module._traced_samples = names
-        module._traced_time_first = id(module) in later
-    return before
-
-
-def give_samples_back(modules: Collection[AdapterModule], before: Calls) -> None:
-    """Let ``modules`` have the samples that they had ``before``: of a block around this one."""
-    keys, now = {id(module) for module in modules}, calls()
-    samples = {key: names for key, names in now.samples.items() if key not in keys}
-    samples |= {key: names for key, names in before.samples.items() if key in keys}
-    turned = now.time_first - keys | before.time_first & keys
-    store(replace(now, samples=samples, time_first=turned))
-    for module in modules:
-        module._traced_samples = samples.get(id(module))
+        module._traced_samples = given.get(id(module))
         module._traced_time_first = id(module) in turned
+    return before
