@@ -24,8 +24,11 @@ from .config.patterns import (
     by_pattern as by_pattern,
     unmatched_patterns as unmatched_patterns,
 )
-from .discovery.best_quantizer import best_quantizer as best_quantizer
-from .discovery.registration import forget_plugins as forget_plugins, registry as registry
+from .discovery.registration import (
+    best_quantizer as best_quantizer,
+    forget_plugins as forget_plugins,
+    registry as registry,
+)
 from .distributed.check import check_distributed as check_distributed
 from .distributed.findings import (
     DistributedReport as DistributedReport,
@@ -50,7 +53,6 @@ from .errors import (
 from .exporting.export import ExportReport as ExportReport, export_merged as export_merged
 from .files.atomic_file import write_file as write_file
 from .files.atomic_set import write_set as write_set
-from .files.new_folder import new_folder as new_folder
 from .files.reference import (
     WeightFiles as WeightFiles,
     folder_or_download as folder_or_download,
@@ -62,6 +64,7 @@ from .files.safetensors_file import (
     write_tensors as write_tensors,
 )
 from .files.shards import shard_files as shard_files
+from .files.staging import new_folder as new_folder
 from .files.stream_tensors import TensorSource as TensorSource
 from .formats.affine import (
     AffineWeight as AffineWeight,

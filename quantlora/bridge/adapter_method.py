@@ -11,9 +11,12 @@ from torch import nn
 
 from quantlora.adapters.state import set_state
 from quantlora.bridge.adapter_names import refuse_adapter_names
-from quantlora.bridge.flags import HOTSWAP_FLAG, TRAINABLE_FLAG
 from quantlora.errors import AdapterError
 
+#: What Trainer looks at before it trains a quantized model.
+TRAINABLE_FLAG = "_hf_peft_config_loaded"
+#: Where Transformers remembers ``enable_peft_hotswap``.
+HOTSWAP_FLAG = "_hotswap_enabled"
 #: Also on a Transformers model within another one that was wrapped.
 SAVE = "save_pretrained"
 

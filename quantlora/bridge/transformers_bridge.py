@@ -10,9 +10,8 @@ from torch import nn
 
 from quantlora.adapters.adapter_modules import adapter_modules, frozen_modules
 from quantlora.adapters.state import adapter_state, set_state
-from quantlora.bridge.adapter_method import SAVE, AdapterMethod
+from quantlora.bridge.adapter_method import SAVE, TRAINABLE_FLAG, AdapterMethod
 from quantlora.bridge.adapter_names import accept_adapter_names
-from quantlora.bridge.flags import TRAINABLE_FLAG
 from quantlora.bridge.transformers_methods import METHODS
 from quantlora.bridge.trl_references import teach_trl
 from quantlora.transformers_models import is_transformers_model

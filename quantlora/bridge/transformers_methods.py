@@ -19,9 +19,8 @@ from quantlora.adapters.adapted_model import AdaptedModel
 from quantlora.adapters.adapter_dtype import match_base_dtype
 from quantlora.adapters.disabling import disable_adapters, enable_adapters
 from quantlora.adapters.state import adapter_state
-from quantlora.bridge.adapter_method import detach
+from quantlora.bridge.adapter_method import HOTSWAP_FLAG, detach
 from quantlora.bridge.embeddings import resize_token_embeddings, tie_weights
-from quantlora.bridge.flags import HOTSWAP_FLAG
 from quantlora.bridge.generation import generate
 from quantlora.bridge.transformers_saving import (
     create_or_update_model_card,

@@ -1,16 +1,17 @@
-"""The command line: ``quantlora <command>``. One file per command, registered below.
+"""The command line: ``quantlora <command>``.
 
-Command files import torch inside their functions only, so that ``--help`` is quick.
+Commands import torch inside their functions only, so that ``--help`` is quick.
 """
 
 from __future__ import annotations
 
 import importlib.metadata
+import json as json_format
 from typing import Annotated
 
 import typer
 
-from quantlora.cli import inspect_cmd, plugins_cmd
+from quantlora.cli import plugins_cmd
 from quantlora.cli.any_hyphens import AnyHyphens
 from quantlora.cli.frame import FriendlyGroup
 from quantlora.env.command import env
@@ -40,7 +41,38 @@ def main(
     """LoRA adapters on any quantized PyTorch model."""
 
 
+def inspect(
+    model: Annotated[str, typer.Argument(help="A model's folder, or its hub id.")],
+    backend: Annotated[str, typer.Option(help="As in `wrap`.")] = "auto",
+    rank: Annotated[int, typer.Option(min=1, help="Rank of the adapter.")] = 8,
+    targets: Annotated[
+        str, typer.Option(help="Comma-separated layer names, or all-linear.")
+    ] = "all-linear",
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Show what wrap would do to MODEL: layers, formats, memory, adapter size. Loads no weights.
+
+    Exit code: 0, the model can be loaded and wrapped here; 1, it cannot.
+    """
+    from rich.console import Console
+
+    from quantlora.env.clean_output import strays_to_stderr
+
+    chosen = targets if targets == "all-linear" else targets.split(",")
+    with strays_to_stderr():
+        from quantlora.inspection.report import inspect_model
+        from quantlora.inspection.show import show
+
+        found = inspect_model(model, backend, r=rank, target_modules=chosen)
+    if json:
+        typer.echo(json_format.dumps(found.as_json(), indent=2))
+    else:
+        show(found, Console(highlight=False))
+    if found.problem or found.problems:
+        raise typer.Exit(1)
+
+
 # The commands, in the order of ``quantlora --help``.
 app.command("env", cls=AnyHyphens)(env)
-app.command("inspect", cls=AnyHyphens)(inspect_cmd.inspect)
+app.command("inspect", cls=AnyHyphens)(inspect)
 app.command("plugins", cls=AnyHyphens)(plugins_cmd.plugins)

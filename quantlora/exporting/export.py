@@ -24,8 +24,8 @@ from quantlora.errors import MergeError
 from quantlora.exporting.export_check import Check, check_export
 from quantlora.exporting.export_config import check_mode, write_config
 from quantlora.exporting.export_tensors import MergedTensors
-from quantlora.files.new_folder import new_folder
 from quantlora.files.shards import ShardWriter
+from quantlora.files.staging import new_folder
 from quantlora.merging.merge import check_enabled, chosen_adapters, outer_dtype
 from quantlora.transformers_models import is_transformers_model
 

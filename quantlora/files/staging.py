@@ -1,18 +1,21 @@
 """A place to write in, beside what is to appear: nobody else's, and gone afterwards.
 
-What a kill has left is removed by the next writer, where the file system has locks to tell it from
-one at work.
+A folder appears whole so: its writers do not see each other's files, and the first that is through
+has it. What a kill has left is removed by the next writer, where the file system has locks to tell
+it from one at work.
 """
 
 from __future__ import annotations
 
 import glob
+import os
 import secrets
 import shutil
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
+from quantlora.files.fsync import flush
 from quantlora.files.lock import locked
 
 #: Stands in the names of staging folders, between the target's and a number.
@@ -39,3 +42,26 @@ def _remove_left(target: Path) -> None:
         with locked(left, wait=False) as free:
             if free:
                 shutil.rmtree(left, ignore_errors=True)
+
+
+@contextmanager
+def new_folder(target: Path) -> Iterator[Path]:
+    """A folder to write in that becomes ``target`` when the block is through.
+
+    It is called ``.<target>.partial-<number>``. What a kill has left under such a name is removed
+    by the next writer, where the file system has locks to tell it from one at work.
+
+    Args:
+        target: absolute; must not exist, or be empty.
+
+    Raises:
+        OSError: it cannot be written, or ``target`` has been filled by another meanwhile.
+    """
+    with staging_beside(target) as staging:
+        yield staging
+        for path in (*staging.rglob("*"), staging):
+            flush(path)
+        with suppress(OSError):
+            target.rmdir()  # one that has files stays, and the next line fails
+        os.rename(staging, target)
+        flush(target.parent)

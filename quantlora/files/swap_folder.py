@@ -10,16 +10,21 @@ between copy and exchange is carried over.
 
 from __future__ import annotations
 
+import ctypes
 import glob
 import os
 import secrets
 import shutil
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from errno import ENOSYS
 from pathlib import Path
 
 from quantlora.files.fsync import flush
-from quantlora.files.renameat2 import exchange
+
+_HERE = -100  # AT_FDCWD: relative to the working directory
+_EXCHANGE = 2  # RENAME_EXCHANGE, since Linux 3.15
 
 
 def swap(staging: Path, folder: Path, names: Sequence[str], gone: Sequence[str]) -> None:
@@ -119,3 +124,19 @@ def _files(top: Path, ours: set[str]) -> Iterator[Path]:
 def _newer(path: Path, target: Path) -> bool:
     new, other = path.lstat(), target.lstat()
     return new.st_ino != other.st_ino and new.st_mtime_ns > other.st_mtime_ns
+
+
+def exchange(first: Path, other: Path) -> None:
+    """Let two folders change places in one step, by ``renameat2``; nobody sees either missing.
+
+    Raises:
+        OSError: the system or the file system cannot (macOS, Windows, NFS).
+    """
+    if sys.platform != "linux":
+        raise OSError(ENOSYS, "this system cannot exchange two folders", str(first))
+    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if renameat2 is None:
+        raise OSError(ENOSYS, "this C library has no renameat2", str(first))
+    if renameat2(_HERE, os.fsencode(first), _HERE, os.fsencode(other), _EXCHANGE) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code), str(first))

@@ -6,8 +6,7 @@ from typing import Any, ClassVar
 
 import pytest
 
-from quantlora.discovery.best_quantizer import _best, best_quantizer
-from quantlora.discovery.registration import registry
+from quantlora.discovery.registration import _best, best_quantizer, registry
 from quantlora.errors import BackendError
 from quantlora.formats.quantizer import Quantizer
 from quantlora.requirements import Requirement

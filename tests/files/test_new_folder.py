@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from quantlora.files.new_folder import new_folder
+from quantlora.files.staging import new_folder
 
 
 def written(folder: Path, text: str) -> None:
