@@ -1,4 +1,4 @@
-"""What a mistyped name may have meant."""
+"""Names for a message: what a mistyped one may have meant, and not too many of them."""
 
 from __future__ import annotations
 
@@ -23,3 +23,10 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> str:
     close = near(name, names)
     hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
     return f"unknown {kind} {name!r}.{hint} Known: {', '.join(names) or 'none'}."
+
+
+def some(names: Iterable[str], limit: int = 12) -> str:
+    """``names`` for a message, not too many of them."""
+    names = list(names)
+    more = f", and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more or "none"

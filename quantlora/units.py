@@ -1,4 +1,4 @@
-"""Sizes for people."""
+"""Sizes and dtypes for people."""
 
 from __future__ import annotations
 
@@ -10,3 +10,8 @@ def format_size(count: float) -> str:
             return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1024
     raise AssertionError
+
+
+def dtype_name(dtype: object) -> str:
+    """``bfloat16``, not ``torch.bfloat16``."""
+    return str(dtype).removeprefix("torch.")

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dis
 import inspect
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from itertools import pairwise
 from types import CodeType
@@ -76,14 +76,22 @@ def _above(path: str) -> Iterator[str]:
 @cache
 def _names_read(kind: type[nn.Module]) -> frozenset[str]:
     """Every ``name`` of which a method of ``kind`` reads ``name.weight``."""
+    return frozenset(name for code in method_codes(kind, _NO_FORWARD) for name in _read_in(code))
+
+
+def method_codes(kind: type[nn.Module], left_out: Sequence[str]) -> list[CodeType]:
+    """The code of the methods of ``kind`` as they are written, inside of their decorators.
+
+    Args:
+        left_out: words in the names of methods that are of no interest.
+    """
     own = kind.__mro__[: kind.__mro__.index(nn.Module)]
     methods = (item for cls in own for item in vars(cls).items())
-    codes = (_code(value) for key, value in methods if not any(w in key for w in _NO_FORWARD))
-    return frozenset(name for code in codes if code is not None for name in _read_in(code))
+    codes = (_code(value) for key, value in methods if not any(word in key for word in left_out))
+    return [code for code in codes if code is not None]
 
 
 def _code(value: object) -> CodeType | None:
-    """The code of a method as it is written, inside of its decorators."""
     value = inspect.unwrap(value) if inspect.isfunction(value) else getattr(value, "fget", value)
     return getattr(value, "__code__", None)
 

@@ -29,8 +29,12 @@ def warn_of_later_peft(source: str, adapted: AdaptedModel, adapter: str, peft_ve
         )
 
 
-def warn_of_lone_out_proj(adapted: AdaptedModel, adapter: str) -> None:
-    """Say which trained layers of ``adapter`` have no effect in PEFT, whoever wrote the file."""
+def warn_of_lone_out_proj(adapted: AdaptedModel, adapter: str, trained: bool = False) -> None:
+    """Say which layers of ``adapter`` have no effect in PEFT, whoever wrote the file.
+
+    Args:
+        trained: only of those whose B is not zero: in a file of PEFT's the others are as they were.
+    """
     whole = set(_whole(adapted, adapter))
     parent = adapted.model.get_submodule
     lone = [
@@ -39,7 +43,8 @@ def warn_of_lone_out_proj(adapted: AdaptedModel, adapter: str) -> None:
         if adapter in layer.adapters and not isinstance(layer, LoraParameters)
         if (around := path.rpartition(".")[0]) and is_attention(parent(around))
         if around.removesuffix(".base_layer") not in whole
-        if adapter in layer.lora_B and any(map(torch.any, layer.lora_B[adapter].parameters()))
+        if adapter in layer.lora_B
+        if not trained or any(map(torch.any, layer.lora_B[adapter].parameters()))
     ]
     if lone:
         warn(

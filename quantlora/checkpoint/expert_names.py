@@ -40,28 +40,6 @@ def warn_of_expert_names(adapted: AdaptedModel, adapter: str) -> None:
         )
 
 
-def warn_of_attention_outputs(adapted: AdaptedModel, adapter: str) -> None:
-    """Say which of ``adapter``'s layers PEFT loads and never calls.
-
-    torch's attention reads ``out_proj.weight``; PEFT's layer gives the plain one there, unless the
-    attention itself is the target.
-    """
-    every = adapted.lora_layers.items()
-    passed = [
-        plain_path(path)
-        for path, layer in every
-        if adapter in layer.adapters
-        # one that is a target itself is one of ours, and what it holds is not among the modules
-        if isinstance(adapted.modules.get(path.rpartition(".")[0]), nn.MultiheadAttention)
-    ]
-    if passed:
-        warn(
-            f"PEFT loads the saved adapter of {passed[0]}{' and others' * (len(passed) > 1)}, and "
-            f"its attention gives outputs without it: load the file with quantlora, leave out_proj "
-            f"out by exclude_modules, or name the whole attention in target_modules."
-        )
-
-
 def _expert_names(model: nn.Module) -> set[str]:
     """Last names of the experts' layers in older checkpoints of this architecture."""
     if not is_transformers_model(model):

@@ -92,7 +92,7 @@ def add_loaded_adapter(
     remember(found.file, applied, name)
     if version := found.file.peft_version:
         warn_of_later_peft(source, applied, name, version)
-        warn_of_lone_out_proj(applied, name)
+        warn_of_lone_out_proj(applied, name, trained=True)
     if not is_trainable:
         _evaluate(applied, name)
     report_differences(found.file.note, applied, name, source)

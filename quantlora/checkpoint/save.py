@@ -22,7 +22,7 @@ from quantlora.checkpoint.conversion import (
     is_converted,
     written_init,
 )
-from quantlora.checkpoint.expert_names import warn_of_attention_outputs, warn_of_expert_names
+from quantlora.checkpoint.expert_names import warn_of_expert_names
 from quantlora.checkpoint.keys import PREFIX, file_key, file_path
 from quantlora.checkpoint.location import CONFIG, PICKLE, SIDE, WEIGHTS, folders_of
 from quantlora.checkpoint.model_card import card_files
@@ -105,7 +105,6 @@ def write_adapter(
     """Write ``adapter`` to the folder ``location`` itself, whatever its name."""
     config = file_config(adapted, adapted.state.known(adapter), adapter)
     warn_of_expert_names(adapted, adapter)
-    warn_of_attention_outputs(adapted, adapter)
     warn_of_lone_out_proj(adapted, adapter)
     targets = written_targets(adapted, config, adapter)
     converted = is_converted(adapted, adapter, convert)

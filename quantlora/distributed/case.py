@@ -55,7 +55,3 @@ def _packed(adapted: AdaptedModel) -> Iterator[tuple[str, nn.Module, Quantizer]]
         else:
             base, quantizers = module, registry().candidates(module)
         yield from ((path, base, quantizer) for quantizer in quantizers if not quantizer.is_float)
-
-
-def short(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterable, Iterator
 import torch
 from torch import Tensor
 
-from quantlora.distributed.case import FSDP2, ZERO2, Case, short
+from quantlora.distributed.case import FSDP2, ZERO2, Case
 from quantlora.distributed.findings import Finding
+from quantlora.units import dtype_name
 
 #: By whether the strategy shards.
 _BUFFERS = {
@@ -51,7 +52,7 @@ def _left_whole_by_accelerate(case: Case) -> Iterator[Finding]:
         yield Finding(
             "its packed weight is stored as integers, which accelerate (and so Trainer) leaves "
             "whole on each process; torch's fully_shard itself cuts it.",
-            f"To have it cut, quantize with quant_storage=torch.{short(dtype)} "
+            f"To have it cut, quantize with quant_storage=torch.{dtype_name(dtype)} "
             f"(bnb_4bit_quant_storage).",
             paths,
         )

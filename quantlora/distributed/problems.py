@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from quantlora.distributed.case import DDP, FSDP2, Case, short
+from quantlora.distributed.case import DDP, FSDP2, Case
 from quantlora.distributed.findings import Finding
 from quantlora.formats.offloaded import is_offloaded
+from quantlora.units import dtype_name
 
 
 def _offloaded(case: Case) -> Iterator[Finding]:
@@ -46,9 +47,9 @@ def _cast_codes(case: Case) -> Iterator[Finding]:
     paths = tuple(path for path, dtype in found if dtype != wanted)
     if paths:
         yield Finding(
-            f"its packed weight is stored as {short(dict(found)[paths[0]])}, and mixed precision "
-            f"would cast it to {short(wanted)}, which destroys the codes.",
-            f"Quantize with quant_storage=torch.{short(wanted)} "
+            f"its packed weight is stored as {dtype_name(dict(found)[paths[0]])}, and mixed "
+            f"precision would cast it to {dtype_name(wanted)}, which destroys the codes.",
+            f"Quantize with quant_storage=torch.{dtype_name(wanted)} "
             f"(bnb_4bit_quant_storage), or leave mixed precision off.",
             paths,
         )
@@ -65,7 +66,7 @@ def _mixed_trainable(case: Case) -> Iterator[Finding]:
     for dtypes in blocks.values():
         if len(dtypes) > 1:
             yield Finding(
-                f"is trained in {' and '.join(map(short, dtypes))} beside other parameters of "
+                f"is trained in {' and '.join(map(dtype_name, dtypes))} beside other parameters of "
                 f"its block; FSDP2 wants one dtype for all that is trained in a shard.",
                 "Cast them: for p in model.parameters(): p.data = p.data.float() if "
                 "p.requires_grad else p.data.",

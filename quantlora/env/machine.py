@@ -11,6 +11,8 @@ from functools import cache
 from pathlib import Path
 from types import MappingProxyType
 
+from quantlora.hardware import physical_memory
+
 CPUINFO = Path("/proc/cpuinfo")
 
 #: Instruction sets that change what a backend does here, by the kernel's name for each.
@@ -88,7 +90,5 @@ def _cores() -> int | None:
 
 
 def _memory() -> float | None:
-    try:
-        return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
-    except (AttributeError, ValueError, OSError):
-        return None
+    memory = physical_memory()
+    return None if memory is None else round(memory / 2**30, 1)

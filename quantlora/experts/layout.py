@@ -15,6 +15,8 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
+from quantlora.formats.around import called_otherwise
+
 #: A variable of the decorator's forward, by which it is known.
 _DECORATOR = "experts_interface"
 _LLAMA4 = "Llama4TextExperts"
@@ -58,7 +60,7 @@ class ExpertsLayout:
             return None
         stacks = [module._parameters.get(name) for name in found.names]
         fits = all(stack is not None and stack.dim() == 3 for stack in stacks)
-        return found if fits and not _called_otherwise(module) else None
+        return found if fits and not called_otherwise(module) else None
 
 
 def gated(module: Any, rows: Tensor) -> Tensor:
@@ -87,8 +89,3 @@ def is_llama4(kind: type) -> bool:
 def _is_decorated(kind: type) -> bool:
     code = getattr(kind.forward, "__code__", None)  # type: ignore[attr-defined]
     return code is not None and _DECORATOR in code.co_freevars
-
-
-def _called_otherwise(module: nn.Module) -> bool:
-    """Whether the instance has a forward of its own; accelerate's calls the class's."""
-    return "forward" in vars(module) and not hasattr(module, "_hf_hook")

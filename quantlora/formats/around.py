@@ -42,6 +42,11 @@ def own_forward(layer: nn.Module, quantizer: Quantizer) -> Callable[..., Any] | 
     return None
 
 
+def called_otherwise(module: nn.Module) -> bool:
+    """Whether the instance has a forward of its own; accelerate's calls the class's."""
+    return "forward" in vars(module) and not hasattr(module, "_hf_hook")
+
+
 def foreign_forward(layer: nn.Module, quantizer: Quantizer) -> Callable[..., Any] | None:
     """The forward of a subclass that is not the library's."""
     return None if _known(type(layer).forward, quantizer) else type(layer).forward

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from quantlora.formats.layouts import CONVOLUTIONS, EMBEDDINGS, with_weights
+from quantlora.formats.layouts import CONVOLUTIONS, EMBEDDINGS, embed_scaled, with_weights
 from quantlora.formats.twin import parametrized
 
 _STOCK = tuple(kind.forward for kind in (*EMBEDDINGS, *CONVOLUTIONS))
@@ -135,9 +135,7 @@ def _product(layer: Any, x: Tensor, weight: Tensor) -> Tensor:
     if not isinstance(layer, EMBEDDINGS):
         product: Tensor = layer._conv_forward(x, weight, None)
         return product
-    y = F.embedding(x, weight)
-    scale = getattr(layer, "embed_scale", None)  # Gemma's, behind the weight
-    return y if scale is None else y * torch.as_tensor(scale).to(y)
+    return embed_scaled(layer, F.embedding(x, weight))
 
 
 def _close(y: Any, wanted: Tensor) -> bool:

@@ -18,6 +18,7 @@ from quantlora.formats.layouts import (
 )
 from quantlora.formats.quantizer import FLOAT, Quantizer
 from quantlora.formats.trial import computes
+from quantlora.units import dtype_name
 
 _PLAIN = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -96,7 +97,7 @@ class FloatQuantizer(Quantizer):
         return cast("tuple[int, int]", (layer.out_features, layer.in_features))
 
     def describe(self, layer: nn.Module) -> dict[str, Any]:
-        return {"dtype": str(_weight(layer).dtype).removeprefix("torch.")}
+        return {"dtype": dtype_name(_weight(layer).dtype)}
 
 
 def _small_twin(layer: nn.Module) -> nn.Module:

@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from quantlora.units import dtype_name
+
 #: ``x (rows, in_features)``, contiguous, to ``x · Wᵀ (rows, out_features)`` in x's dtype.
 Product = Callable[[Tensor], Tensor]
 
@@ -51,6 +53,5 @@ def dense_copy(
         weight = dequantize()
         return lambda x: F.linear(x, weight)
 
-    name = str(dtype).removeprefix("torch.")
     nbytes = shape[0] * shape[1] * dtype.itemsize
-    return InferenceCopy(f"dense {name}", nbytes, make, most_rows=2**62)
+    return InferenceCopy(f"dense {dtype_name(dtype)}", nbytes, make, most_rows=2**62)

@@ -8,7 +8,6 @@ gradients drops it.
 from __future__ import annotations
 
 import math
-import os
 import threading
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -23,6 +22,7 @@ from quantlora.formats.inference_copy import FEW_ROWS, InferenceCopy, Product
 from quantlora.formats.offloaded import is_offloaded
 from quantlora.formats.tensor_mark import version
 from quantlora.formats.transforms import transformed
+from quantlora.hardware import physical_memory
 from quantlora.units import format_size
 
 if TYPE_CHECKING:
@@ -35,10 +35,8 @@ _RESTLESS = 3
 
 
 def _quarter_of_memory() -> int:
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // _SHARE
-    except (AttributeError, ValueError, OSError):  # a system that does not say
-        return 2**31
+    memory = physical_memory()
+    return 2**31 if memory is None else memory // _SHARE
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from abc import ABC, abstractmethod
 from collections import OrderedDict
 from typing import cast
 
+import torch
 from torch import Tensor, nn
 
 from quantlora.formats.around import computing_hooks
@@ -99,6 +100,12 @@ def conv1d() -> tuple[type[nn.Module], ...]:
 def is_linear_kind(layer: nn.Module) -> bool:
     """False for the kinds that are targeted by name only."""
     return not isinstance(layer, (*EMBEDDINGS, *CONVOLUTIONS))
+
+
+def embed_scaled(layer: nn.Module, y: Tensor) -> Tensor:
+    """``y`` times what Gemma's embeddings are multiplied with in the layer, behind the weight."""
+    scale = getattr(layer, "embed_scale", None)
+    return y if scale is None else y * torch.as_tensor(scale).to(y)
 
 
 def with_weights(like: nn.Module, weight: Tensor, bias: Tensor | None) -> nn.Module:

@@ -16,6 +16,7 @@ from torch.func import functional_call
 
 from quantlora.formats.quantizer import FLOAT, Quantizer
 from quantlora.formats.twin import call_twin, parametrized, twin
+from quantlora.units import dtype_name
 
 
 def parameter_names(module: nn.Module) -> tuple[str, ...]:
@@ -73,10 +74,7 @@ class PackedParameters(Quantizer):
         return FloatParameters().quantize(linear, like=like)
 
     def describe(self, layer: nn.Module) -> dict[str, Any]:
-        return {
-            name: str(weight.dtype).removeprefix("torch.")
-            for name, weight in weights(layer).items()
-        }
+        return {name: dtype_name(weight.dtype) for name, weight in weights(layer).items()}
 
 
 class FloatParameters(PackedParameters):

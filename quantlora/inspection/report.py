@@ -10,6 +10,7 @@ from quantlora.discovery.registration import AUTO
 from quantlora.inspection.checkpoint_format import CheckpointFormat
 from quantlora.inspection.meta_model import build_meta_model, load_config, stored_dtype
 from quantlora.inspection.sizes import FormatSize, format_sizes
+from quantlora.units import dtype_name
 from quantlora.wrapping.explain import explain
 from quantlora.wrapping.explanation import Explanation, LayerRow
 
@@ -87,7 +88,7 @@ def inspect_model(model: str, backend: str = AUTO, **fields: Any) -> Inspection:
     return Inspection(
         model,
         type(meta_model).__name__,
-        str(stored_dtype(config)).removeprefix("torch."),
+        dtype_name(stored_dtype(config)),
         sum(parameter.numel() for parameter in meta_model.parameters()),
         checkpoint,
         checkpoint.problem(backend) if checkpoint else "",

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from quantlora.errors import ConfigError, LayerError
-from quantlora.formats.layouts import EMBEDDINGS
+from quantlora.formats.layouts import EMBEDDINGS, embed_scaled
 from quantlora.formats.twin import twin
 from quantlora.layers.autograd import low_rank
 from quantlora.layers.layer import LoraLayer
@@ -74,10 +74,7 @@ class LoraEmbedding(LoraLayer):
         padding = cast("int | None", self.base_layer.padding_idx)
         by_count = cast(bool, self.base_layer.scale_grad_by_freq)
         rows = F.embedding(x, A.t(), padding, scale_grad_by_freq=by_count)
-        y: Tensor = self.scaling.operand(name) * (rows @ B.t())
-        # Gemma's embeddings are scaled in the layer itself, behind the weight.
-        scale = getattr(self.base_layer, "embed_scale", None)
-        return y if scale is None else y * torch.as_tensor(scale).to(y)
+        return embed_scaled(self.base_layer, self.scaling.operand(name) * (rows @ B.t()))
 
     def delta_weight(self, name: str, weight: Tensor) -> Tensor:
         update: Tensor = self.lora_embedding_B[name] @ self.lora_embedding_A[name]

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from quantlora.errors import ConfigError
+from quantlora.formats.layouts import embed_scaled
 from quantlora.layers.layer import LoraLayer
 from quantlora.layers.sub_batch import pick_samples
 
@@ -62,9 +63,7 @@ class TrainedTokens(LoraLayer):
             torch.cat([rows, spare]),
             scale_grad_by_freq=cast(bool, self.base_layer.scale_grad_by_freq),
         )
-        scale: Any = getattr(self.base_layer, "embed_scale", None)  # Gemma's, behind the weight
-        if scale is not None:
-            values = values * torch.as_tensor(scale).to(values)
+        values = embed_scaled(self.base_layer, values)
         padding = cast("int | None", self.base_layer.padding_idx)
         if padding is not None:  # it is not trained
             values = torch.where(torch.eq(x, padding)[..., None], values.detach(), values)

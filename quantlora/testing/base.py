@@ -15,6 +15,7 @@ from quantlora.formats.quantizer import Quantizer
 from quantlora.operations import reference
 from quantlora.operations.subject import OneLayerModel
 from quantlora.operations.trial import Trial
+from quantlora.units import dtype_name
 
 Shape = tuple[int, int]
 
@@ -125,4 +126,4 @@ class SuiteBase:
 def _id(value: Any) -> str:
     if isinstance(value, tuple):
         return "x".join(map(str, value))
-    return str(value).removeprefix("torch.")
+    return dtype_name(value)

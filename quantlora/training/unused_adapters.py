@@ -16,7 +16,7 @@ from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 
 from quantlora.adapters.adapter_modules import lora_layers
 from quantlora.errors import AdapterWarning
-from quantlora.wrapping.all_linear import some
+from quantlora.suggestions import some
 
 _watched: WeakSet[nn.Module] = WeakSet()
 _hooks: list[Any] = []

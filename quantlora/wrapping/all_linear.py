@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from quantlora.formats.quantizer import FLOAT
 from quantlora.layers.layer import LoraLayer
 from quantlora.layers.parameters import LoraParameters
 from quantlora.layers.read_weight import is_plain
+from quantlora.suggestions import some
 
 
 def looks_linear(module: nn.Module) -> bool:
@@ -83,10 +84,3 @@ def output_heads(model: nn.Module, config: LoraConfig) -> set[nn.Module]:
     classifier = type(model).__name__.endswith("ForSequenceClassification")
     names = ("score", "classifier") if classifier or config.task_type == "SEQ_CLS" else ()
     return {head for name in names if (head := getattr(model, name, None)) is not None}
-
-
-def some(names: Iterable[str], limit: int = 12) -> str:
-    """``names`` for a message, not too many of them."""
-    names = list(names)
-    more = f", and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more or "none"

@@ -33,7 +33,7 @@ def floating_names(target: Target, own: Quantizer, asked: Quantizer) -> list[str
     return [] if own.name == asked.name else list(target.parameters)
 
 
-def why_not_packed(
+def why_parameters_not_packed(
     target: Target, own: Quantizer, wanted: Quantizer, wrapper: type[LoraParameters]
 ) -> str:
     """Why the parameters of ``target`` cannot be packed by ``wanted``; empty where they can."""
@@ -43,8 +43,13 @@ def why_not_packed(
         return "parameters cannot be packed, only layers and the experts of Transformers"
     if not wanted.can_quantize_experts:
         return f"{wanted.name!r} packs layers only, no fused experts"
-    if is_offloaded(target.layer):
+    return why_not_replaced(target.layer)
+
+
+def why_not_replaced(layer: nn.Module) -> str:
+    """Why no packed layer can take the place of a float one; empty where it can."""
+    if is_offloaded(layer):
         return "its weights are offloaded (device_map) and the packed ones would not be"
-    if isinstance(target.layer, LoraLayer):
+    if isinstance(layer, LoraLayer):
         return "it has an adapter already, which refers to the float weight"
     return ""

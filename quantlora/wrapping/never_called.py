@@ -6,15 +6,14 @@ decoder call ``embed_tokens`` of their own, with the same weight.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterable, Mapping
 from types import CodeType
-from typing import Any
 
 from torch import nn
 
 from quantlora.adapters.adapted_model import AdaptedModel
 from quantlora.adapters.adapter_modules import plain_module
+from quantlora.adapters.read_by_model import method_codes
 from quantlora.config.lora_config import LoraConfig
 
 #: Methods with such words in their names do not compute.
@@ -64,15 +63,7 @@ def _is_used(modules: Mapping[str, nn.Module], path: str) -> bool:
 
 
 def _names_taken(kind: type[nn.Module]) -> set[str]:
-    own = kind.__mro__[: kind.__mro__.index(nn.Module)]
-    methods = [item for cls in own for item in vars(cls).items()]
-    codes = [_code(value) for key, value in methods if not any(w in key for w in _NO_FORWARD)]
-    return {name for code in codes if code is not None for name in _taken_in(code)}
-
-
-def _code(value: Any) -> CodeType | None:
-    value = inspect.unwrap(value) if inspect.isfunction(value) else value
-    return getattr(value, "__code__", None)
+    return {name for code in method_codes(kind, _NO_FORWARD) for name in _taken_in(code)}
 
 
 def _taken_in(code: CodeType) -> set[str]:

@@ -15,7 +15,6 @@ from quantlora.discovery.registration import registry
 from quantlora.errors import AdapterError, BackendError, ConfigError, TargetError, warn
 from quantlora.experts.stacks_format import PackedStacks
 from quantlora.formats.layouts import is_linear_kind
-from quantlora.formats.offloaded import is_offloaded
 from quantlora.formats.quantizer import Quantizer
 from quantlora.layers.adapter_module import AdapterModule
 from quantlora.layers.experts import LoraExperts, parameters_wrapper
@@ -24,7 +23,12 @@ from quantlora.layers.tied import TiedLayer
 from quantlora.layers.trained_tokens import TrainedTokens
 from quantlora.names import plain_path
 from quantlora.wrapping.all_linear import left_out
-from quantlora.wrapping.expert_formats import floating_names, parameters_format, why_not_packed
+from quantlora.wrapping.expert_formats import (
+    floating_names,
+    parameters_format,
+    why_not_replaced,
+    why_parameters_not_packed,
+)
 from quantlora.wrapping.modules_to_save import find_saved
 from quantlora.wrapping.never_called import never_called
 from quantlora.wrapping.sizes import check_not_empty, check_rank, too_wide
@@ -175,7 +179,7 @@ def _plan_parameters(target: Target, config: LoraConfig, asked: Quantizer | None
     unable = own.is_float and not asked.can_quantize_experts
     if is_all_linear(config) and unable and issubclass(wrapper, LoraExperts):
         return PlannedLayer(target, own, False, wrapper)  # nobody has named them
-    if why := why_not_packed(target, own, asked, wrapper):
+    if why := why_parameters_not_packed(target, own, asked, wrapper):
         raise _backend_error(target.path, asked, why)
     return PlannedLayer(target, PackedStacks(asked), True, wrapper)
 
@@ -215,10 +219,9 @@ def _format(path: str, layer: nn.Module, own: Quantizer, asked: Quantizer | None
     """The layer's future format: its own, or ``asked`` if it is float and that can quantize."""
     if asked is None or asked.name == own.name:
         return own
-    why = _why_not_packed(layer, own, asked)
-    if why is None:
-        return asked
-    raise _backend_error(path, asked, why)
+    if why := _why_not_packed(layer, own, asked):
+        raise _backend_error(path, asked, why)
+    return asked
 
 
 def _backend_error(path: str, asked: Quantizer, why: str) -> BackendError:
@@ -228,18 +231,14 @@ def _backend_error(path: str, asked: Quantizer, why: str) -> BackendError:
     )
 
 
-def _why_not_packed(layer: nn.Module, own: Quantizer, wanted: Quantizer) -> str | None:
+def _why_not_packed(layer: nn.Module, own: Quantizer, wanted: Quantizer) -> str:
     if not own.is_float:
         return f"it is in format {own.name!r} already"
     if not wanted.can_quantize:
         return f"{wanted.name!r} only reads layers, it cannot quantize"
     if not is_linear_kind(layer):
         return f"{type(layer).__name__} is no linear layer, and only those can be packed"
-    if is_offloaded(layer):
-        return "its weights are offloaded (device_map) and the packed ones would not be"
-    if isinstance(layer, LoraLayer):
-        return "it has an adapter already, which refers to the float weight"
-    return None
+    return why_not_replaced(layer)
 
 
 def once_each(plan: list[PlannedLayer]) -> list[PlannedLayer]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from quantlora.config.lora_config import LoraConfig
 from quantlora.errors import ConfigError, LayerError
 from quantlora.formats.quantizer import Quantizer
-from quantlora.wrapping.all_linear import some
+from quantlora.suggestions import some
 from quantlora.wrapping.target import Target
 
 

@@ -14,8 +14,8 @@ from quantlora.config.picked_paths import TargetNames, is_all_linear
 from quantlora.errors import AdapterError, TargetError
 from quantlora.layers.trained_tokens import wanted_tokens
 from quantlora.names import plain_path
-from quantlora.suggestions import near
-from quantlora.wrapping.all_linear import looks_linear, output_heads, some
+from quantlora.suggestions import near, some
+from quantlora.wrapping.all_linear import looks_linear, output_heads
 from quantlora.wrapping.attention_targets import attention_targets
 from quantlora.wrapping.parameter_targets import check_reachable, parameter_targets
 from quantlora.wrapping.target import Target

@@ -14,6 +14,7 @@ from quantlora.adapters.state import AdapterState
 from quantlora.config.lora_config import LoraConfig
 from quantlora.config.patterns import by_pattern
 from quantlora.errors import AdapterError, ConfigError, warn
+from quantlora.formats.around import called_otherwise
 from quantlora.layers.adapter_module import AdapterModule
 from quantlora.layers.dora import DoraEmbedding
 from quantlora.layers.embedding import LoraEmbedding
@@ -148,18 +149,13 @@ def _check_following(
     plain = plain_module(source)[0]
     scales = [getattr(embedding, "embed_scale", None) for embedding in (plain, module)]
     same = type(module) is type(plain) and scales[0] == scales[1]
-    usual = type(module).forward is nn.Linear.forward and not _own_forward(module)
+    usual = type(module).forward is nn.Linear.forward and not called_otherwise(module)
     fits = type(source) in (LoraEmbedding, TrainedTokens, ModulesToSaveWrapper)
     if new and not (fits and (same if isinstance(module, nn.Embedding) else usual)):
         raise AdapterError(
             f"{path} has the weight of {source.path}, but a {type(module).__name__} cannot follow "
             f"the adapters of this {type(source).__name__}: adapt it without ensure_weight_tying."
         )
-
-
-def _own_forward(module: nn.Module) -> bool:
-    """Whether the instance has a forward of its own; accelerate's calls the class's."""
-    return "forward" in vars(module) and not hasattr(module, "_hf_hook")
 
 
 def same_patterns(source: str, path: str, config: LoraConfig) -> bool:

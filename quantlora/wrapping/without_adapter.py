@@ -21,6 +21,7 @@ from quantlora.config.picked_paths import ALL_LINEAR, TargetNames, is_all_linear
 from quantlora.discovery.registration import registry
 from quantlora.layers.experts import experts_layout
 from quantlora.names import plain_path
+from quantlora.units import dtype_name
 from quantlora.wrapping.expert_targets import why_no_experts
 from quantlora.wrapping.target import Target
 
@@ -131,7 +132,7 @@ def says_left(left: Iterable[WithoutAdapter], why: str = "") -> str:
     first = left[0]
     share = sum(layer.share for layer in left)
     more = f" and {len(left) - 1} more" if len(left) > 1 else ""
-    dtypes = dict.fromkeys(str(layer.dtype).removeprefix("torch.") for layer in left)
+    dtypes = dict.fromkeys(dtype_name(layer.dtype) for layer in left)
     return (
         f"{first.path}{more} ({', '.join(dict.fromkeys(layer.kind for layer in left))}) hold "
         f"{share:.0%} of the model's parameters in {', '.join(_names(left))}, which are no layers: "
