@@ -13,10 +13,10 @@ from quantlora.layers.recorded import stop_training
 
 def install_biases(state: AdapterState, names: Sequence[str] | None = None) -> None:
     """Put the biases of the adapters ``names`` in place (default: of the active ones)."""
-    counting = (state.active if state.applied else ()) if names is None else names
+    applied = (state.active if state.applied else ()) if names is None else names
     for adapter, biases in state.biases.items():
         for bias in biases:
-            bias.install() if adapter in counting else bias.restore()
+            bias.install() if adapter in applied else bias.restore()
 
 
 @contextmanager
@@ -34,7 +34,7 @@ def leave_biases(adapted: AdaptedModel) -> None:
     merged = adapted.merged
     for adapter, biases in adapted.state.biases.items():
         for bias in biases:
-            stop_training(bias.own)
+            stop_training(bias.parameter)
             bias.install() if adapter in merged else bias.restore()
 
 
@@ -64,9 +64,9 @@ def check_biases_stay(adapted: AdaptedModel, chosen: Sequence[str]) -> None:
 
 def check_biases_shared(state: AdapterState, names: Collection[str]) -> None:
     """Raise `AdapterError` where some samples of a mixed batch would need other biases."""
-    counting = state.active if state.enabled else ()
-    if own := [name for name in state.biases if name in {*names, *counting}]:
+    applied = state.active if state.enabled else ()
+    if named := [name for name in state.biases if name in {*names, *applied}]:
         raise AdapterError(
-            f"adapter {own[0]!r} has trained biases of the model (bias=...), which all samples "
+            f"adapter {named[0]!r} has trained biases of the model (bias=...), which all samples "
             f"share: it can be neither active nor named in a mixed batch."
         )

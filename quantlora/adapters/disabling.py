@@ -94,7 +94,7 @@ def trainable_tensors(adapted: AdaptedModel, names: Iterable[str]) -> list[Tenso
         if isinstance(tensor, nn.Parameter) and layer.is_trained(name, key)
     ]
     biases = adapted.state.biases
-    return [*tensors, *(bias.own for name in wanted for bias in biases.get(name, ()))]
+    return [*tensors, *(bias.parameter for name in wanted for bias in biases.get(name, ()))]
 
 
 def train_only(adapted: AdaptedModel, names: list[str]) -> None:
@@ -129,17 +129,17 @@ def _note_frozen(adapted: AdaptedModel) -> None:
     for name in state.trained:
         tensors = trainable_tensors(adapted, [name])
         off = [t for t in tensors if not (id(t) in paused if state.pauses else t.requires_grad)]
-        own = {id(tensor) for tensor in tensors}
-        state.frozen = [tensor for tensor in state.frozen if id(tensor) not in own]
+        ids = {id(tensor) for tensor in tensors}
+        state.frozen = [tensor for tensor in state.frozen if id(tensor) not in ids]
         state.frozen += off if len(off) < len(tensors) else []
 
 
 def forget_frozen(adapted: AdaptedModel, name: str) -> None:
     """Adapter ``name`` goes: keep nothing of it."""
-    own = {id(tensor) for tensor in trainable_tensors(adapted, [name])}
+    ids = {id(tensor) for tensor in trainable_tensors(adapted, [name])}
     state = adapted.state
     state.trained = tuple(trained for trained in state.trained if trained != name)
-    state.frozen = [tensor for tensor in state.frozen if id(tensor) not in own]
+    state.frozen = [tensor for tensor in state.frozen if id(tensor) not in ids]
 
 
 def maybe_trained(state: AdapterState, modules: Iterable[AdapterModule]) -> list[str]:
@@ -162,7 +162,10 @@ def _parameters(adapted: AdaptedModel, names: Iterable[str]) -> list[Tensor]:
     """All parameters of the adapters ``names``, and every trained bias."""
     modules = adapted.adapter_modules.values()
     tensors = [p for module in modules for n in names for p in parameters_of_adapter(module, n)]
-    return [*tensors, *(bias.own for biases in adapted.state.biases.values() for bias in biases)]
+    return [
+        *tensors,
+        *(bias.parameter for biases in adapted.state.biases.values() for bias in biases),
+    ]
 
 
 def _set_enabled(adapted: AdaptedModel, enabled: bool) -> None:

@@ -91,9 +91,9 @@ def assign_samples(
 
 def _time_first(adapted: AdaptedModel, batch_dim: int | None) -> list[AdapterModule]:
     """The layers that get (time, batch, features); the nearest module that says so decides."""
-    known = {path: _said(module) for path, module in frozen_modules(adapted.model)}
-    found = {path: said for path, (said, _) in known.items() if said is not None}
-    if batch_dim is not None and not any(family for _, family in known.values()):
+    said_by_path = {path: _said(module) for path, module in frozen_modules(adapted.model)}
+    found = {path: said for path, (said, _) in said_by_path.items() if said is not None}
+    if batch_dim is not None and not any(family for _, family in said_by_path.values()):
         found = {"": bool(batch_dim)}
     return [
         adapted_module
@@ -104,8 +104,8 @@ def _time_first(adapted: AdaptedModel, batch_dim: int | None) -> list[AdapterMod
 
 def _said(module: nn.Module) -> tuple[bool | None, bool]:
     """What ``module`` says of the layers in it, and whether a family of Transformers says it."""
-    if (known := time_first(module)) is not None:
-        return known, True
+    if (turned := time_first(module)) is not None:
+        return turned, True
     said = [getattr(part, "batch_first", None) for part in (module, *module.children())]
     return next((not answer for answer in said if isinstance(answer, bool)), None), False
 

@@ -104,8 +104,8 @@ class ModulesToSaveWrapper(AdapterModule):
             return F.linear(x, _weight(self.chosen), bias)
         y = F.linear(x, _weight(self.original_module), bias)
         for name, rows in sub_batches(self.sample_adapters, self.adapters, x, self.path):
-            own = F.linear(pick_samples(x, rows), _weight(self.modules_to_save[name]), bias)
-            y = y.index_copy(0, rows, own.to(y.dtype))
+            trained = F.linear(pick_samples(x, rows), _weight(self.modules_to_save[name]), bias)
+            y = y.index_copy(0, rows, trained.to(y.dtype))
         return y
 
     def tied_tensors(self, name: str, value: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:

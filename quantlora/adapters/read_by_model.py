@@ -85,8 +85,8 @@ def method_codes(kind: type[nn.Module], left_out: Sequence[str]) -> list[CodeTyp
     Args:
         left_out: words in the names of methods that are of no interest.
     """
-    own = kind.__mro__[: kind.__mro__.index(nn.Module)]
-    methods = (item for cls in own for item in vars(cls).items())
+    classes = kind.__mro__[: kind.__mro__.index(nn.Module)]
+    methods = (item for cls in classes for item in vars(cls).items())
     codes = (_code(value) for key, value in methods if not any(word in key for word in left_out))
     return [code for code in codes if code is not None]
 

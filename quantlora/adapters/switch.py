@@ -73,10 +73,10 @@ def _check_merged(adapted: AdaptedModel, chosen: Sequence[str]) -> None:
 def check_together(adapted: AdaptedModel, names: Sequence[str]) -> None:
     """Raise `AdapterError` where two of ``names`` have each trained the same module in full."""
     for path, saved in adapted.saved_modules.items():
-        own = [name for name in dict.fromkeys(names) if name in saved.adapters]
-        if len(own) > 1:
+        trained_by = [name for name in dict.fromkeys(names) if name in saved.adapters]
+        if len(trained_by) > 1:
             raise AdapterError(
-                f"{path}: {' and '.join(own)} have each trained this module in full "
+                f"{path}: {' and '.join(trained_by)} have each trained this module in full "
                 f"(modules_to_save) and cannot be active together: choose one."
             )
     for path, layer in adapted.lora_layers.items():

@@ -60,9 +60,9 @@ def detach(model: nn.Module) -> None:
         if part is not model and isinstance(vars(part).get(SAVE), AdapterMethod):
             del vars(part)[SAVE]
             set_state(part, None)
-    own = vars(model)
+    attributes = vars(model)
     for name in (TRAINABLE_FLAG, HOTSWAP_FLAG):
-        own.pop(name, None)
+        attributes.pop(name, None)
     refuse_adapter_names(model)
-    for name in [name for name, value in own.items() if isinstance(value, AdapterMethod)]:
-        del own[name]
+    for name in [name for name, value in attributes.items() if isinstance(value, AdapterMethod)]:
+        del attributes[name]

@@ -18,13 +18,13 @@ def generate(
 
     Beams, and several sequences for one prompt, go through the adapter of their prompt.
     """
-    own: Any = type(model)
+    kind: Any = type(model)
     if adapter_names is None:
-        return own.generate(model, *args, **kwargs)
+        return kind.generate(model, *args, **kwargs)
     copies = _copies(model, args, kwargs)
     _check_order(model, copies, kwargs)
     with mixed_batch(model, adapter_names, copies=copies):
-        return own.generate(model, *args, **kwargs)
+        return kind.generate(model, *args, **kwargs)
 
 
 def _check_order(model: nn.Module, copies: int, kwargs: dict[str, Any]) -> None:
@@ -37,8 +37,8 @@ def _check_order(model: nn.Module, copies: int, kwargs: dict[str, Any]) -> None:
             f"generate({custom}=...) orders the batch its own way: generate without "
             f"adapter_names, adapter by adapter, with set_adapter."
         )
-    own: Any = type(model)
-    if copies > 1 and own.generate.__qualname__ != "GenerationMixin.generate":
+    kind: Any = type(model)
+    if copies > 1 and kind.generate.__qualname__ != "GenerationMixin.generate":
         raise AdapterError(
             f"{type(model).__name__} has a generate of its own, and may order beams and repeats "
             f"its own way: with adapter_names, use num_beams=1 and num_return_sequences=1."

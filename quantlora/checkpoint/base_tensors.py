@@ -115,17 +115,17 @@ def base_values(
     Raises `AdapterFileError` for a tensor that is nobody's, has another shape, or is not what the
     adapters that are on the model already were trained with.
     """
-    own = {base_name(name): p for name, p in base_parameters(adapted).items()} if others else {}
+    base = {base_name(name): p for name, p in base_parameters(adapted).items()} if others else {}
     found: dict[str, tuple[nn.Parameter, Tensor]] = {}
     for key, tensor in others.items():
         name = base_name(key)
-        if name not in own:
+        if name not in base:
             raise AdapterFileError(
                 f"{source}: {key} belongs to no LoRA layer, to no module that the config names in "
                 f"modules_to_save, and to no parameter of the base: is it for another base model?"
             )
-        if not _same(source, key, own[name], tensor):
-            found[name] = own[name], tensor
+        if not _same(source, key, base[name], tensor):
+            found[name] = base[name], tensor
     if found and (there := adapted.state.configs):
         raise AdapterFileError(
             f"{source}: it brings values of the base itself ({next(iter(found))}) that are not "

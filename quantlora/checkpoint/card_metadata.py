@@ -25,8 +25,8 @@ def with_metadata(text: str, base: str | None, former: str | None = None) -> str
     wanted = ["lora", "quantlora", *([f"base_model:adapter:{base}"] if base else [])]
     found = _values(text)
     tags = found.get("tags")
-    known = [str(tag) for tag in tags] if isinstance(tags, list) else [str(tags)] if tags else []
-    if new := [tag for tag in wanted if tag not in known]:
+    present = [str(tag) for tag in tags] if isinstance(tags, list) else [str(tags)] if tags else []
+    if new := [tag for tag in wanted if tag not in present]:
         text = _add_tags(text, new)
     if not found.get("library_name"):
         text = _set(text, "library_name", "peft")
@@ -74,9 +74,9 @@ def _add_tags(text: str, new: list[str]) -> str:
     items = getattr(node, "value", "")
     first, last = start + node.start_mark.index, start + node.end_mark.index
     if not isinstance(items, list):
-        own = "" if node.tag.endswith(":null") else f"{text[first:last]}, "
+        present = "" if node.tag.endswith(":null") else f"{text[first:last]}, "
         gap = "" if text[first - 1 : first] in (" ", "\t") else " "
-        return f"{text[:first]}{gap}[{own}{', '.join(new)}]{text[last:]}"
+        return f"{text[:first]}{gap}[{present}{', '.join(new)}]{text[last:]}"
     if node.flow_style:
         end = start + items[-1].end_mark.index if items else last - 1
         return f"{text[:end]}{', ' if items else ''}{', '.join(new)}{text[end:]}"

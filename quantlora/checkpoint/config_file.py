@@ -81,19 +81,19 @@ def config_from(fields: Mapping[str, Any], source: str, base_is_noted: bool = Fa
         raise AdapterFileError(
             f"{source}: peft_type is {fields.get('peft_type')!r}: quantlora reads LORA only."
         )
-    own = {field.name for field in dataclasses.fields(LoraConfig)}
+    names = {field.name for field in dataclasses.fields(LoraConfig)}
     numbers = ("r", "lora_alpha", "lora_dropout")  # the others have their default where null
-    known = {n: v for n, v in fields.items() if n in own and (v is not None or n in numbers)}
-    known.setdefault("target_modules", None)  # then those that the file has tensors for
-    _check_others(source, {name: value for name, value in fields.items() if name not in own})
-    init = known.get("init_lora_weights", True)
+    given = {n: v for n, v in fields.items() if n in names and (v is not None or n in numbers)}
+    given.setdefault("target_modules", None)  # then those that the file has tensors for
+    _check_others(source, {name: value for name, value in fields.items() if name not in names})
+    init = given.get("init_lora_weights", True)
     if not (base_is_noted and isinstance(init, str)):  # the note knows which base it is
         init = _first_values(source, init)
-    known["init_lora_weights"] = True if isinstance(init, str) else init
-    known["loftq_config"] = known["eva_config"] = None
-    known["target_experts"] = False  # a file names the parameters that it has
+    given["init_lora_weights"] = True if isinstance(init, str) else init
+    given["loftq_config"] = given["eva_config"] = None
+    given["target_experts"] = False  # a file names the parameters that it has
     try:
-        return LoraConfig(**known)
+        return LoraConfig(**given)
     except ConfigError as error:
         raise AdapterFileError(f"{source}: {error}") from error
 

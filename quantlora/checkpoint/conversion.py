@@ -122,8 +122,8 @@ def written_init(adapted: AdaptedModel, adapter: str) -> bool | str:
     for _, change in changes:
         once = change.initializer == "olora" and any(a.scaling[adapter] != 1 for a, _ in changes)
         random = any(map(str.isdigit, change.initializer))
-        own = change.adapter == adapter and not random and not once
-        return change.initializer if own else f"{change.initializer} of {change.adapter}"
+        found_again = change.adapter == adapter and not random and not once
+        return change.initializer if found_again else f"{change.initializer} of {change.adapter}"
     return True
 
 

@@ -47,11 +47,11 @@ def current_names(
     Raises:
         AdapterFileError: two tensors would have one name, or an expression is none.
     """
-    known = {plain_path(path) for path in adapted.modules}
+    paths = {plain_path(path) for path in adapted.modules}
     by_hand, renames = KeyMapping(source, key_mapping or {}), _by_transformers(adapted.model)
     given = {key: by_hand.rename(_forms(key.removeprefix(PREFIX))) for key in tensors}
     by_hand.warn_of_unused()
-    new = {key: _current(name, known, renames) for key, name in given.items()}
+    new = {key: _current(name, paths, renames) for key, name in given.items()}
     if len(set(new.values())) < len(new):
         twice = next(key for key in new if list(new.values()).count(new[key]) > 1)
         raise AdapterFileError(
@@ -62,12 +62,12 @@ def current_names(
     layers = {_layer(key): _layer(name) for key, name in pairs if _is_lora(key)}
     modules = {_module(key): _module(name) for key, name in pairs if not _is_lora(key)}
     renamed = {PREFIX + new[key]: tensor for key, tensor in tensors.items()}
-    return renamed_config(config, layers, modules, known), renamed
+    return renamed_config(config, layers, modules, paths), renamed
 
 
-def _current(key: str, known: set[str], renames: list[Rename]) -> str:
-    """``key`` by the first of its possible names whose module ``known`` has, or as it is."""
-    return next((name for name in _possible(key, renames) if _module(name) in known), key)
+def _current(key: str, paths: set[str], renames: list[Rename]) -> str:
+    """``key`` by the first of its possible names whose module ``paths`` has, or as it is."""
+    return next((name for name in _possible(key, renames) if _module(name) in paths), key)
 
 
 def _possible(key: str, renames: list[Rename]) -> Iterator[str]:

@@ -49,10 +49,10 @@ def _expert_names(model: nn.Module) -> set[str]:
     except ImportError:  # Transformers 4 has the layers themselves
         return set()
     config: Any = model.config
-    known: Any = conversion_mapping
-    if config.model_type not in {*known._MODEL_TO_CONVERSION_PATTERN, "mixtral"}:
+    mapping: Any = conversion_mapping
+    if config.model_type not in {*mapping._MODEL_TO_CONVERSION_PATTERN, "mixtral"}:
         return set()  # PEFT converts no config of this type (Qwen2-MoE)
-    found: list[Any] = known.get_checkpoint_conversion_mapping(config.model_type) or []
+    found: list[Any] = mapping.get_checkpoint_conversion_mapping(config.model_type) or []
     sources = [pattern for entry in found for pattern in getattr(entry, "source_patterns", ())]
     return {_last(pattern) for pattern in sources if "experts.*." in pattern}
 

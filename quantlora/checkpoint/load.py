@@ -71,7 +71,7 @@ class LoadedAdapter(NewAdapter):
 
     def start_bias(self, bias: TrainedBias) -> None:
         name = bias.names[0]
-        fill(self.source, {name: bias.own}, {name: self.biases[name]})
+        fill(self.source, {name: bias.parameter}, {name: self.biases[name]})
 
 
 def add_loaded_adapter(

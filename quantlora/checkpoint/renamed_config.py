@@ -15,19 +15,19 @@ def renamed_config(
     config: LoraConfig,
     layers: Mapping[str, str],
     modules: Mapping[str, str],
-    known: Collection[str],
+    paths: Collection[str],
 ) -> LoraConfig:
     """``config`` with paths in place of patterns, where it means modules of other names.
 
     Args:
         layers: today's path of each LoRA layer in the file, by the one there.
         modules: the same of every other module that has a tensor there.
-        known: all paths of the model.
+        paths: all paths of the model.
     """
-    config = replace(config, **_modules_in_full(config, {**layers, **modules}, known))
+    config = replace(config, **_modules_in_full(config, {**layers, **modules}, paths))
     if config.target_parameters or all(old == new for old, new in layers.items()):
         return config
-    return replace(config, **_patterns(config, layers), **_targets(config, layers, known))
+    return replace(config, **_patterns(config, layers), **_targets(config, layers, paths))
 
 
 def _patterns(config: LoraConfig, layers: Mapping[str, str]) -> dict[str, Any]:
@@ -41,34 +41,34 @@ def _patterns(config: LoraConfig, layers: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _targets(
-    config: LoraConfig, layers: Mapping[str, str], known: Collection[str]
+    config: LoraConfig, layers: Mapping[str, str], known_paths: Collection[str]
 ) -> dict[str, Any]:
     paths = set(layers.values())
-    if is_all_linear(config) or set(filter(TargetNames(config).pick, known)) == paths:
+    if is_all_linear(config) or set(filter(TargetNames(config).pick, known_paths)) == paths:
         return {}
     others = ("exclude_modules", "layers_to_transform", "layers_pattern")
     return {"target_modules": sorted(paths), **dict.fromkeys(others)}
 
 
 def _modules_in_full(
-    config: LoraConfig, moved: Mapping[str, str], known: Collection[str]
+    config: LoraConfig, moved: Mapping[str, str], paths: Collection[str]
 ) -> dict[str, Any]:
     """``modules_to_save`` and ``trainable_token_indices`` by names that the model has."""
     moved = {old: new for pair in moved.items() for old, new in _with_parents(*pair)}
     fields: dict[str, Any] = {}
     if config.modules_to_save:
-        names = [new for old in config.modules_to_save for new in _renamed(old, moved, known)]
+        names = [new for old in config.modules_to_save for new in _renamed(old, moved, paths)]
         fields["modules_to_save"] = list(dict.fromkeys(names))
     if isinstance(tokens := config.trainable_token_indices, dict):
         fields["trainable_token_indices"] = {
-            new: found for old, found in tokens.items() for new in _renamed(old, moved, known)
+            new: found for old, found in tokens.items() for new in _renamed(old, moved, paths)
         }
     return fields
 
 
-def _renamed(name: str, moved: Mapping[str, str], known: Collection[str]) -> list[str]:
+def _renamed(name: str, moved: Mapping[str, str], paths: Collection[str]) -> list[str]:
     """``name`` where some path of the model ends in it, else the paths that it has become."""
-    if any(_ends_in(path, name) for path in known):
+    if any(_ends_in(path, name) for path in paths):
         return [name]
     return sorted({new for old, new in moved.items() if _ends_in(old, name)}) or [name]
 

@@ -158,10 +158,10 @@ def adapter_tensors(
     biases = adapted.state.biases.get(adapter, [])
     layers = adapted.lora_layers.items()
     tokens = [f"{path}.base_layer." for path, layer in layers if isinstance(layer, TrainedTokens)]
-    own = {plain_path(_file_name(name, tokens)): parameter for name, parameter in base.items()}
-    own |= {bias.names[0]: bias.own for bias in biases}
+    named = {plain_path(_file_name(name, tokens)): parameter for name, parameter in base.items()}
+    named |= {bias.names[0]: bias.parameter for bias in biases}
     return (
-        {PREFIX + name: value(parameter) for name, parameter in own.items()}
+        {PREFIX + name: value(parameter) for name, parameter in named.items()}
         | {
             file_key(file_path(adapted.model, path, adapter), name): value(parameter)
             for path, module in adapted.adapter_modules.items()

@@ -125,8 +125,8 @@ def _facts(adapted: AdaptedModel, adapter: str) -> dict[str, Facts]:
     for path, layer in adapted.lora_layers.items():
         if adapter in layer.adapters:
             base, quantizer = layer.plain_base
-            own = {"quantizer": quantizer.name, "group_size": quantizer.group_size(base)}
-            found = own | quantizer.describe(base) | layer.file_notes(adapter)
+            form = {"quantizer": quantizer.name, "group_size": quantizer.group_size(base)}
+            found = form | quantizer.describe(base) | layer.file_notes(adapter)
             facts[plain_path(path)] = json.loads(json.dumps(found))  # tuples as they come back
     return facts
 

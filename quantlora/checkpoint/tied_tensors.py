@@ -46,11 +46,12 @@ def without_repetitions(
     apart = set()
     source = plain_path(ties.source or "")
     for path in map(plain_path, ties.others):
-        for name, own in _SAME.items():
-            first, two = f"{PREFIX}{path}.{name}", f"{PREFIX}{source}.{own}"
+        for name, tied in _SAME.items():
+            first, two = f"{PREFIX}{path}.{name}", f"{PREFIX}{source}.{tied}"
             if first in tensors and two in tensors:
                 repeated[first] = two
-                if not _equal(tensors[first], tensors[two], turned="lora_" in name and own != name):
+                turned = "lora_" in name and tied != name
+                if not _equal(tensors[first], tensors[two], turned):
                     apart.add(path)
         if not same_patterns(source, path, config) or f"{PREFIX}{path}.{_MAGNITUDE}" in tensors:
             apart.add(path)

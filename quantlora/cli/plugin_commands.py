@@ -23,17 +23,17 @@ def plugin_commands() -> dict[str, Any]:
     found: dict[str, Any] = {}
     plugins = load_plugins()
     for record in plugins.loaded:
-        own: dict[str, Any] = {}
+        commands: dict[str, Any] = {}
         for function in plugins.collect(record, COMMANDS):
             if not isinstance(function, FunctionType):
                 record.disable(f"{COMMANDS}() must return functions, got {shown(function)}.")
-            elif (name := command_name(function)) in {**found, **own}:
+            elif (name := command_name(function)) in {**found, **commands}:
                 record.disable(f"the command {name!r} is taken: choose another name.")
             else:
                 with kept_apart(lambda error, to=record: to.disable(_no_command(error))):  # type: ignore[misc]
-                    own[name] = _command(name, function)
+                    commands[name] = _command(name, function)
         if not record.error:
-            found |= own
+            found |= commands
     return found
 
 

@@ -186,8 +186,8 @@ class _Backward:
         of_x = g @ call.matrix(name, expert) if need else torch.zeros_like(x)
         for i, branch, (start, stop) in call.beside(name, hit):
             A, B = (factor[expert].to(branch.dtype) for factor in self.factors[2 * i : 2 * i + 2])
-            own = g[start:stop].to(branch.dtype)
-            of_inner = own @ B * branch.scaling
+            branch_grad = g[start:stop].to(branch.dtype)
+            of_inner = branch_grad @ B * branch.scaling
             factor = 1 if weight is None else weight[start:stop].to(branch.dtype)
             seed = call.seed + i * call.experts + expert
             if need:
@@ -196,7 +196,7 @@ class _Backward:
             dropped_x = dropped(x[start:stop], branch.dropout, seed).to(branch.dtype)
             inner = self.inner[i][hit.start + start : hit.start + stop]
             self._add(2 * i, expert, (of_inner * factor).t() @ dropped_x)
-            self._add(2 * i + 1, expert, (own * factor).t() @ inner)
+            self._add(2 * i + 1, expert, (branch_grad * factor).t() @ inner)
         return of_x
 
     def _add(self, i: int, expert: int, found: Tensor) -> None:

@@ -50,12 +50,12 @@ class ExpertsLayout:
     @classmethod
     def of(cls, module: nn.Module) -> ExpertsLayout | None:
         """None where ``module`` holds no fused experts of a known form."""
-        own: Any = module
+        untyped: Any = module
         if is_llama4(type(module)):
             found = cls("gate_up_proj", "down_proj", True, routed=False)
         elif _is_decorated(type(module)) and hasattr(module, "has_gate"):
-            up = "gate_up_proj" if own.has_gate else "up_proj"
-            found = cls(up, "down_proj", bool(own.is_transposed))
+            up = "gate_up_proj" if untyped.has_gate else "up_proj"
+            found = cls(up, "down_proj", bool(untyped.is_transposed))
         else:
             return None
         stacks = [module._parameters.get(name) for name in found.names]

@@ -44,8 +44,8 @@ class PackedExperts(nn.Module):
     @property
     def stacks(self) -> dict[str, ExpertStack]:
         """The packed ones of the two matrices, by name."""
-        own = {name: getattr(self, name) for name in self.layout.names}
-        return {name: stack for name, stack in own.items() if isinstance(stack, ExpertStack)}
+        matrices = {name: getattr(self, name) for name in self.layout.names}
+        return {name: stack for name, stack in matrices.items() if isinstance(stack, ExpertStack)}
 
     def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> None:
         if (found := plain_owner()) is not None:

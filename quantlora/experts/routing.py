@@ -74,9 +74,9 @@ def _sorted(index: Tensor, k: int, experts: int, groups: Tensor | None) -> Routi
     order = torch.argsort(keys, stable=True)
     sizes = torch.bincount(keys.clamp(max=experts * count), minlength=experts * count)
     hits, start = [], 0
-    for expert, own in enumerate(sizes[: experts * count].view(experts, count).tolist()):
+    for expert, group_sizes in enumerate(sizes[: experts * count].view(experts, count).tolist()):
         edges = [0]
-        for size in own:
+        for size in group_sizes:
             edges.append(edges[-1] + size)
         if edges[-1]:
             parts = tuple(pairwise(edges))

@@ -47,15 +47,17 @@ class PackedStacks(PackedParameters):
         new = PackedExperts(like, like.layout, stacks)
         for name, part in parts.items():
             if name not in stacks:
-                own = like._parameters[name]
-                assert own is not None
-                new._parameters[name] = nn.Parameter(part.to(own.dtype, copy=True), False)
+                old = like._parameters[name]
+                assert old is not None
+                new._parameters[name] = nn.Parameter(part.to(old.dtype, copy=True), False)
         return new
 
     def unpacked(self, linear: nn.Linear, like: nn.Module) -> nn.Module:
         assert isinstance(like, PackedExperts)
-        parts, own = _cut(linear.weight.detach()[0], like), whole_dtypes(like)
-        return like.unpacked({name: part.to(own[name], copy=True) for name, part in parts.items()})
+        parts, dtypes = _cut(linear.weight.detach()[0], like), whole_dtypes(like)
+        return like.unpacked(
+            {name: part.to(dtypes[name], copy=True) for name, part in parts.items()}
+        )
 
     def describe(self, layer: nn.Module) -> dict[str, Any]:
         if not isinstance(layer, PackedExperts):
@@ -121,8 +123,8 @@ def parameter_shapes(module: nn.Module) -> dict[str, torch.Size]:
     shapes = {name: weight.shape for name, weight in weights(module).items()}
     if isinstance(module, PackedExperts):
         for name in module.layout.names:
-            own = shapes.pop(name) if name in shapes else _whole_shape(module, name)
-            shapes[name] = own
+            shape = shapes.pop(name) if name in shapes else _whole_shape(module, name)
+            shapes[name] = shape
     return shapes
 
 
@@ -132,9 +134,11 @@ def _whole_shape(module: PackedExperts, name: str) -> torch.Size:
 
 def whole_weights(module: nn.Module) -> dict[str, Tensor]:
     """The tensors of those shapes, packed ones unpacked."""
-    own = weights(module)
+    floats = weights(module)
     return {
-        name: own[name].detach() if name in own else whole_stack(cast(PackedExperts, module), name)
+        name: floats[name].detach()
+        if name in floats
+        else whole_stack(cast(PackedExperts, module), name)
         for name in parameter_shapes(module)
     }
 

@@ -87,14 +87,14 @@ class MergedTensors:
 
     def _check_class(self, path: str, layer: LoraLayer, base: nn.Module) -> None:
         """A fixed architecture makes its own class again, and the files must be for that one."""
-        own = layer.plain_base[0]
-        kind = own.kind if isinstance(own, PackedExperts) else type(own)
-        other = not is_linear_kind(own) and type(base) is not kind
+        plain = layer.plain_base[0]
+        kind = plain.kind if isinstance(plain, PackedExperts) else type(plain)
+        other = not is_linear_kind(plain) and type(base) is not kind
         if self.fixed and other:
             raise MergeError(
-                f"{path}: {type(own).__name__} computes its weight, and the merged one is a plain "
-                f"{type(base).__name__}, which this architecture's files cannot hold. Keep the "
-                f"adapter apart, or use quantlora.merge_and_unload on the model in memory."
+                f"{path}: {type(plain).__name__} computes its weight, and the merged one is a "
+                f"plain {type(base).__name__}, which this architecture's files cannot hold. Keep "
+                f"the adapter apart, or use quantlora.merge_and_unload on the model in memory."
             )
 
     def _float_experts(self, path: str, module: PackedExperts) -> nn.Module:
@@ -134,18 +134,18 @@ class MergedTensors:
     def _tied(self, module: TiedLayer, path: str) -> Iterator[tuple[str, Tensor]]:
         """The weight is the source's, written there; here once more where nobody would tie it."""
         source: Any = module.source
-        own = copy.copy(module.base_layer)
-        own._parameters = {n: p for n, p in own._parameters.items() if n != "weight"}
+        rest = copy.copy(module.base_layer)
+        rest._parameters = {n: p for n, p in rest._parameters.items() if n != "weight"}
         if not self.fixed:
             lora = isinstance(source, LoraLayer)
             plain: Any = self.merged(source.path, source)[0] if lora else self._trained(source)
             yield f"{path}.weight", plain.weight.detach().to(self.dtype)
-        yield from self._own(own, path)
+        yield from self._own(rest, path)
 
     def _trained(self, module: ModulesToSaveWrapper) -> nn.Module:
         """The copy that one of the adapters has trained in full, or the original."""
-        own = [name for name in self.names if name in module.adapters]
-        return module.modules_to_save[own[0]] if own else module.original_module
+        trained_by = [name for name in self.names if name in module.adapters]
+        return module.modules_to_save[trained_by[0]] if trained_by else module.original_module
 
     def _first(self, thing: object) -> bool:
         """Whether it has not been written under another name; the model keeps its id unique."""

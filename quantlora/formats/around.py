@@ -36,9 +36,9 @@ def computing_hooks(layer: nn.Module) -> dict[int, Callable[..., Any]]:
 def own_forward(layer: nn.Module, quantizer: Quantizer) -> Callable[..., Any] | None:
     """The instance's own forward, if it is neither the library's nor one of accelerate's hooks."""
     for name in ("forward", "_old_forward"):  # accelerate keeps the one that it calls
-        own = vars(layer).get(name)
-        if own is not None and not _known(own, quantizer):
-            return own  # type: ignore[no-any-return]
+        forward = vars(layer).get(name)
+        if forward is not None and not _known(forward, quantizer):
+            return forward  # type: ignore[no-any-return]
     return None
 
 

@@ -22,12 +22,12 @@ def autocast_off(tensor: Tensor) -> AbstractContextManager[object]:
     return torch.autocast(device, enabled=False)
 
 
-def working_dtype(x: Tensor, own: torch.dtype) -> torch.dtype:
-    """Autocast's dtype where autocast is on for ``x``, else ``own``."""
+def working_dtype(x: Tensor, dtype: torch.dtype) -> torch.dtype:
+    """Autocast's dtype where autocast is on for ``x``, else ``dtype``."""
     device = x.device.type
     if torch.is_autocast_enabled(device) and x.dtype != torch.float64:
         return torch.get_autocast_dtype(device)
-    return own
+    return dtype
 
 
 def without_autocast(function: Callable[P, T]) -> Callable[P, T]:

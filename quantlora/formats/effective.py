@@ -70,9 +70,11 @@ def _convolution(layer: Any) -> nn.Module:
     kind: Any = next(kind for kind in CONVOLUTIONS if isinstance(layer, kind))
     names = ("kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
     settings = {name: getattr(layer, name) for name in names}
-    own = {"device": layer.weight.device, "dtype": layer.weight.dtype}
+    factory_kwargs = {"device": layer.weight.device, "dtype": layer.weight.dtype}
     weight, bias = _impulses(layer)
-    new = kind(layer.in_channels, layer.out_channels, **settings, **own, bias=bool(bias.any()))
+    new = kind(
+        layer.in_channels, layer.out_channels, **settings, **factory_kwargs, bias=bool(bias.any())
+    )
     new.weight = nn.Parameter(weight, requires_grad=False)
     if new.bias is not None:
         new.bias = nn.Parameter(bias, requires_grad=False)

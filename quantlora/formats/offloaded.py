@@ -68,5 +68,5 @@ def _offloads(module: nn.Module) -> bool:
 
 
 def _is_away(module: nn.Module) -> bool:
-    own = (*module.parameters(recurse=False), *module.buffers(recurse=False))
-    return _offloads(module) and any(tensor.is_meta for tensor in own)
+    tensors = (*module.parameters(recurse=False), *module.buffers(recurse=False))
+    return _offloads(module) and any(tensor.is_meta for tensor in tensors)

@@ -26,10 +26,10 @@ def parameter_names(module: nn.Module) -> tuple[str, ...]:
 
 def weights(module: nn.Module) -> dict[str, Tensor]:
     """Its float parameters with two or three dimensions by name, packed ones unpacked."""
-    own = {name: getattr(module, name) for name in parameter_names(module)}
+    values = {name: getattr(module, name) for name in parameter_names(module)}
     return {
         name: value
-        for name, value in own.items()
+        for name, value in values.items()
         if isinstance(value, Tensor) and value.dim() in (2, 3) and value.is_floating_point()
     }
 
@@ -43,11 +43,13 @@ def call_with(module: nn.Module, tensors: Mapping[str, Tensor], *args: Any, **kw
 
 def with_parameters(like: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
     """A module of ``like``'s class with parameters of its own; all else is shared with it."""
-    own = {name: nn.Parameter(tensor, requires_grad=False) for name, tensor in tensors.items()}
-    new = twin(like, own)
-    for name in own:
+    parameters = {
+        name: nn.Parameter(tensor, requires_grad=False) for name, tensor in tensors.items()
+    }
+    new = twin(like, parameters)
+    for name in parameters:
         vars(new).pop(name, None)
-    new._parameters = {**new._parameters, **own}
+    new._parameters = {**new._parameters, **parameters}
     return new
 
 

@@ -29,19 +29,19 @@ def checked_options(quantizer: Quantizer, options: Mapping[str, Any]) -> dict[st
     Raises:
         BackendError: there is no such setting, or the format does not pack to such ``bits``.
     """
-    known = option_names(quantizer)
+    names = option_names(quantizer)
     for name in options:
-        if name not in known and not (name == "bits" and quantizer.bits):
+        if name not in names and not (name == "bits" and quantizer.bits):
             raise BackendError(
                 f"backend {quantizer.name!r} has no option {name!r}; its options are "
-                f"{', '.join(known) or 'none'}."
+                f"{', '.join(names) or 'none'}."
             )
     if "bits" in options and quantizer.bits and options["bits"] not in quantizer.bits:
         raise BackendError(
             f"backend {quantizer.name!r}: Only support {', '.join(map(str, quantizer.bits))} bits "
             f"quantization, got bits={options['bits']!r}."
         )
-    return {name: value for name, value in options.items() if name in known}
+    return {name: value for name, value in options.items() if name in names}
 
 
 def _named(function: Callable[..., Any]) -> Iterator[str]:

@@ -127,9 +127,9 @@ class AdaptedLayer(AdapterModule):
     @property
     def bias(self) -> Tensor | None:
         """The base's bias and those of the active adapters (``lora_bias``)."""
-        own = self.base_bias
+        plain = self.base_bias
         names = [name for name in self.read_names() or () if self.has_bias(name)]
-        return self.merged_bias(names, self.plain_weight(), own) if names else own
+        return self.merged_bias(names, self.plain_weight(), plain) if names else plain
 
     def has_bias(self, name: str) -> bool:
         """Whether adapter ``name`` has a bias of its own (``lora_bias``)."""
@@ -143,15 +143,15 @@ class AdaptedLayer(AdapterModule):
 
     def own_weight(self, key: str) -> Tensor | None:
         """The base's weight, if it is plain numbers in the layer's shape."""
-        own = getattr(self.base_layer, key, None)
-        if not isinstance(own, Tensor) or tuple(own.shape) != self._stored_shape():
+        weight = getattr(self.base_layer, key, None)
+        if not isinstance(weight, Tensor) or tuple(weight.shape) != self._stored_shape():
             return None
-        return own if is_plain(own) else None
+        return weight if is_plain(weight) else None
 
     def meta_weight(self, key: str) -> tuple[Tensor, torch.device]:
         """A meta tensor that looks like the weight, and the weight's device."""
-        own = self.own_weight(key)
-        dtype = self._packed_dtype() if own is None else own.dtype
+        weight = self.own_weight(key)
+        dtype = self._packed_dtype() if weight is None else weight.dtype
         like = torch.empty(self._stored_shape(), dtype=dtype, device="meta")
         return like, self.quantizer.device(self.base_layer)
 
@@ -192,8 +192,8 @@ class AdaptedLayer(AdapterModule):
 
     def trained_weight(self, base: nn.Module, quantizer: Quantizer) -> Tensor | None:
         """The weight of ``base`` where it needs a gradient: made trainable after `wrap`."""
-        own = (p for name, p in base.named_parameters() if name != "bias")
-        if not any(p.requires_grad for p in own):
+        weights = (p for name, p in base.named_parameters() if name != "bias")
+        if not any(p.requires_grad for p in weights):
             return None
         weight = quantizer.trainable(base)
         if weight is None:

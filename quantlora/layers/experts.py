@@ -115,11 +115,10 @@ class LoraExperts(LoraParameters):
                 f"tokens, which are not as many for each: give one name per sample, in a batch "
                 f"without packing."
             )
-        own = torch.tensor([kinds.index(name) for name in names], device=hidden.device)
+        groups = torch.tensor([kinds.index(name) for name in names], device=hidden.device)
         later = self.sample_dim(hidden.reshape(-1, 1, 1))
-        of_token = (
-            own.repeat(rows // len(own)) if later else own.repeat_interleave(rows // len(own))
-        )
+        repeat = groups.repeat if later else groups.repeat_interleave
+        of_token: Tensor = repeat(rows // len(groups))
         return adapters, of_token.repeat(tokens // rows)
 
 

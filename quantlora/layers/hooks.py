@@ -37,8 +37,8 @@ def move_hooks(old: nn.Module, new: nn.Module) -> None:
     """
     staying = computing_hooks(old)
     for name in _CALL:
-        hooks, own = vars(old)[name], vars(new)[name]
-        hooks.update(own)
+        hooks, added = vars(old)[name], vars(new)[name]
+        hooks.update(added)
         vars(old)[name], vars(new)[name] = type(hooks)(), hooks
     for number in staying:
         old._forward_pre_hooks[number] = new._forward_pre_hooks.pop(number)

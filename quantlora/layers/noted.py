@@ -56,9 +56,9 @@ class Noted:
         """Adapters ``names`` counted."""
         for name in names:
             if self.module.has_adapter(name) and name not in self.states:
-                own = self.module.adapter_tensors(name)
+                tensors = self.module.adapter_tensors(name)
                 self.removals[name] = self.module.removals.get(name, 0)
-                self.states[name] = {key: TensorState.of(tensor) for key, tensor in own.items()}
+                self.states[name] = {key: TensorState.of(tensor) for key, tensor in tensors.items()}
 
     def tensors(self) -> Iterator[tuple[Tensor, bool]]:
         """The tensors of those adapters now, and whether each was trained."""
@@ -83,8 +83,8 @@ class Noted:
     def _written(self, name: str) -> bool:
         """Whether autograd, which saves them without checkpoints, would refuse its tensors."""
         states = self.states[name]
-        own = self.module.adapter_tensors(name)
-        return any(states[key].written(tensor) for key, tensor in own.items())
+        tensors = self.module.adapter_tensors(name)
+        return any(states[key].written(tensor) for key, tensor in tensors.items())
 
 
 @dataclass

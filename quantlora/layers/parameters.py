@@ -67,7 +67,9 @@ class LoraParameters(LoraLayer):
 
     def _with(self, parts: _Parts) -> Callable[..., Any]:
         """The module's forward with ``parts``, also where backward finds others in their place."""
-        known = {id(tensor) for own, deltas in parts.values() for tensor in (own, *sum(deltas, ()))}
+        ids = {
+            id(tensor) for value, deltas in parts.values() for tensor in (value, *sum(deltas, ()))
+        }
         compared = not (torch.compiler.is_compiling() or is_offloaded(self.base_layer))
         seen = Seen(self, self.path) if compared else None
 
@@ -75,7 +77,7 @@ class LoraParameters(LoraLayer):
             if seen is not None:
                 found = seen.exchanged(self)
                 seen.check_own(
-                    {name: tensor for name, tensor in found.items() if id(tensor) not in known}
+                    {name: tensor for name, tensor in found.items() if id(tensor) not in ids}
                 )
             return call_with(self.base_layer, self._updated(parts), *args, **kwargs)
 
@@ -86,8 +88,8 @@ class LoraParameters(LoraLayer):
         parts: _Parts = {}
         for name in names:
             for key, (A, B) in self._factors(name).items():
-                own = self.base_layer._parameters.get(key)
-                parts.setdefault(key, (own, []))[1].append((A, B, self._scale(name, key)))
+                value = self.base_layer._parameters.get(key)
+                parts.setdefault(key, (value, []))[1].append((A, B, self._scale(name, key)))
         return parts
 
     def _counting(self) -> tuple[str, ...]:
@@ -103,8 +105,8 @@ class LoraParameters(LoraLayer):
     def _updated(self, parts: _Parts) -> dict[str, Tensor]:
         """``W + Σ ΔW`` by name."""
         updated = {}
-        for key, (own, deltas) in parts.items():
-            weight = self._read(key) if own is None else own
+        for key, (value, deltas) in parts.items():
+            weight = self._read(key) if value is None else value
             for A, B, scaling in deltas:
                 weight = weight + self._delta(key, A, B, scaling).to(weight.dtype)
             updated[key] = weight
@@ -159,8 +161,8 @@ class LoraParameters(LoraLayer):
 
     @property
     def weight(self) -> Any:
-        known = "weight" in self.shapes
-        return read_weight(self) if known else getattr(self.base_layer, "weight", None)
+        has_weight = "weight" in self.shapes
+        return read_weight(self) if has_weight else getattr(self.base_layer, "weight", None)
 
     @property
     def bias(self) -> Any:
@@ -171,8 +173,8 @@ class LoraParameters(LoraLayer):
         return self.base_layer._parameters.get(key)
 
     def meta_weight(self, key: str) -> tuple[Tensor, torch.device]:
-        own = self._read(key)
-        return torch.empty_like(own, device="meta"), own.device
+        parameter = self._read(key)
+        return torch.empty_like(parameter, device="meta"), parameter.device
 
     def updated(self, key: str, names: Sequence[str]) -> Tensor:
         parts = self._parts([name for name in names if key in self._factors(name)])
@@ -180,8 +182,8 @@ class LoraParameters(LoraLayer):
 
     def _read(self, key: str) -> Tensor:
         """A parameter of the base as it stands, unpacked where it is packed."""
-        own: Tensor = getattr(self.base_layer, key)
-        return own
+        parameter: Tensor = getattr(self.base_layer, key)
+        return parameter
 
     # -- bookkeeping
 

@@ -25,9 +25,9 @@ from quantlora.layers.weight_view import WeightView
 def read_weight(layer: Any, key: str = "weight") -> Any:
     """The weight called ``key`` as a model that reads it must see it; None where there is none."""
     names = layer.read_names()
-    own = layer.own_weight(key)
-    if names == () and own is not None:
-        return own
+    frozen = layer.own_weight(key)
+    if names == () and frozen is not None:
+        return frozen
     if names is not None and _traced():
         return layer.updated(key, names)
     return _view(layer, key, names)

@@ -95,8 +95,8 @@ class CheckpointedCall(Notes):
                 )
 
     def _tensors(self) -> list[tuple[Tensor, bool]]:
-        own = itertools.chain.from_iterable(noted.tensors() for noted in self.noted.values())
-        return [*own, *((bias.own, trained) for bias, trained in self.biases)]
+        tensors = itertools.chain.from_iterable(noted.tensors() for noted in self.noted.values())
+        return [*tensors, *((bias.parameter, trained) for bias, trained in self.biases)]
 
     def _changed_biases(self) -> list[tuple[TrainedBias, bool]]:
         """Those that were in place and are not (True), and those that were not and are."""
@@ -106,7 +106,7 @@ class CheckpointedCall(Notes):
 
 
 def _placed_biases() -> list[tuple[TrainedBias, bool]]:
-    return [(bias, bias.own.requires_grad) for bias in TrainedBias.alive if bias.placed]
+    return [(bias, bias.parameter.requires_grad) for bias in TrainedBias.alive if bias.placed]
 
 
 def _train(tensor: Tensor, trained: bool) -> None:

@@ -22,13 +22,13 @@ class TrainedBias:
         names: in an adapter file; the module may be at several paths.
         owner: the module whose ``bias`` it is; of a LoRA layer, the base from before any merge.
         plain: the model's own; some packed formats have it as a buffer, or as a mere attribute.
-        own: the adapter's.
+        parameter: the adapter's.
     """
 
     names: tuple[str, ...]
     owner: nn.Module
     plain: Tensor
-    own: nn.Parameter
+    parameter: nn.Parameter
     attribute: bool = field(init=False, default=False)
     #: All there are, of every model.
     alive: ClassVar[WeakSet[TrainedBias]] = WeakSet()
@@ -45,18 +45,18 @@ class TrainedBias:
     @property
     def placed(self) -> bool:
         """Whether the adapter's is in place."""
-        return self.owner._parameters.get(_NAME) is self.own
+        return self.owner._parameters.get(_NAME) is self.parameter
 
     def install(self) -> None:
         if not self.placed:
-            self.own.data = self.own.data.to(self.plain)
+            self.parameter.data = self.parameter.data.to(self.plain)
             for table in (self.owner._buffers, vars(self.owner)):
                 table.pop(_NAME, None)
-            self.owner._parameters[_NAME] = self.own
+            self.owner._parameters[_NAME] = self.parameter
 
     def restore(self) -> None:
         if self.placed:
-            self.plain.data = self.plain.data.to(self.own)
+            self.plain.data = self.plain.data.to(self.parameter)
             if isinstance(self.plain, nn.Parameter):
                 self.owner._parameters[_NAME] = self.plain
             else:

@@ -47,19 +47,19 @@ class TrainedTokens(LoraLayer):
         if not isinstance(self.base_layer, nn.Embedding):
             return self.columns(x, y, self.base_layer)
         for name, rows in self.adapters_by_sample(x):
-            own = self._embedded(name, pick_samples(x, rows), pick_samples(y, rows))
-            y = own if rows is None else y.index_copy(0, rows, own)
+            replaced = self._embedded(name, pick_samples(x, rows), pick_samples(y, rows))
+            y = replaced if rows is None else y.index_copy(0, rows, replaced)
         return y
 
     def _embedded(self, name: str, x: Tensor, y: Tensor) -> Tensor:
         """``y`` with the adapter's rows where ``x`` is one of its tokens."""
         tokens, order = self._index(name, x).sort()
         at = torch.searchsorted(tokens, x).clamp(max=len(tokens) - 1)
-        known: Tensor = torch.eq(tokens[at], x)
+        hit: Tensor = torch.eq(tokens[at], x)
         rows = self.trainable_tokens_delta[name]
         spare = rows.new_zeros(1, rows.shape[1])  # for the others, which must not count as it
         values = F.embedding(
-            torch.where(known, order[at], len(tokens)),
+            torch.where(hit, order[at], len(tokens)),
             torch.cat([rows, spare]),
             scale_grad_by_freq=cast(bool, self.base_layer.scale_grad_by_freq),
         )
@@ -67,7 +67,7 @@ class TrainedTokens(LoraLayer):
         padding = cast("int | None", self.base_layer.padding_idx)
         if padding is not None:  # it is not trained
             values = torch.where(torch.eq(x, padding)[..., None], values.detach(), values)
-        return torch.where(known[..., None], values.to(y.dtype), y)
+        return torch.where(hit[..., None], values.to(y.dtype), y)
 
     def columns(self, x: Tensor, y: Tensor, head: nn.Module) -> Tensor:
         """The logits ``y`` of ``head`` for ``x`` with those of the trained tokens in place."""
@@ -75,10 +75,10 @@ class TrainedTokens(LoraLayer):
         for name, rows in self.adapters_by_sample(x):
             index, part = self._index(name, x), pick_samples(y, rows)
             weight = self.trainable_tokens_delta[name].to(part.dtype)
-            own = F.linear(
+            logits = F.linear(
                 pick_samples(x, rows).to(part.dtype), weight, None if bias is None else bias[index]
             )
-            part = part.index_copy(-1, index, own.to(part.dtype))
+            part = part.index_copy(-1, index, logits.to(part.dtype))
             y = part if rows is None else y.index_copy(0, rows, part)
         return y
 
@@ -101,10 +101,10 @@ class TrainedTokens(LoraLayer):
         """What the rows are more than those of ``weight``."""
         side = 1 if isinstance(self.base_layer, nn.Embedding) else 0  # (dim, vocabulary)
         index, rows = self._index(name, weight), self.trainable_tokens_delta[name]
-        own = rows.t() if side else rows
+        values = rows.t() if side else rows
         plain = weight.index_select(side, index)
-        zeros = torch.zeros_like(weight, dtype=torch.promote_types(weight.dtype, own.dtype))
-        return zeros.index_copy(side, index, own.to(zeros.dtype) - plain.to(zeros.dtype))
+        zeros = torch.zeros_like(weight, dtype=torch.promote_types(weight.dtype, values.dtype))
+        return zeros.index_copy(side, index, values.to(zeros.dtype) - plain.to(zeros.dtype))
 
     def merged_parameters(
         self, names: Sequence[str], weight: Tensor, bias: Tensor | None
@@ -114,8 +114,8 @@ class TrainedTokens(LoraLayer):
         for name in names:
             rows = self.trainable_tokens_delta[name]
             wide = weight.to(torch.promote_types(weight.dtype, rows.dtype))
-            own = (rows.t() if side else rows).to(wide.dtype)
-            weight = wide.index_copy(side, self._index(name, wide), own)
+            values = (rows.t() if side else rows).to(wide.dtype)
+            weight = wide.index_copy(side, self._index(name, wide), values)
         return weight, bias
 
     # -- bookkeeping

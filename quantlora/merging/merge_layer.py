@@ -149,8 +149,8 @@ def _unchanged(job: _Job, before: Tensor, mode: str) -> tuple[nn.Module, Quantiz
     """The base itself under an update of zero: packing what it holds again would move it."""
     if mode not in ("requantize", "keep") or not torch.equal(job.weight, before.to(job.weight)):
         return None
-    own, bias = job.quantizer.bias(job.base), job.bias
-    if bias is None or (not bias.any() if own is None else torch.equal(bias, own.to(bias))):
+    old, bias = job.quantizer.bias(job.base), job.bias
+    if bias is None or (not bias.any() if old is None else torch.equal(bias, old.to(bias))):
         return job.base, job.quantizer
     return None
 

@@ -125,10 +125,10 @@ def lora_bias(trial: Trial) -> None:
 def bias(trial: Trial) -> None:
     """The layer's own bias is the adapter's while it counts, and else what it was."""
     layer = trial.layer(bias=True in trial.subject.biases)
-    own = trial.format.bias(layer)
-    if own is None:
+    base_bias = trial.format.bias(layer)
+    if base_bias is None:
         return
-    plain = reference.float64(own)
+    plain = reference.float64(base_bias)
     model, x = trial.wrapped(layer, bias="lora_only"), trial.input(layer, 6)
     with torch.no_grad():
         _own_bias(model).add_(1)
@@ -144,9 +144,9 @@ def bias(trial: Trial) -> None:
 
 
 def _own_bias(model: OneLayerModel) -> Tensor:
-    own = model.lora.base_bias
-    assert own is not None
-    return own
+    base_bias = model.lora.base_bias
+    assert base_bias is not None
+    return base_bias
 
 
 @operation("mixed batch")

@@ -43,8 +43,8 @@ def train(trial: Trial) -> None:
     model, x = trial.two_adapters()
     lora, theirs = model.lora, _adapters_own(model)
     tensors = [lora.adapter_tensors(name) for name in lora.adapters]
-    known = {id(tensor) for by_key in tensors for tensor in by_key.values()}
-    missing = [name for number, name in theirs.items() if number not in known]
+    ids = {id(tensor) for by_key in tensors for tensor in by_key.values()}
+    missing = [name for number, name in theirs.items() if number not in ids]
     hold(not missing, f"not in adapter_tensors: {missing}")
     _leave_zero(tensors)
     for name in ("default", "second"):

@@ -80,8 +80,8 @@ class Trial:
 
     def tolerance(self, layer: nn.Module, *dtypes: torch.dtype) -> float:
         """That of the coarsest dtype a product of ``layer`` goes through."""
-        own = registry().match("proj", layer).compute_dtype(layer)
-        passed = dtypes if own is None else (*dtypes, own)
+        compute_dtype = registry().match("proj", layer).compute_dtype(layer)
+        passed = dtypes if compute_dtype is None else (*dtypes, compute_dtype)
         return max(self.subject.tolerances[dtype] for dtype in passed)
 
     def check(self, model: OneLayerModel, x: Tensor, *names: str) -> None:

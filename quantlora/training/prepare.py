@@ -79,8 +79,8 @@ def _base_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
     """All but what adapters train: their factors, modules in full and biases."""
     adapted = AdaptedModel(model)
     names = {name for module in adapted.adapter_modules.values() for name in module.adapters}
-    own = {id(tensor) for tensor in trainable_tensors(adapted, names | {*adapted.state.biases})}
-    return (parameter for parameter in model.parameters() if id(parameter) not in own)
+    trained = {id(tensor) for tensor in trainable_tensors(adapted, names | {*adapted.state.biases})}
+    return (parameter for parameter in model.parameters() if id(parameter) not in trained)
 
 
 def _upcast(model: nn.Module, upcast: str) -> Iterator[tuple[str, int]]:

@@ -56,8 +56,8 @@ def computes_otherwise(module: nn.Module) -> bool:
     quantizer = registry().quantizers[FLOAT]
     if isinstance(quantizer, FloatQuantizer) and quantizer.is_other(module):
         return True
-    own = _has_sizes(module) and not isinstance(module, nn.Linear) and _holds_floats(module)
-    return own and is_linear_kind(module) and not registry().candidates(module)
+    alike = _has_sizes(module) and not isinstance(module, nn.Linear) and _holds_floats(module)
+    return alike and is_linear_kind(module) and not registry().candidates(module)
 
 
 def left_out(modules: Mapping[str, nn.Module]) -> str:

@@ -47,9 +47,9 @@ def frozen_bases(
 def _check_unused(plan: list[PlannedLayer], options: Mapping[str, Any]) -> None:
     """Tell of a setting that no format here knows, also where nothing is to be packed."""
     formats = {p.quantizer.name: p.quantizer for p in plan if not p.target.parameters}
-    known = {name for quantizer in formats.values() for name in option_names(quantizer)}
+    accepted = {name for quantizer in formats.values() for name in option_names(quantizer)}
     for quantizer in formats.values():
-        checked_options(quantizer, {k: v for k, v in options.items() if k not in known})
+        checked_options(quantizer, {k: v for k, v in options.items() if k not in accepted})
 
 
 def _packed(
@@ -68,13 +68,13 @@ def _packed(
 
 
 def _packed_experts(planned: PlannedLayer, options: Mapping[str, Any]) -> nn.Module:
-    layout, own = experts_layout(planned.layer), planned.quantizer
+    layout, quantizer = experts_layout(planned.layer), planned.quantizer
     assert layout is not None
-    assert isinstance(own, PackedStacks)
+    assert isinstance(quantizer, PackedStacks)
     done = planned.layer.stacks if isinstance(planned.layer, PackedExperts) else {}
     names = [name for name in planned.target.parameters if name not in done]
-    with diagnosed(own.packer):
-        return pack_experts(planned.layer, layout, names, own.packer, planned.path, options)
+    with diagnosed(quantizer.packer):
+        return pack_experts(planned.layer, layout, names, quantizer.packer, planned.path, options)
 
 
 def as_linear(layer: nn.Module) -> nn.Linear:
@@ -102,6 +102,6 @@ def reference_for(reference: Reference, path: str, layer: nn.Module) -> Tensor:
         return weight
     if shape[0] != shape[1]:
         return weight.t()
-    own = quantizer.dequantize(layer).float()
-    given = weight.to(own)
-    return weight.t() if (own - given.t()).norm() < (own - given).norm() else weight
+    packed = quantizer.dequantize(layer).float()
+    given = weight.to(packed)
+    return weight.t() if (packed - given.t()).norm() < (packed - given).norm() else weight

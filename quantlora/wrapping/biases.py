@@ -28,8 +28,8 @@ def find_biases(
     """
     found: dict[int, TrainedBias] = {}
     for path, module in adapted.modules.items() if config.bias != "none" else ():
-        mine = path in targets
-        if not mine and config.bias == "lora_only":
+        targeted = path in targets
+        if not targeted and config.bias == "lora_only":
             continue
         owner = plain_module(module)[0] if isinstance(module, (LoraLayer, TiedLayer)) else module
         plain = _plain(adapted, owner, own_bias(owner))
@@ -37,19 +37,19 @@ def find_biases(
             plain = _plain(adapted, owner, _of_layer(module, owner, path))
         if plain is None:
             continue
-        name = f"{plain_path(path)}.{'base_layer.' if mine else ''}bias".removeprefix(".")
-        known = found.get(id(owner))
-        names = (*known.names, name) if known else (name,)
-        own = known.own if known else nn.Parameter(plain.detach().clone())
-        found[id(owner)] = TrainedBias(names, owner, plain, own)
+        name = f"{plain_path(path)}.{'base_layer.' if targeted else ''}bias".removeprefix(".")
+        earlier = found.get(id(owner))
+        names = (*earlier.names, name) if earlier else (name,)
+        trained = earlier.parameter if earlier else nn.Parameter(plain.detach().clone())
+        found[id(owner)] = TrainedBias(names, owner, plain, trained)
     return list(found.values())
 
 
-def _plain(adapted: AdaptedModel, owner: nn.Module, own: Tensor | None) -> Tensor | None:
-    """The model's ``own`` bias, also where an adapter's is in its place."""
+def _plain(adapted: AdaptedModel, owner: nn.Module, found: Tensor | None) -> Tensor | None:
+    """The model's ``found`` bias, also where an adapter's is in its place."""
     every = adapted.state.biases.values()
     placed = (bias for biases in every for bias in biases if bias.owner is owner)
-    return next((bias.plain for bias in placed), own)
+    return next((bias.plain for bias in placed), found)
 
 
 def _of_layer(layer: LoraLayer, base: nn.Module, path: str) -> Tensor | None:
@@ -58,11 +58,11 @@ def _of_layer(layer: LoraLayer, base: nn.Module, path: str) -> Tensor | None:
     bias = read(quantizer.bias, base)
     if bias is None:
         return None
-    own = unregistered_bias(base, packed=not quantizer.is_float)
-    if own is None or own.shape != bias.shape:
+    found = unregistered_bias(base, packed=not quantizer.is_float)
+    if found is None or found.shape != bias.shape:
         raise BackendError(
             f"{path}: the bias of this {type(base).__name__} is computed, or kept where format "
             f"{quantizer.name!r} alone finds it, and would not be trained. Use bias='none'; "
             f"lora_bias=True gives the adapter a bias of its own."
         )
-    return own
+    return found

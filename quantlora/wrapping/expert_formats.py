@@ -24,21 +24,21 @@ def parameters_format(module: nn.Module) -> PackedParameters:
     return format_of(module)
 
 
-def floating_names(target: Target, own: Quantizer, asked: Quantizer) -> list[str]:
+def floating_names(target: Target, current: Quantizer, asked: Quantizer) -> list[str]:
     """Those of the target's parameters that are not in the format ``asked``."""
     layer = target.layer
     base = layer.base_layer if isinstance(layer, LoraLayer) else layer
-    if isinstance(base, PackedExperts) and own.name == asked.name:
+    if isinstance(base, PackedExperts) and current.name == asked.name:
         return [name for name in target.parameters if name not in base.stacks]
-    return [] if own.name == asked.name else list(target.parameters)
+    return [] if current.name == asked.name else list(target.parameters)
 
 
 def why_parameters_not_packed(
-    target: Target, own: Quantizer, wanted: Quantizer, wrapper: type[LoraParameters]
+    target: Target, current: Quantizer, wanted: Quantizer, wrapper: type[LoraParameters]
 ) -> str:
     """Why the parameters of ``target`` cannot be packed by ``wanted``; empty where they can."""
-    if not own.is_float and own.name != wanted.name:
-        return f"its parameters are in format {own.name!r} already"
+    if not current.is_float and current.name != wanted.name:
+        return f"its parameters are in format {current.name!r} already"
     if not issubclass(wrapper, LoraExperts):
         return "parameters cannot be packed, only layers and the experts of Transformers"
     if not wanted.can_quantize_experts:

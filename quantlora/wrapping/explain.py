@@ -88,8 +88,8 @@ def _explain(
         elif path and (looks_linear(layer) or computes_otherwise(layer)):
             rows.append(_row(path, layer, reason=_why_not(path, layer, adapted.model, config)))
         elif path in left:
-            own = parameters_format(layer)
-            rows.append(_row(path, layer, own, reason=left[path].reason))
+            current = parameters_format(layer)
+            rows.append(_row(path, layer, current, reason=left[path].reason))
     without = idle(adapted, [planned.layer for planned in plan])
     warnings = tuple(filter(None, [*notices(adapted, config, plan), without]))
     problems = [*problems, *_problems_of_model(adapted.model, plan)]
@@ -117,10 +117,10 @@ def _problems_of_model(model: nn.Module, plan: list[PlannedLayer]) -> list[str]:
 def _targeted_row(target: Target, found: PlannedLayer | QuantloraError) -> LayerRow:
     if isinstance(found, QuantloraError):
         return _row(target.path, target.layer, reason=str(found), fails=True)
-    own = found.quantizer if target.parameters else None
+    current = found.quantizer if target.parameters else None
     if target.parameters and found.quantize:
-        own = parameters_format(target.layer)
-    row = _row(target.path, target.layer, own)
+        current = parameters_format(target.layer)
+    row = _row(target.path, target.layer, current)
     return replace(
         row,
         format=f"{row.format} -> {found.quantizer.name}" if found.quantize else row.format,
@@ -130,16 +130,16 @@ def _targeted_row(target: Target, found: PlannedLayer | QuantloraError) -> Layer
     )
 
 
-def _row(path: str, layer: nn.Module, own: Quantizer | None = None, **facts: Any) -> LayerRow:
+def _row(path: str, layer: nn.Module, current: Quantizer | None = None, **facts: Any) -> LayerRow:
     base = layer.base_layer if isinstance(layer, LoraLayer) else layer
     if isinstance(layer, LoraLayer):
-        own = layer.quantizer
-    takers = [own] if own is not None else registry().candidates(layer)
+        current = layer.quantizer
+    takers = [current] if current is not None else registry().candidates(layer)
     if len(takers) != 1:
         return LayerRow(path, type(base).__name__, None, "unknown", **facts)
-    own = takers[0]
-    details = ", ".join(f"{key} {_shown(value)}" for key, value in own.describe(base).items())
-    return LayerRow(path, type(base).__name__, own.shape(base), own.name, details, **facts)
+    current = takers[0]
+    details = ", ".join(f"{key} {_shown(value)}" for key, value in current.describe(base).items())
+    return LayerRow(path, type(base).__name__, current.shape(base), current.name, details, **facts)
 
 
 def _shown(value: Any) -> str:

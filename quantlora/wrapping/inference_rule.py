@@ -26,7 +26,7 @@ def inference_rule(model: nn.Module, plan: Sequence[PlannedLayer]) -> str:
             forms[copy.form].append(copy.nbytes)
     if not forms:
         return ""
-    parts = [f"{len(own)} as {form} ({format_size(sum(own))})" for form, own in forms.items()]
+    parts = [f"{len(sizes)} as {form} ({format_size(sum(sizes))})" for form, sizes in forms.items()]
     limit = inference_memory().limit
     return (
         f"Generating on this CPU, layers keep a second form of their weight: {', '.join(parts)}; "
@@ -40,8 +40,8 @@ def _copy(planned_layer: PlannedLayer, dtype: torch.dtype) -> InferenceCopy | No
     skipped = planned_layer.quantize or planned_layer.target.parameters
     if skipped or not is_linear_kind(base) or _is_meta(base):
         return None
-    own = planned_layer.quantizer
-    return planned(own, base, own.compute_dtype(base) or dtype)
+    quantizer = planned_layer.quantizer
+    return planned(quantizer, base, quantizer.compute_dtype(base) or dtype)
 
 
 def _dtype(model: nn.Module) -> torch.dtype:

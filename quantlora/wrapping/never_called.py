@@ -39,15 +39,15 @@ def _same_weight(modules: Mapping[str, nn.Module], path: str) -> list[str]:
     """The paths of other embeddings with the weight of the one at ``path``."""
     if path not in modules:
         return []  # inside one of ours, an attention
-    own = plain_module(modules[path])[0]
-    weight = own._parameters.get("weight")
-    if not isinstance(own, nn.Embedding) or weight is None:
+    target = plain_module(modules[path])[0]
+    weight = target._parameters.get("weight")
+    if not isinstance(target, nn.Embedding) or weight is None:
         return []
     plain = {other: plain_module(module)[0] for other, module in modules.items()}
     return [
         other
         for other, embedding in plain.items()
-        if isinstance(embedding, nn.Embedding) and embedding is not own
+        if isinstance(embedding, nn.Embedding) and embedding is not target
         if embedding._parameters.get("weight") is weight
     ]
 

@@ -34,10 +34,11 @@ def parameter_targets(
     """
     if not config.target_parameters:
         return []
-    own = {path: _names(module) for path, module in modules.items()}
-    picked = {path: picked_parameters(path, dict.fromkeys(own[path]), config) for path in own}
+    names_of = {path: _names(module) for path, module in modules.items()}
+    every = names_of.items()
+    picked = {path: picked_parameters(path, dict.fromkeys(n), config) for path, n in every}
     targets = {path: names for path, names in picked.items() if path and names}
-    _check_names(config.target_parameters, own)
+    _check_names(config.target_parameters, names_of)
     found = []
     for path, names in targets.items():
         _check_owner(path, modules[path], names, layers)
@@ -54,11 +55,11 @@ def _names(module: nn.Module) -> tuple[str, ...]:
     return () if isinstance(module, LoraLayer) else parameter_names(module)
 
 
-def _check_names(wanted: list[str], own: Mapping[str, tuple[str, ...]]) -> None:
-    known = [f"{path}.{name}" for path, names in own.items() for name in names if path]
+def _check_names(wanted: list[str], names_of: Mapping[str, tuple[str, ...]]) -> None:
+    every = [f"{path}.{name}" for path, names in names_of.items() for name in names if path]
     for target in wanted:
-        if not any(f".{key}".endswith(f".{target}") for key in known):
-            close = ", ".join(near(target, known)) or "none"
+        if not any(f".{key}".endswith(f".{target}") for key in every):
+            close = ", ".join(near(target, every)) or "none"
             raise TargetError(
                 f"target_parameters: {target!r} matches no parameter of this model that is free "
                 f"for an adapter. Near names: {close}."

@@ -146,17 +146,17 @@ def plan_layer(
     if target.tokens:
         return _plan_tokens(target, config)
     if isinstance(layer, LoraLayer):
-        own, base = layer.quantizer, layer.base_layer
+        current, base = layer.quantizer, layer.base_layer
     else:
-        own, base = registry().match(path, layer), layer
-    shape = own.shape(base)
+        current, base = registry().match(path, layer), layer
+    shape = current.shape(base)
     check_rank(target, shape, config)
-    quantizer = _format(path, layer, own, asked)
+    quantizer = _format(path, layer, current, asked)
     check_not_empty(path, shape, quantizer)
     if not isinstance(layer, LoraLayer) or config.variant != layer.variant:
-        check_surroundings(path, base, own, quantizer, config)
+        check_surroundings(path, base, current, quantizer, config)
     wrapper = registry().wrapper(config.variant, base, quantizer, path)
-    return PlannedLayer(target, quantizer, quantizer is not own, wrapper, shape)
+    return PlannedLayer(target, quantizer, quantizer is not current, wrapper, shape)
 
 
 def _plan_parameters(target: Target, config: LoraConfig, asked: Quantizer | None) -> PlannedLayer:
@@ -172,14 +172,14 @@ def _plan_parameters(target: Target, config: LoraConfig, asked: Quantizer | None
             f"{target.path}: adapters on parameters (target_parameters) cannot have "
             f"{', '.join(faults)}; set it for an adapter without target_parameters."
         )
-    own = target.layer.quantizer if isinstance(target.layer, LoraLayer) else None
-    own = parameters_format(target.layer) if own is None else own
-    if asked is None or not floating_names(target, own, asked):
-        return PlannedLayer(target, own, False, wrapper)
-    unable = own.is_float and not asked.can_quantize_experts
+    current = target.layer.quantizer if isinstance(target.layer, LoraLayer) else None
+    current = parameters_format(target.layer) if current is None else current
+    if asked is None or not floating_names(target, current, asked):
+        return PlannedLayer(target, current, False, wrapper)
+    unable = current.is_float and not asked.can_quantize_experts
     if is_all_linear(config) and unable and issubclass(wrapper, LoraExperts):
-        return PlannedLayer(target, own, False, wrapper)  # nobody has named them
-    if why := why_parameters_not_packed(target, own, asked, wrapper):
+        return PlannedLayer(target, current, False, wrapper)  # nobody has named them
+    if why := why_parameters_not_packed(target, current, asked, wrapper):
         raise _backend_error(target.path, asked, why)
     return PlannedLayer(target, PackedStacks(asked), True, wrapper)
 
@@ -192,13 +192,13 @@ def _plan_tokens(target: Target, config: LoraConfig) -> PlannedLayer:
         raise AdapterError(two_ways(path))
     base = layer.base_layer if isinstance(layer, TrainedTokens) else layer
     plain = isinstance(base, (nn.Embedding, nn.Linear)) and getattr(base, "max_norm", None) is None
-    own = registry().match(path, base) if plain else None
-    if own is None or not own.is_float:
+    current = registry().match(path, base) if plain else None
+    if current is None or not current.is_float:
         raise ConfigError(
             f"{path}: trainable_token_indices is for float embeddings and linear heads (without "
             f"max_norm), and this is a {type(base).__name__}."
         )
-    return PlannedLayer(target, own, False, TrainedTokens)
+    return PlannedLayer(target, current, False, TrainedTokens)
 
 
 def check_model(model: nn.Module, plan: list[PlannedLayer]) -> None:
@@ -215,11 +215,11 @@ def _check_addable(path: str, layer: LoraLayer, adapter: str) -> None:
     layer.check_unmerged("another adapter is added")
 
 
-def _format(path: str, layer: nn.Module, own: Quantizer, asked: Quantizer | None) -> Quantizer:
+def _format(path: str, layer: nn.Module, current: Quantizer, asked: Quantizer | None) -> Quantizer:
     """The layer's future format: its own, or ``asked`` if it is float and that can quantize."""
-    if asked is None or asked.name == own.name:
-        return own
-    if why := _why_not_packed(layer, own, asked):
+    if asked is None or asked.name == current.name:
+        return current
+    if why := _why_not_packed(layer, current, asked):
         raise _backend_error(path, asked, why)
     return asked
 
@@ -231,9 +231,9 @@ def _backend_error(path: str, asked: Quantizer, why: str) -> BackendError:
     )
 
 
-def _why_not_packed(layer: nn.Module, own: Quantizer, wanted: Quantizer) -> str:
-    if not own.is_float:
-        return f"it is in format {own.name!r} already"
+def _why_not_packed(layer: nn.Module, current: Quantizer, wanted: Quantizer) -> str:
+    if not current.is_float:
+        return f"it is in format {current.name!r} already"
     if not wanted.can_quantize:
         return f"{wanted.name!r} only reads layers, it cannot quantize"
     if not is_linear_kind(layer):

@@ -24,21 +24,21 @@ from quantlora.formats.quantizer import Quantizer
 
 
 def check_surroundings(
-    path: str, layer: nn.Module, own: Quantizer, future: Quantizer, config: LoraConfig
+    path: str, layer: nn.Module, current: Quantizer, future: Quantizer, config: LoraConfig
 ) -> None:
     """Raise `LayerError` where ``layer`` computes more than the LoRA layer would see.
 
     Args:
-        own: the layer's format.
+        current: the layer's format.
         future: the one that it is going to be in.
     """
     plain = config.variant == "lora" and config.init_lora_weights in (True, False, "gaussian")
-    if not own.is_float and (forward := foreign_forward(layer, own)) is not None:
-        raise LayerError(_own_forward(path, forward, f"format {own.name!r}"))
+    if not current.is_float and (forward := foreign_forward(layer, current)) is not None:
+        raise LayerError(_own_forward(path, forward, f"format {current.name!r}"))
     if future.is_float and plain:
         return
     why = f"format {future.name!r}" if not future.is_float else "this variant or initializer"
-    if (forward := own_forward(layer, own)) is not None:
+    if (forward := own_forward(layer, current)) is not None:
         raise LayerError(_own_forward(path, forward, why))
     if hooks := computing_hooks(layer):
         kinds = ", ".join(type(hook).__name__ for hook in hooks.values())

@@ -66,10 +66,10 @@ def tied_tokens(
 
     Raises `ConfigError` where they have others and ``ensure_weight_tying`` is asked for.
     """
-    own = found.get(ties.source or "")
+    first = found.get(ties.source or "")
     others = {path: found[path] for path in ties.others if path in found}
-    differ = {path: tokens for path, tokens in others.items() if tokens != own}
-    if own is None or (differ and not config.ensure_weight_tying):
+    differ = {path: tokens for path, tokens in others.items() if tokens != first}
+    if first is None or (differ and not config.ensure_weight_tying):
         return dict(found)
     if differ:
         raise ConfigError(

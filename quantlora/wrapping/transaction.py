@@ -37,17 +37,17 @@ class Transaction:
         self._model = model
 
     def __enter__(self) -> Transaction:
-        known = _open.get({})
+        open_models = _open.get({})
         self._undo: list[Callable[[], object]] = []
         self._modules: list[_Memory] = []
         self._adapters: list[tuple[nn.Module, bool]] = []
         self._flags: list[tuple[nn.Parameter, bool]] = []
-        outer = known.get(id(self._model))
+        outer = open_models.get(id(self._model))
         self._outer = self if outer is None else outer
         if outer is None:
             self._remember()
         self._token: Token[dict[int, Transaction]] = _open.set(
-            {**known, id(self._model): self._outer}
+            {**open_models, id(self._model): self._outer}
         )
         return self
 

@@ -81,10 +81,10 @@ class Life(RuleBasedStateMachine):
     def note_biases(self, name: str) -> None:
         """Those of the model itself, that the adapter has trained."""
         for one in adapter_state(self.model).biases.get(name, ()):
-            one.own.data += 0.1 * torch.randn_like(one.own)
+            one.parameter.data += 0.1 * torch.randn_like(one.parameter)
             path = one.names[0].removesuffix(".base_layer.bias")
             update, bias = self.book[name][path]
-            change = one.own.detach().double() - one.plain.detach().double()
+            change = one.parameter.detach().double() - one.plain.detach().double()
             self.book[name][path] = (update, bias + change)
 
     @rule(
