@@ -16,7 +16,7 @@ from typing import Any
 
 from torch import nn
 
-from quantlora import BackendError, LoraLayer
+from quantlora import BackendError, LoraLayer, new_folder
 from quantlora_gptq.kernels import is_gptq
 from quantlora_gptq.packed_layer import check_settings
 from quantlora_gptq.requires import LIBRARIES, wrong_reading
@@ -97,11 +97,20 @@ def calibrate(
     }
     with TemporaryDirectory(prefix="quantlora-gptq-") as folder:
         job = _Job(model, layers, Path(folder) / "float", settings)
-        target = Path(save_to) if save_to is not None else Path(folder) / "quantized"
+        target = Path(folder) / "quantized" if save_to is None else _free(Path(save_to))
         model.save_pretrained(job.source)  # type: ignore[operator]
         tokenizer.save_pretrained(job.source)
-        job.write(target, _inputs(calibration, tokenizer), batch_size)
+        with new_folder(target) as staging:
+            job.write(staging, _inputs(calibration, tokenizer), batch_size)
         return job.read(target)
+
+
+def _free(folder: Path) -> Path:
+    """``folder`` to write to, told before the hours of calibration."""
+    target = folder.absolute()
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise BackendError(f"save_to={str(folder)!r} exists and is not an empty folder.")
+    return target
 
 
 def _check(model: nn.Module, tokenizer: Any, calibration: Calibration) -> None:

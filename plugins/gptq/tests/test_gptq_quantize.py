@@ -50,6 +50,14 @@ def test_the_saved_checkpoint_loads_as_the_model_that_was_wrapped(tmp_path) -> N
 
 
 @needs_gptqmodel
+def test_a_folder_with_files_is_refused_before_the_calibration(tmp_path) -> None:
+    (tmp_path / "mine").touch()
+    with pytest.raises(BackendError, match=r"save_to=.* exists and is not an empty folder"):
+        calibrated(small(), save_to=tmp_path)
+    assert [file.name for file in tmp_path.iterdir()] == ["mine"]
+
+
+@needs_gptqmodel
 def test_only_the_targets_are_quantized() -> None:
     model = small()
     options = {"calibration": TEXTS, "tokenizer": tiny_tokenizer()}
