@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from huggingface_hub import ModelCard
 
 CARD, NEW_CARD = "README.md", "README.new.md"
+#: Where ``quantlora.json`` has the digest of each.
+_FIELDS = {CARD: "card", NEW_CARD: "new_card"}
 
 _MADE_WITH = "made with [quantlora](https://pypi.org/project/quantlora)"
 _ADAPTER = "A LoRA adapter{of}: rank {r}, alpha {alpha:g}, " + _MADE_WITH
@@ -62,11 +64,13 @@ class CardFiles:
     """What is written for a card: texts by the name of their file.
 
     Args:
-        digest: of the card, where all of it was written here; None where it is somebody's.
+        digests: of those that were written here as a whole, by their field in ``quantlora.json``.
+        obsolete: files of an earlier save that nobody has edited, and that this one replaces.
     """
 
     texts: dict[str, str]
-    digest: str | None = None
+    digests: dict[str, str]
+    obsolete: tuple[str, ...] = ()
 
 
 def card_files(
@@ -85,18 +89,27 @@ def card_files(
     values = _values(config, base)
     text = _TEXT.format(title=folder.name, **values) if card is None else str(card)
     text = with_metadata(text, base)
-    if _is_ours(folder):
-        return CardFiles({CARD: text}, digest(text))
-    return CardFiles(_somebodys(folder / CARD, base, values) | ({NEW_CARD: text} if card else {}))
+    if _is_ours(folder, CARD):
+        return CardFiles({CARD: text}, {_FIELDS[CARD]: digest(text)}, _stale(folder))
+    theirs = _somebodys(folder / CARD, base, values)
+    if not card:
+        return CardFiles(theirs, {}, _stale(folder))
+    return CardFiles(theirs | {NEW_CARD: text}, {_FIELDS[NEW_CARD]: digest(text)})
 
 
-def _is_ours(folder: Path) -> bool:
-    """Whether there is no card, or one that is as it was written here."""
-    file = folder / CARD
+def _stale(folder: Path) -> tuple[str, ...]:
+    """The card beside somebody's that a former save has left, unless it was edited."""
+    there = os.path.lexists(folder / NEW_CARD)
+    return (NEW_CARD,) if there and _is_ours(folder, NEW_CARD) else ()
+
+
+def _is_ours(folder: Path, name: str) -> bool:
+    """Whether there is no file ``name``, or one that is as it was written here."""
+    file = folder / name
     if not os.path.lexists(file):
         return True
     try:
-        return digest(file.read_text("utf-8")) == card_digest(folder)
+        return digest(file.read_text("utf-8")) == card_digest(folder, _FIELDS[name])
     except (OSError, ValueError):
         return False
 

@@ -122,7 +122,7 @@ def write_adapter(
     base = vars(adapted.model).get("name_or_path") or None
     text = config_text(config, targets, base, init)
     written = card_files(location, config, config.base_model_name_or_path or base, card)
-    note = side_text(adapted, adapter, base_change, written.digest)
+    note = side_text(adapted, adapter, base_change, written.digests)
     texts = written.texts | {CONFIG: text, SIDE: note}
     files: dict[str, Writer] = {
         name: partial(Path.write_text, data=data, encoding="utf-8") for name, data in texts.items()
@@ -130,7 +130,7 @@ def write_adapter(
     files[WEIGHTS] = partial(write_weights, tensors=tensors)
     with one_writes(adapted.model, state_dict) as here, _explained(location):
         if here:
-            write_set(location, files, obsolete=(PICKLE,), within=root)
+            write_set(location, files, obsolete=(PICKLE, *written.obsolete), within=root)
     return location
 
 

@@ -2,7 +2,7 @@
 
     {"base": {"class": ..., "fingerprint": ...},
      "formats": [{"quantizer": ..., "bits": ..., "layers": [...]}, ...],
-     "card": "<digest of README.md>",
+     "card": "<digest of README.md>", "new_card": "<of README.new.md>",
      "quantlora": "<version>"}
 
 It is a note to the reader: an adapter loads without it.
@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,13 +36,16 @@ Facts = dict[str, Any]
 
 
 def side_text(
-    adapted: AdaptedModel, adapter: str, base_change: Any = None, card: str | None = None
+    adapted: AdaptedModel,
+    adapter: str,
+    base_change: Any = None,
+    cards: Mapping[str, str] | None = None,
 ) -> str:
     """The file's text for ``adapter``.
 
     Args:
         base_change: as `base_note` gives it.
-        card: the digest of the model card beside it, where all of that was written here.
+        cards: digests of the model cards beside it that were written here as a whole, by field.
     """
     groups: dict[str, list[str]] = defaultdict(list)
     for path, facts in _facts(adapted, adapter).items():
@@ -53,8 +57,7 @@ def side_text(
     }
     if base_change:
         note["base_change"] = base_change
-    if card:
-        note["card"] = card
+    note |= cards or {}
     return json.dumps(note, indent=2, sort_keys=True)
 
 
@@ -73,11 +76,11 @@ def read_note(folder: Path) -> dict[str, Any]:
         return {}
 
 
-def card_digest(folder: Path) -> str | None:
-    """The digest of the card that was written beside the file in ``folder``, if it has one."""
+def card_digest(folder: Path, field: str) -> str | None:
+    """The digest of a card that was written beside the file in ``folder``, if it says one."""
     try:
         note = json.loads(own_file(folder, SIDE).read_text("utf-8"))
-        return str(note["card"])
+        return str(note[field])
     except (OSError, ValueError, RecursionError, LookupError, TypeError):
         return None
 

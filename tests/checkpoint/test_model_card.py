@@ -111,6 +111,17 @@ def test_a_card_that_was_edited_stays_beside_the_one_given(tmp_path):
         assert f"Perplexity {perplexity}." in (tmp_path / "README.new.md").read_text()
 
 
+@pytest.mark.parametrize("edited", [False, True])
+def test_the_card_beside_an_edited_one_goes_when_it_is_not_edited_itself(edited, tmp_path):
+    new = tmp_path / "README.new.md"
+    (tmp_path / "README.md").write_text(OWN)
+    saved_with_card(tmp_path, 4)
+    if edited:
+        new.write_text(new.read_text() + "Mine.")
+    saved(tmp_path)
+    assert new.exists() is edited
+
+
 @pytest.mark.parametrize("text", ["Only text.\n", "", "# Title\n---\nA line above.\n"])
 def test_a_card_without_metadata_gets_some(text, tmp_path):
     (tmp_path / "README.md").write_text(text)
