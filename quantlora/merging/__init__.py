@@ -1,1 +1,1 @@
-"""Folding adapters into the base and out again."""
+"""Folding adapters into the base and out again; tried by `operations.merge_operations`."""
