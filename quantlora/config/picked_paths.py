@@ -23,21 +23,26 @@ class TargetNames:
 
     def __init__(self, config: LoraConfig) -> None:
         self._config = config
+        self.all_linear = is_all_linear(config)
         self._targets = _lookup(config.target_modules)
         self._excluded = _lookup(config.exclude_modules)
 
+    def allow(self, path: str) -> bool:
+        """Whether nothing takes ``path`` out: it is not excluded, and not trained in full."""
+        saved = self._config.modules_to_save or ()
+        if any(match(rf"(^|.*\.){name}($|\..*)", path) for name in saved):
+            return False
+        return not _named(path, self._excluded)
+
     def pick(self, path: str) -> bool:
-        config = self._config
-        if any(match(rf"(^|.*\.){name}($|\..*)", path) for name in config.modules_to_save or ()):
+        if not self.allow(path):
             return False
-        if _named(path, self._excluded):
-            return False
-        if is_all_linear(config):
+        if self.all_linear:
             return True
         if not _named(path, self._targets):
             return False
         whole = isinstance(self._targets, str) or path in self._targets
-        return whole or _index_wanted(path, config)
+        return whole or _index_wanted(path, self._config)
 
 
 def _lookup(names: list[str] | str | None) -> frozenset[str] | str:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from torch import nn
 
 from quantlora.config.lora_config import LoraConfig
-from quantlora.config.picked_paths import TargetNames, is_all_linear
+from quantlora.config.picked_paths import TargetNames
 from quantlora.layers.experts import LoraExperts, experts_layout
 from quantlora.layers.layer import LoraLayer
 from quantlora.names import plain_path
@@ -20,9 +20,10 @@ def with_experts(modules: Mapping[str, nn.Module], config: LoraConfig) -> LoraCo
     As it is where ``target_modules`` is no "all-linear", ``target_experts`` is off, parameters are
     named already, or experts cannot have such an adapter (`why_no_experts`).
     """
-    if not (is_all_linear(config) and config.target_experts) or config.target_parameters:
+    targets = TargetNames(config)
+    if not (targets.all_linear and config.target_experts) or config.target_parameters:
         return config
-    names = [] if why_no_experts(config) else _names(modules, config)
+    names = [] if why_no_experts(config) else _names(modules, targets)
     return replace(config, target_parameters=names) if names else config
 
 
@@ -39,14 +40,13 @@ def why_no_experts(config: LoraConfig) -> str:
     return ", ".join(name for name, given in asked.items() if given)
 
 
-def _names(modules: Mapping[str, nn.Module], config: LoraConfig) -> list[str]:
+def _names(modules: Mapping[str, nn.Module], targets: TargetNames) -> list[str]:
     """The shortest endings with the module's own name that pick no excluded parameter."""
-    picks = TargetNames(config).pick
     stacks = [(path, name) for path, module in modules.items() for name in _stacks(module)]
     wanted = [
         (plain_path(path), name)
         for path, name in stacks
-        if picks(plain_path(path)) and picks(f"{plain_path(path)}.{name}")
+        if targets.pick(plain_path(path)) and targets.pick(f"{plain_path(path)}.{name}")
     ]
     left = {f"{plain_path(path)}.{name}" for path, name in stacks}
     left -= {f"{path}.{name}" for path, name in wanted}

@@ -10,7 +10,7 @@ from torch import nn
 from quantlora.adapters.adapted_model import AdaptedModel
 from quantlora.adapters.not_runnable import idle
 from quantlora.config.lora_config import LoraConfig
-from quantlora.config.picked_paths import is_all_linear, targeted
+from quantlora.config.picked_paths import targeted
 from quantlora.discovery.registration import AUTO, registry
 from quantlora.errors import QuantloraError, TargetError
 from quantlora.formats.quantizer import Quantizer
@@ -20,14 +20,13 @@ from quantlora.wrapping.add_adapter import for_model, given_config
 from quantlora.wrapping.all_linear import (
     computes_otherwise,
     looks_linear,
-    output_heads,
 )
 from quantlora.wrapping.expert_formats import parameters_format
 from quantlora.wrapping.explanation import Explanation, LayerRow
 from quantlora.wrapping.inference_rule import inference_rule
 from quantlora.wrapping.plan import PlannedLayer, check_model, notices, plan_layer
 from quantlora.wrapping.target import Target
-from quantlora.wrapping.targets import find_targets
+from quantlora.wrapping.targets import Search, find_targets
 from quantlora.wrapping.without_adapter import without_adapter
 
 #: Fields of the config that take a layer out again, and how to say so.
@@ -72,12 +71,13 @@ def _explain(
     problems: list[str],
 ) -> Explanation:
     config = for_model(adapted, config)
+    search = Search(adapted, config)
     targets: dict[str, Target] = {}
     try:
-        targets = {target.path: target for target in find_targets(adapted, config)}
+        targets = {target.path: target for target in find_targets(search)}
     except TargetError as error:
         problems.append(str(error))
-    left = {layer.path: layer for layer in without_adapter(adapted, config, targets.values())}
+    left = {layer.path: layer for layer in without_adapter(search, targets.values())}
     plan: list[PlannedLayer] = []
     rows: list[LayerRow] = []
     for path, layer in adapted.modules.items():
@@ -86,12 +86,12 @@ def _explain(
             rows.append(_targeted_row(targets[path], found))
             plan += [found] if isinstance(found, PlannedLayer) else []
         elif path and (looks_linear(layer) or computes_otherwise(layer)):
-            rows.append(_row(path, layer, reason=_why_not(path, layer, adapted.model, config)))
+            rows.append(_row(path, layer, reason=_why_not(path, layer, search)))
         elif path in left:
             current = parameters_format(layer)
             rows.append(_row(path, layer, current, reason=left[path].reason))
     without = idle(adapted, [planned.layer for planned in plan])
-    warnings = tuple(filter(None, [*notices(adapted, config, plan), without]))
+    warnings = tuple(filter(None, [*notices(search, plan), without]))
     problems = [*problems, *_problems_of_model(adapted.model, plan)]
     inference = inference_rule(adapted.model, plan)
     return Explanation(tuple(rows), tuple(problems), warnings, inference)
@@ -147,10 +147,11 @@ def _shown(value: Any) -> str:
     return " x ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
 
 
-def _why_not(path: str, layer: nn.Module, model: nn.Module, config: LoraConfig) -> str:
-    if is_all_linear(config) and computes_otherwise(layer):
+def _why_not(path: str, layer: nn.Module, search: Search) -> str:
+    config = search.config
+    if search.names.all_linear and computes_otherwise(layer):
         return f"the forward of {type(layer).__name__} does more than a linear layer's product"
-    if is_all_linear(config) and layer in output_heads(model, config):
+    if layer in search.heads:
         return 'the output layer: "all-linear" leaves it out'
     for fields, reason in _REASONS.items():
         without: dict[str, Any] = dict.fromkeys(fields)

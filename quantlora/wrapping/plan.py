@@ -10,7 +10,7 @@ from quantlora.adapters.adapted_model import AdaptedModel
 from quantlora.adapters.not_runnable import idle
 from quantlora.adapters.state import taken
 from quantlora.config.lora_config import LoraConfig
-from quantlora.config.picked_paths import TargetNames, is_all_linear
+from quantlora.config.picked_paths import is_all_linear
 from quantlora.discovery.registration import registry
 from quantlora.errors import AdapterError, BackendError, ConfigError, TargetError, warn
 from quantlora.experts.stacks_format import PackedStacks
@@ -21,7 +21,6 @@ from quantlora.layers.experts import LoraExperts, parameters_wrapper
 from quantlora.layers.layer import LoraLayer
 from quantlora.layers.tied import TiedLayer
 from quantlora.layers.trained_tokens import TrainedTokens
-from quantlora.names import plain_path
 from quantlora.wrapping.all_linear import left_out
 from quantlora.wrapping.expert_formats import (
     floating_names,
@@ -34,7 +33,7 @@ from quantlora.wrapping.never_called import never_called
 from quantlora.wrapping.sizes import check_not_empty, check_rank, too_wide
 from quantlora.wrapping.surroundings import check_surroundings
 from quantlora.wrapping.target import Target
-from quantlora.wrapping.targets import find_targets
+from quantlora.wrapping.targets import Search, find_targets
 from quantlora.wrapping.ties import two_ways
 from quantlora.wrapping.without_adapter import expert_notices
 
@@ -108,30 +107,23 @@ def plan_layers(
     strict: bool = True,
 ) -> list[PlannedLayer]:
     """One `PlannedLayer` for each target; arguments and errors as in `make_plan`."""
-    targets = find_targets(adapted, config, strict)
+    search = Search(adapted, config)
+    targets = find_targets(search, strict)
     plan = [plan_layer(target, config, asked, adapter) for target in targets]
-    for notice in notices(adapted, config, plan) if strict else ():
+    for notice in notices(search, plan) if strict else ():
         warn(notice)
     check_model(adapted.model, plan)
     return plan
 
 
-def notices(adapted: AdaptedModel, config: LoraConfig, plan: list[PlannedLayer]) -> list[str]:
+def notices(search: Search, plan: list[PlannedLayer]) -> list[str]:
     """What `wrap` gets through with, and says."""
     floats = [p.target for p in plan if p.quantizer.is_float]
     packed = len(floats) < len(plan)
-    about_experts = expert_notices(adapted, config, [p.target for p in plan], floats, packed)
+    about_experts = expert_notices(search, [p.target for p in plan], floats, packed)
     wide = too_wide({p.target: p.shape for p in plan if p.shape})
-    found = [wide, _left_out(adapted, config), *about_experts]
-    return [notice for notice in found if notice]
-
-
-def _left_out(adapted: AdaptedModel, config: LoraConfig) -> str:
-    if not is_all_linear(config):
-        return ""
-    names = TargetNames(config)
-    modules = {path: m for path, m in adapted.modules.items() if names.pick(plain_path(path))}
-    return left_out(modules)
+    other = left_out(search.picked) if search.names.all_linear else ""
+    return [notice for notice in (wide, other, *about_experts) if notice]
 
 
 def plan_layer(

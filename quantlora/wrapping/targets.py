@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import cached_property
 
 from torch import nn
 
@@ -10,7 +11,7 @@ from quantlora.adapters.adapted_model import AdaptedModel
 from quantlora.config.expressions import shortened
 from quantlora.config.lora_config import LoraConfig
 from quantlora.config.patterns import unmatched_patterns
-from quantlora.config.picked_paths import TargetNames, is_all_linear
+from quantlora.config.picked_paths import TargetNames
 from quantlora.errors import AdapterError, TargetError
 from quantlora.layers.trained_tokens import wanted_tokens
 from quantlora.names import plain_path
@@ -25,14 +26,46 @@ from quantlora.wrapping.ties import tied_tokens, ties_of, two_ways
 _HINTS = 12
 
 
-def find_targets(adapted: AdaptedModel, config: LoraConfig, strict: bool = True) -> list[Target]:
-    """What ``config`` targets: layers, attentions, parameters, tokens, each in the model's order.
+class Search:
+    """What ``config`` picks in a model, looked for once.
+
+    Args:
+        names: what its names pick.
+        ties: the layers that have the weight of the input embeddings.
+    """
+
+    def __init__(self, adapted: AdaptedModel, config: LoraConfig) -> None:
+        self.adapted, self.config, self.modules = adapted, config, adapted.modules
+        self.names, self.ties = TargetNames(config), ties_of(adapted)
+        self.heads = output_heads(adapted.model, config) if self.names.all_linear else set()
+
+    @cached_property
+    def picked(self) -> dict[str, nn.Module]:
+        """The modules whose path the names pick; "all-linear" picks every path."""
+        pick = self.names.pick
+        return {path: m for path, m in self.modules.items() if pick(plain_path(path))}
+
+    @cached_property
+    def paths(self) -> list[str]:
+        """The targets of ``target_modules``: layers, attentions."""
+        paths = [path for path, module in self.picked.items() if path and self._suits(module)]
+        return self.ties.joined(paths) if self.config.ensure_weight_tying else paths
+
+    def wants(self, path: str, module: nn.Module) -> bool:
+        """Whether a module at a path is a target as a layer."""
+        return self.names.pick(plain_path(path)) and self._suits(module)
+
+    def _suits(self, module: nn.Module) -> bool:
+        return not self.names.all_linear or (module not in self.heads and looks_linear(module))
+
+
+def find_targets(search: Search, strict: bool = True) -> list[Target]:
+    """What is targeted: layers, attentions, parameters, tokens, each in the model's order.
 
     Raises `TargetError` when the targets match nothing; where ``strict``, also for a rank or alpha
     pattern that does. In a file such a pattern has had no effect, and has none here.
     """
-    search = _Search(adapted, config)
-    tokens = _token_targets(search)
+    config, tokens = search.config, _token_targets(search)
     attentions = attention_targets(search.paths, search.modules, config)
     inner = {target.path for target in attentions}  # a name may pick the attention and its layer
     layers = [Target.of(p, search.modules[p], config) for p in search.paths if p not in inner]
@@ -47,25 +80,7 @@ def find_targets(adapted: AdaptedModel, config: LoraConfig, strict: bool = True)
     return targets
 
 
-class _Search:
-    """The paths in a model that ``target_modules`` and its companions pick."""
-
-    def __init__(self, adapted: AdaptedModel, config: LoraConfig) -> None:
-        self.config, self.modules, self.ties = config, adapted.modules, ties_of(adapted)
-        self.names = TargetNames(config)
-        self.all_linear = is_all_linear(config)
-        self.heads = output_heads(adapted.model, config) if self.all_linear else set()
-        paths = [path for path, module in self.modules.items() if path and self.wants(path, module)]
-        self.paths = self.ties.joined(paths) if config.ensure_weight_tying else paths
-
-    def wants(self, path: str, module: nn.Module) -> bool:
-        """Whether a module at a path is a target as a layer."""
-        if not self.names.pick(plain_path(path)):
-            return False
-        return not self.all_linear or (module not in self.heads and looks_linear(module))
-
-
-def _token_targets(search: _Search) -> list[Target]:
+def _token_targets(search: Search) -> list[Target]:
     modules, ties = search.modules, search.ties
     found = tied_tokens(wanted_tokens(search.config, modules, ties.source), ties, search.config)
     if both := [path for path in search.paths if path in found]:

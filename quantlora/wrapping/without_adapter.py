@@ -8,22 +8,20 @@ whose experts stay in 16 takes four times the memory, and one without adapters t
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from quantlora.adapters.adapted_model import AdaptedModel
 from quantlora.adapters.adapter_modules import OURS
-from quantlora.config.lora_config import LoraConfig
-from quantlora.config.picked_paths import ALL_LINEAR, TargetNames, is_all_linear
 from quantlora.discovery.registration import registry
 from quantlora.layers.experts import experts_layout
 from quantlora.names import plain_path
 from quantlora.units import dtype_name
 from quantlora.wrapping.expert_targets import why_no_experts
 from quantlora.wrapping.target import Target
+from quantlora.wrapping.targets import Search
 
 #: What names a class of experts; a router or a gate beside them is left out on purpose.
 _EXPERTS = "expert"
@@ -58,11 +56,7 @@ class WithoutAdapter:
 
 
 def expert_notices(
-    adapted: AdaptedModel,
-    config: LoraConfig,
-    targets: Iterable[Target],
-    floats: Iterable[Target],
-    packed: bool,
+    search: Search, targets: Iterable[Target], floats: Iterable[Target], packed: bool
 ) -> list[str]:
     """What to say of experts without adapter, and of those that stay float among packed layers.
 
@@ -70,32 +64,29 @@ def expert_notices(
         floats: those of ``targets`` that are float, and stay so.
         packed: whether others are packed.
     """
-    found = []
-    if packed or (is_all_linear(config) and config.target_experts):
-        found.append(says_left(without_adapter(adapted, config, targets), why_no_experts(config)))
+    found, config = [], search.config
+    if packed or (search.names.all_linear and config.target_experts):
+        found.append(says_left(without_adapter(search, targets), why_no_experts(config)))
     if packed:
-        found.append(says_float(adapted, [target for target in floats if target.parameters]))
+        found.append(says_float(search.adapted, [target for target in floats if target.parameters]))
     return found
 
 
-def without_adapter(
-    adapted: AdaptedModel, config: LoraConfig, targets: Iterable[Target]
-) -> list[WithoutAdapter]:
+def without_adapter(search: Search, targets: Iterable[Target]) -> list[WithoutAdapter]:
     """The modules whose stacked matrices are not all among ``targets``, in the model's order.
 
     What ``exclude_modules`` or ``modules_to_save`` names is left out on purpose.
     """
-    total = sum(p.numel() for p in adapted.model.parameters()) or 1
-    everywhere: dict[str, Any] = dict.fromkeys(("layers_to_transform", "layers_pattern"))
-    names = TargetNames(replace(config, target_modules=ALL_LINEAR, **everywhere))
+    total = sum(p.numel() for p in search.adapted.model.parameters()) or 1
+    allow = search.names.allow
     taken = {target.path: target.parameters for target in targets}
     found = []
-    for path, module in adapted.modules.items():
+    for path, module in search.modules.items():
         stacked = {} if isinstance(module, OURS) else stacked_matrices(module)
-        free = (k for k in stacked if names.pick(f"{plain_path(path)}.{k}"))
+        free = (k for k in stacked if allow(f"{plain_path(path)}.{k}"))
         left = {k: stacked[k] for k in free if k not in taken.get(path, ())}
         share = sum(tensor.numel() for tensor in left.values()) / total
-        if left and names.pick(plain_path(path)) and (_of_experts(module) or share >= _LEAST):
+        if left and allow(plain_path(path)) and (_of_experts(module) or share >= _LEAST):
             dtype = next(iter(left.values())).dtype
             found.append(WithoutAdapter(path, type(module).__name__, tuple(left), share, dtype))
     return found

@@ -18,7 +18,7 @@ from quantlora.adapters.adapted_model import AdaptedModel
 from quantlora.config.patterns import by_pattern
 from quantlora.config.picked_paths import targeted
 from quantlora.testing.models import tiny_llama
-from quantlora.wrapping.targets import find_targets
+from quantlora.wrapping.targets import Search, find_targets
 
 SEGMENTS = ["layers", "h", "0", "1", "11", "q_proj", "k_proj", "xq_proj", "mlp", "experts", "head"]
 segments = st.sampled_from(SEGMENTS)
@@ -90,12 +90,14 @@ def test_all_linear_is_as_in_peft(make: Any) -> None:
     model = make()
     config = peft.LoraConfig(target_modules="all-linear", task_type="SEQ_CLS")
     theirs = _maybe_include_all_linear_layers(config, model).target_modules
-    ours = find_targets(AdaptedModel(model), LoraConfig(target_modules="all-linear"))
+    ours = find_targets(Search(AdaptedModel(model), LoraConfig(target_modules="all-linear")))
     assert {target.path for target in ours} == theirs
 
 
 def paths_of(model: nn.Module, **fields: Any) -> list[str]:
-    return [target.path for target in find_targets(AdaptedModel(model), LoraConfig(**fields))]
+    return [
+        target.path for target in find_targets(Search(AdaptedModel(model), LoraConfig(**fields)))
+    ]
 
 
 def test_all_linear_finds_wrapped_layers_again(wrapped: Any, model: nn.Module) -> None:
@@ -126,7 +128,7 @@ def test_rank_and_alpha_follow_their_patterns(model: nn.Module) -> None:
         rank_pattern={r"layers\.1\..*": 2, "q_proj": 1},
         alpha_pattern={"up_proj": 16},
     )
-    found = find_targets(AdaptedModel(model), config)
+    found = find_targets(Search(AdaptedModel(model), config))
     assert [(t.r, t.lora_alpha) for t in found] == [(1, 8), (4, 16), (2, 8), (2, 16)]
 
 
