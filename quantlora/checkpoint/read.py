@@ -45,7 +45,7 @@ def read_adapter(folder: Path) -> SavedAdapter:
 
 
 @dataclass(frozen=True)
-class FittedAdapter:
+class MatchedAdapter:
     """An adapter's files, read for one model.
 
     Args:
@@ -60,14 +60,14 @@ class FittedAdapter:
     tensors: Mapping[str, Tensor]
 
 
-def read_for(adapted: AdaptedModel, location: AdapterLocation) -> FittedAdapter:
+def read_for(adapted: AdaptedModel, location: AdapterLocation) -> MatchedAdapter:
     """The adapter at ``location`` for the model; an `AdapterFileError` where it is for another."""
     folder = location.find()
     source, file = str(folder), read_adapter(folder)
     saved = match_base(file, adapted.model, source)
     named = current_names(source, adapted, saved.config, saved.tensors, location.key_mapping)
     tensors = without_old_layout(source, adapted, *named, file)
-    return FittedAdapter(source, file, named[0], tensors)
+    return MatchedAdapter(source, file, named[0], tensors)
 
 
 def _identity(folder: Path) -> list[tuple[int, ...]]:

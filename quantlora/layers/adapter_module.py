@@ -79,6 +79,20 @@ class AdapterModule(nn.Module):
         """Whether tensor ``key`` of adapter ``name`` is trained while the adapter is active."""
         return True
 
+    # -- of embeddings whose weight another layer has too (`TiedLayer`)
+
+    def tied_output(self, head: nn.Module, x: Tensor) -> Tensor:
+        """What ``head`` computes for ``x`` with this one's weight and adapters."""
+        raise NotImplementedError
+
+    def tied_tensors(self, name: str, value: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+        """What PEFT's file of adapter ``name`` says of the head: this one's own once more.
+
+        Args:
+            value: gives a parameter's value, gathered where it is sharded.
+        """
+        raise NotImplementedError
+
     # -- which adapters there are
 
     def activate(self, names: Iterable[str]) -> None:

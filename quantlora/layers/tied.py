@@ -10,48 +10,26 @@ part when the model is in half precision. Here there is one, in the layer that o
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Protocol, cast
+from typing import Any
 
 from torch import Tensor, nn
 
-
-class TiedSource(Protocol):
-    """The layer that owns the weight, wrapped."""
-
-    def forward(self, x: Tensor) -> Any: ...
-
-    @property
-    def weight(self) -> Any: ...
-
-    @property
-    def adapters(self) -> tuple[str, ...]: ...
-
-    def tied_output(self, head: nn.Module, x: Tensor) -> Tensor:
-        """What ``head`` computes for ``x`` with this one's weight and adapters."""
-        ...
-
-    def tied_tensors(self, name: str, value: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
-        """What PEFT's file of adapter ``name`` says of the head: this one's own once more.
-
-        Args:
-            value: gives a parameter's value, gathered where it is sharded.
-        """
-        ...
+from quantlora.layers.adapter_module import AdapterModule
 
 
 class TiedLayer(nn.Module):
     """``base_layer`` computed with the weight and the adapters of another layer."""
 
-    def __init__(self, base_layer: nn.Module, source: nn.Module) -> None:
+    def __init__(self, base_layer: nn.Module, source: AdapterModule) -> None:
         super().__init__()
         self.base_layer = base_layer
         self._source = [source]  # in a list: its parameters are not this one's
         self.train(base_layer.training)
 
     @property
-    def source(self) -> TiedSource:
-        return cast(TiedSource, self._source[0])
+    def source(self) -> AdapterModule:
+        """The layer that owns the weight, wrapped."""
+        return self._source[0]
 
     @property
     def weight(self) -> Any:
