@@ -28,7 +28,7 @@ from quantlora.checkpoint.side_file import report_differences
 from quantlora.checkpoint.slot_tensors import file_scaling, slot_tensors, widened
 from quantlora.config.lora_config import LoraConfig
 from quantlora.config.patterns import as_pattern
-from quantlora.config.picked_paths import TargetNames, is_all_linear
+from quantlora.config.picked_paths import TargetNames
 from quantlora.errors import AdapterError, AdapterFileError
 from quantlora.layers.layer import LoraLayer
 from quantlora.layers.parameters import LoraParameters
@@ -168,7 +168,7 @@ def _check_whole(
 ) -> None:
     """The file has tensors for every layer that its own config picks."""
     names = TargetNames(config)
-    wanted = () if is_all_linear(config) else (path for path in slots if names.pick(path))
+    wanted = () if names.all_linear else (path for path in slots if names.pick(path))
     if absent := [path for path in wanted if path not in given]:
         raise AdapterFileError(
             f"{source} does not fit this model: it lacks those of {len(absent)} targeted layers, "

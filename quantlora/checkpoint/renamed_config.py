@@ -8,7 +8,7 @@ from typing import Any
 
 from quantlora.config.lora_config import LoraConfig
 from quantlora.config.patterns import as_pattern, by_pattern
-from quantlora.config.picked_paths import TargetNames, is_all_linear
+from quantlora.config.picked_paths import TargetNames
 
 
 def renamed_config(
@@ -43,8 +43,8 @@ def _patterns(config: LoraConfig, layers: Mapping[str, str]) -> dict[str, Any]:
 def _targets(
     config: LoraConfig, layers: Mapping[str, str], known_paths: Collection[str]
 ) -> dict[str, Any]:
-    paths = set(layers.values())
-    if is_all_linear(config) or set(filter(TargetNames(config).pick, known_paths)) == paths:
+    paths, names = set(layers.values()), TargetNames(config)
+    if names.all_linear or set(filter(names.pick, known_paths)) == paths:
         return {}
     others = ("exclude_modules", "layers_to_transform", "layers_pattern")
     return {"target_modules": sorted(paths), **dict.fromkeys(others)}

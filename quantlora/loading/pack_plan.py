@@ -13,7 +13,7 @@ from quantlora.config.lora_config import LoraConfig
 from quantlora.formats.quantizer import Quantizer
 from quantlora.wrapping.expert_targets import with_experts
 from quantlora.wrapping.plan import PlannedLayer, once_each, plan_layer
-from quantlora.wrapping.targets import find_targets
+from quantlora.wrapping.targets import Search, find_targets
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ def packing_plan(model: nn.Module, quantizer: Quantizer, wanted: Wanted) -> list
     """
     adapted = AdaptedModel(model)
     config = with_experts(adapted.modules, wanted.config())
-    targets = find_targets(adapted, config)
+    targets = find_targets(Search(adapted, config))
     plan = once_each([plan_layer(target, config, quantizer, "") for target in targets])
     read = read_by_model(model, [planned.path for planned in plan])
     return [planned for planned in plan if planned.quantize and planned.path not in read]

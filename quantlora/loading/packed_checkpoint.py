@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from quantlora.adapters.adapter_modules import embedding_ends
 from quantlora.adapters.state import has_adapters
 from quantlora.errors import AdapterError, BackendError, ConfigError
-from quantlora.files.new_folder import new_folder
 from quantlora.files.shards import ShardWriter
+from quantlora.files.staging import new_folder
 from quantlora.loading.packed_modules import PackedModule, float_tensors, packed_modules
 from quantlora.transformers_models import is_transformers_model
 
