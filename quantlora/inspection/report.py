@@ -111,7 +111,7 @@ def _kinds(rows: tuple[LayerRow, ...], checkpoint: CheckpointFormat | None) -> t
 
 
 def _format(row: LayerRow, checkpoint: CheckpointFormat | None) -> str:
-    """The meta_model is float; the layers that get an adapter are stored as the checkpoint says."""
+    """The meta model is float; the layers that get an adapter are stored as the checkpoint says."""
     packed = checkpoint is not None and row.wrapper and checkpoint.covers(row.path)
     return checkpoint.name if packed and checkpoint is not None else row.format
 

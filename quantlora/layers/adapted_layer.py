@@ -136,7 +136,7 @@ class AdaptedLayer(AdapterModule):
         return False
 
     def read_names(self) -> tuple[str, ...] | None:
-        """the active adapters for every sample; None where samples differ."""
+        """The active adapters for every sample; None where samples differ."""
         if self.sample_adapters is None or not self.enabled:
             return self.active_unmerged
         return None if set(self.sample_adapters) & set(self.adapters) else ()

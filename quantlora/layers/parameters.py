@@ -58,7 +58,7 @@ class LoraParameters(LoraLayer):
         return False  # no kind of layer: it is planned for parameters alone
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        parts = self._parts(self._counting())
+        parts = self._parts(self._unmerged())
         if not parts:
             return self.base_layer(*args, **kwargs)
         if not torch.is_grad_enabled() or transformed():
@@ -92,8 +92,8 @@ class LoraParameters(LoraLayer):
                 parts.setdefault(key, (value, []))[1].append((A, B, self._scale(name, key)))
         return parts
 
-    def _counting(self) -> tuple[str, ...]:
-        """The active_unmerged adapters; routed tokens no longer know their sample."""
+    def _unmerged(self) -> tuple[str, ...]:
+        """The active adapters that are not merged; routed tokens no longer know their sample."""
         mixed = set(self.sample_adapters or ()) & set(self.adapters)
         if mixed and self.enabled:
             raise AdapterError(
