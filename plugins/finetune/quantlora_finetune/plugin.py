@@ -12,9 +12,10 @@ from quantlora.hookspecs import hookimpl
 def quantlora_commands() -> Iterable[Callable[..., Any]]:
     from quantlora_finetune.command.chat import chat
     from quantlora_finetune.command.compare import compare
+    from quantlora_finetune.command.data import data
     from quantlora_finetune.command.eval import eval_
     from quantlora_finetune.command.finetune import command
     from quantlora_finetune.command.generate import generate
     from quantlora_finetune.command.merge import merge
 
-    return [command, chat, generate, eval_, merge, compare]
+    return [command, data, chat, generate, eval_, merge, compare]

@@ -40,6 +40,16 @@ def test_a_text_file_is_one_text_whatever_its_ending(tmp_path):
     [
         ('{"text": "fine"}\nnot json', r"data.jsonl, line 2: not a JSON object"),
         ('{"question": 1, "answer": 2}', r'line 1: expected .*"text".* found question, answer'),
+        ('{"chosen": "a", "rejected": "b"}', r"line 1: pairs of a chosen .* DPOTrainer"),
+        (
+            '{"conversations": [{"from": "me", "value": "q"}]}',
+            r"line 1: who is 'me'\? Known are human",
+        ),
+        ('{"instruction": "i", "input": 3, "output": "o"}', r'line 1: its "input" is int'),
+        (
+            '{"conversations": [{"from": "function_call", "value": "{"}]}',
+            r"line 1: a function_call is no JSON",
+        ),
         ("[1]", r"line 1: expected an object"),
         ('{"messages": [{"role": "user"}]}', r'line 1: every message needs "role" and "content"'),
         ('{"messages": [{"role": "user", "content": "q"}]}', r"nothing in it to train on"),

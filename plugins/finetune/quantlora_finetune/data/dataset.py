@@ -13,6 +13,7 @@ from torch import Tensor
 from quantlora.errors import FinetuneError
 from quantlora_finetune.data import demo_text
 from quantlora_finetune.data.examples import IGNORED, Example, TrainingTokenizer, sequences_of
+from quantlora_finetune.data.forms import column_map
 from quantlora_finetune.data.sources import not_read, read_counted
 from quantlora_finetune.options.finetune_options import FinetuneOptions
 
@@ -59,7 +60,7 @@ def load_dataset(options: FinetuneOptions, tokenizer: TrainingTokenizer) -> Data
         FinetuneError: see `read_records`; or there is too little for one example of each part.
     """
     name = options.data or demo_text.NAME
-    records, empty = read_counted(options.data, options.split)
+    records, empty = read_counted(options.data, options.split, column_map(options.map))
     sequences = sequences_of(records, tokenizer, options.length)
     examples = [sequence for sequence in sequences if sequence.learned > 0]
     if len(examples) < 2:

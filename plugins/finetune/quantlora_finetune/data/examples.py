@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from quantlora.errors import FinetuneError
 from quantlora_finetune.data.messages import call_names
-from quantlora_finetune.data.records import Chat, Exchange, Record, Text
+from quantlora_finetune.data.records import Chat, Exchange, Instruction, Record, Text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -46,6 +46,11 @@ class TrainingTokenizer:
         self.tokenizer: Any = tokenizer
         self.bos: list[int] = _ids(tokenizer.bos_token_id)
         self.eos: list[int] = _ids(tokenizer.eos_token_id)
+
+    @property
+    def has_template(self) -> bool:
+        """Whether the model has a chat template."""
+        return bool(getattr(self.tokenizer, "chat_template", None))
 
     def encode(self, text: str) -> list[int]:
         ids: list[int] = self.tokenizer(text, add_special_tokens=False, verbose=False).input_ids
@@ -107,17 +112,27 @@ def _exchanges(
     """(prompt, completion, ids after it): a template ends its turns itself."""
     if isinstance(record, Exchange):
         yield record.prompt, record.completion, tokenizer.eos
+    elif isinstance(record, Instruction):
+        yield _instruction(record, tokenizer)
     elif isinstance(record, Chat):
         for i, message in enumerate(record.messages):
             if i >= record.start and message["role"] == "assistant":
                 yield *_templated(record.messages[: i + 1], tokenizer, record.tools), []
 
 
+def _instruction(record: Instruction, tokenizer: TrainingTokenizer) -> tuple[str, str, list[int]]:
+    if not tokenizer.has_template:
+        return record.prompt, record.answer, tokenizer.eos
+    user = {"role": "user", "content": record.asked}
+    answer = {"role": "assistant", "content": record.answer}
+    return *_templated([user, answer], tokenizer), []
+
+
 def _templated(
     messages: Sequence[Any], tokenizer: TrainingTokenizer, tools: Sequence[Any] = ()
 ) -> tuple[str, str]:
     """The conversation before the last turn, and that turn, as the model's template writes them."""
-    if not getattr(tokenizer.tokenizer, "chat_template", None):
+    if not tokenizer.has_template:
         raise FinetuneError(
             'the data has "messages", but this model\'s tokenizer has no chat template: use an '
             'instruction-tuned model, or give "prompt" and "completion".'

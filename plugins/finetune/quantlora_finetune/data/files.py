@@ -7,7 +7,7 @@ import importlib
 import io
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from quantlora.requirements import Requirement
 from quantlora_finetune.data.records import Record, Text, record_of
 from quantlora_finetune.data.text_file import text_of
 
+_NO_MAP: Mapping[str, str] = {}
 _PARQUET = Requirement("pyarrow>=15", fix="pip install pyarrow")
 _TEXT = (
     "", ".txt", ".text", ".md", ".markdown", ".rst", ".log", ".tex", ".org", ".adoc",
@@ -24,8 +25,8 @@ _TEXT = (
 )  # fmt: skip
 
 
-def read_file(path: Path) -> Iterator[Record]:
-    """The records of ``path``.
+def read_file(path: Path, columns: Mapping[str, str] = _NO_MAP) -> Iterator[Record]:
+    """The records of ``path``; ``columns`` as in `record_of`.
 
     Raises:
         FinetuneError: it cannot be read, or is not of the form that its ending says.
@@ -41,7 +42,7 @@ def read_file(path: Path) -> Iterator[Record]:
             f"rename it."
         )
     for location, row in _ROWS[suffix](path):
-        yield record_of(row, location)
+        yield record_of(row, location, columns)
 
 
 def is_rows(path: Path) -> bool:

@@ -65,3 +65,8 @@ def is_described(folder: Path) -> bool:
     card = folder / _CARD
     head = card.read_text("utf-8", "replace")[:4000] if card.is_file() else ""
     return head.startswith("---") and re.search(r"^(configs|dataset_info):", head, re.M) is not None
+
+
+def is_saved(folder: Path) -> bool:
+    """Whether ``save_to_disk`` of `datasets` has written it: Arrow files and their state."""
+    return any((folder / name).is_file() for name in ("state.json", "dataset_dict.json"))

@@ -7,9 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from quantlora.errors import FinetuneError
+from quantlora_finetune.data.forms import known_form, renamed
 from quantlora_finetune.data.messages import tools_of, turns
 
-_FORMS = '"text", "prompt" and "completion", or "messages"'
+_FORMS = (
+    '"text", "prompt" and "completion", "messages", "conversations", "instruction" and "output", '
+    'or "question" and "answer" (--map names other columns)'
+)
 
 
 @dataclass(frozen=True)
@@ -39,14 +43,40 @@ class Chat:
     tools: tuple[Any, ...] = ()
 
 
-Record = Text | Exchange | Chat
+@dataclass(frozen=True)
+class Instruction:
+    """A task and its answer: a conversation of two turns where the model has a chat template."""
+
+    instruction: str
+    given: str
+    answer: str
+
+    @property
+    def asked(self) -> str:
+        """As a user's message."""
+        return f"{self.instruction}\n\n{self.given}" if self.given else self.instruction
+
+    @property
+    def prompt(self) -> str:
+        """As Alpaca writes it, for models without a chat template."""
+        given = f"### Input:\n{self.given}\n\n" if self.given else ""
+        return f"### Instruction:\n{self.instruction}\n\n{given}### Response:\n"
 
 
-def record_of(row: Any, location: str) -> Record:
-    """One row as a record; an error names its ``location`` and what it holds instead."""
+Record = Text | Exchange | Chat | Instruction
+_NO_MAP: Mapping[str, str] = {}
+
+
+def record_of(row: Any, location: str, columns: Mapping[str, str] = _NO_MAP) -> Record:
+    """One row as a record; an error names its ``location`` and what it holds instead.
+
+    Args:
+        columns: our name of a column for the row's own, see `column_map`.
+    """
     _check_text(row, location)
+    row = renamed(row, columns, location)
     if isinstance(row, Mapping):
-        match row:
+        match known_form(row, location):
             case {"messages": list() as messages}:
                 return Chat(turns(messages, location), tools=tools_of(row, location))
             case {"prompt": list() as prompt, "completion": list() as completion}:
@@ -56,6 +86,12 @@ def record_of(row: Any, location: str) -> Record:
                 return Exchange(prompt, completion)
             case {"text": str() as text}:
                 return Text(text)
+            case {
+                "instruction": str() as asked,
+                "input": str() as more,
+                "output": str() as answer,
+            }:
+                return Instruction(asked, more, answer)
     found = _columns(row) if isinstance(row, Mapping) else type(row).__name__
     raise FinetuneError(
         f"{location}: expected an object with {_FORMS}, found {found or 'no field'}."
@@ -91,7 +127,7 @@ def has_content(record: Record) -> bool:
     match record:
         case Text(text):
             return bool(text.strip())
-        case Exchange(_, completion):
+        case Instruction(_, _, completion) | Exchange(_, completion):
             return bool(completion.strip())
         case Chat(messages, start, _):
             own = (message for message in messages[start:] if message["role"] == "assistant")

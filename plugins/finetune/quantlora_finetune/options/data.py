@@ -19,11 +19,19 @@ class DataOptions:
         option(
             _DATA,
             "A text file; a .jsonl, .json, .csv, .tsv or .parquet file whose rows have `text`, "
-            "`prompt` and `completion`, or `messages`; a folder of such files; or a data set on "
+            "`prompt` and `completion`, `messages`, or another usual form (docs/finetune.md); a "
+            "folder of such files; or a data set on "
             "the hub as `id` or `id:config`. "
             "Default: the Python language reference.",
             "--data",
             "-d",
+        ),
+    ] = None
+    map: Annotated[
+        str | None,
+        option(
+            _DATA,
+            "Names of columns, ours=theirs: `prompt=question,completion=answer`.",
         ),
     ] = None
     split: Annotated[str, option(_DATA, "The part of a hub data set to use.")] = "train"

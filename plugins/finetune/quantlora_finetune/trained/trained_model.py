@@ -32,7 +32,7 @@ class TrainedModel:
 
     @property
     def has_template(self) -> bool:
-        return bool(getattr(self.tokenizer.tokenizer, "chat_template", None))
+        return self.tokenizer.has_template
 
     @contextmanager
     def without_adapter(self) -> Iterator[None]:

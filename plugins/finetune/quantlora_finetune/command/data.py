@@ -1,0 +1,115 @@
+"""``quantlora data``: what a training would see in a file, before it is started."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from quantlora_finetune.command.shared_options import next_command
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from quantlora_finetune.data.examples import Example, TrainingTokenizer
+    from quantlora_finetune.data.overview import Overview
+
+#: Examples that are printed, and letters of each.
+_SHOWN, _LETTERS = 3, 800
+_WIDTH = 40
+
+
+def data(
+    data: Annotated[str, typer.Argument(help="As --data of `quantlora finetune`.", metavar="DATA")],
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model", "-m", help="Whose tokenizer and template. Default: Gemma 3 270M's."
+        ),
+    ] = None,
+    split: Annotated[str, typer.Option(help="The part of a hub data set.")] = "train",
+    map: Annotated[str | None, typer.Option("--map", help="Names of columns, ours=theirs.")] = None,
+    length: Annotated[int, typer.Option(min=8, metavar="N", help="Tokens per example.")] = 128,
+) -> None:
+    """Show what a training would see in DATA: forms, token lengths, examples, what is cut off.
+
+    In the examples the tokens that are learned are green; the others are given, and dim.
+
+    **Examples**
+
+    - `quantlora data chats.jsonl --model Qwen/Qwen3-0.6B`
+    - `quantlora data faq.csv --map prompt=question,completion=answer --length 256`
+    """
+    from rich.console import Console
+
+    from quantlora_finetune.terminal import quiet_upstream
+
+    console = Console(highlight=False)
+    with quiet_upstream():
+        from quantlora_finetune.data.examples import TrainingTokenizer
+        from quantlora_finetune.data.forms import column_map
+        from quantlora_finetune.data.overview import overview
+        from quantlora_finetune.model.base_model import base_named
+
+        tokenizer = TrainingTokenizer(base_named(model).tokenizer)
+        with console.status(f"reading {data}"):
+            found = overview(data, split, column_map(map), tokenizer, length)
+    _show_counts(found, console)
+    _show_lengths(found, console)
+    for example in found.examples[:_SHOWN]:
+        _show_example(example, tokenizer, console)
+    named = {"--model": model, "--data": data, "--map": map, "--length": str(length)}
+    words = [word for name, value in named.items() if value for word in (name, value)]
+    next_command(console, "finetune", *words)
+
+
+def _show_counts(found: Overview, console: Console) -> None:
+    forms = ", ".join(f"{count} {form}" for form, count in found.forms.items())
+    console.print(f"Rows: {forms}; {found.empty} empty, left out.", soft_wrap=True)
+    console.print(
+        f"Examples: {len(found.examples)} of at most {found.length} tokens, {found.tokens:,} "
+        f"tokens in all, {found.learned:,} of them learned.",
+        soft_wrap=True,
+    )
+    if found.cut or found.left_out:
+        console.print(
+            f"Longer than --length {found.length}: {found.cut} are cut off at their end, "
+            f"{found.left_out} whose prompt alone fills it are left out.",
+            style="yellow",
+            soft_wrap=True,
+        )
+
+
+def _show_lengths(found: Overview, console: Console) -> None:
+    from quantlora_finetune.data.overview import histogram, length_for
+
+    if not found.lengths:
+        return
+    bars = histogram(found.lengths)
+    most = max(count for _, count in bars)
+    name_width = max(len(name) for name, _ in bars)
+    console.print("\nTokens of an example, before it is cut off:", style="bold")
+    for name, count in bars:
+        console.print(
+            f"  {name:>{name_width}}  {'█' * round(_WIDTH * count / most):<{_WIDTH}} {count}"
+        )
+    console.print(f"95 % of them fit into --length {length_for(found.lengths)}.\n")
+
+
+def _show_example(example: Example, tokenizer: TrainingTokenizer, console: Console) -> None:
+    from rich.panel import Panel
+    from rich.text import Text
+
+    decode = tokenizer.tokenizer.decode
+    given, learned = (
+        str(decode(ids)) for ids in
+        (example.input_ids[: example.given], example.input_ids[example.given :])
+    )  # fmt: skip
+    if len(given) > _LETTERS:
+        given = f"... {given[-_LETTERS:]}"
+    if len(learned) > _LETTERS:
+        learned = f"{learned[:_LETTERS]} ..."
+    end = Text(" (cut off here)", "yellow") if example.is_cut else Text("")
+    text = Text.assemble((given, "dim"), (learned, "green"), end)
+    title = f"{len(example.input_ids)} tokens, {example.learned} learned"
+    console.print(Panel(text, title=title, title_align="left"))

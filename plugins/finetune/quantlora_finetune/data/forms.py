@@ -1,0 +1,103 @@
+"""Rows as other programs have them, as the forms of `records` have them.
+
+ShareGPT's ``conversations``, Alpaca's ``instruction``, ``input`` and ``output``, and pairs such as
+``question`` and ``answer``; ``--map`` names the columns of any other table.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from quantlora.errors import ConfigError, FinetuneError
+
+Row = Mapping[str, Any]
+
+#: Who speaks, in ShareGPT's words and ours.
+_SPEAKERS = {
+    "human": "user", "user": "user",
+    "gpt": "assistant", "assistant": "assistant", "chatgpt": "assistant", "model": "assistant",
+    "system": "system", "tool": "tool", "observation": "tool", "function_response": "tool",
+}  # fmt: skip
+#: Columns of a question and its answer, in the order in which they are looked for.
+_PAIRS = (
+    ("question", "answer"), ("query", "response"), ("prompt", "response"), ("input", "output"),
+)  # fmt: skip
+#: Columns of data that compare two answers.
+_PREFERENCES = {"chosen", "rejected"}
+
+
+def column_map(given: str | None) -> dict[str, str]:
+    """``"prompt=question,completion=answer"`` as our column for each of theirs.
+
+    Raises:
+        ConfigError: it is of another form.
+    """
+    pairs = [part.partition("=") for part in (given or "").split(",") if part.strip()]
+    if any(not (ours.strip() and theirs.strip()) for ours, _, theirs in pairs):
+        raise ConfigError(f"--map is ours=theirs, like prompt=question,completion=answer: {given}.")
+    return {ours.strip(): theirs.strip() for ours, _, theirs in pairs}
+
+
+def renamed(row: Any, columns: Mapping[str, str], location: str) -> Any:
+    """``row`` with its columns under the names that ``columns`` gives them."""
+    if not columns or not isinstance(row, Mapping):
+        return row
+    if missing := [theirs for theirs in columns.values() if theirs not in row]:
+        there = ", ".join(map(str, row))
+        raise FinetuneError(
+            f"{location}: --map names the column {missing[0]!r}; there are {there}."
+        )
+    taken = set(columns.values())
+    rest = {name: value for name, value in row.items() if name not in taken}
+    return rest | {ours: row[theirs] for ours, theirs in columns.items()}
+
+
+def known_form(row: Row, location: str) -> Row:
+    """``row`` in one of our forms where it is in another program's; else as it is."""
+    match row:
+        case {"text": str()} | {"messages": list()} | {"prompt": _, "completion": _}:
+            return row
+        case {"conversations": list() as said}:
+            return {**row, "messages": [_message(turn, location) for turn in said]}
+        case {"instruction": str() as instruction, "output": str() as output}:
+            return _instruction(row, instruction, output, location)
+    for question, answer in _PAIRS:
+        match (row.get(question), row.get(answer)):
+            case (str() as asked, str() as answered):
+                return {"instruction": asked, "input": "", "output": answered}
+    if set(row) >= _PREFERENCES:
+        raise FinetuneError(
+            f"{location}: pairs of a chosen and a rejected answer are for a preference trainer: "
+            f"wrap the model from Python and give it to TRL's DPOTrainer (docs/training.md). To "
+            f"learn the chosen answers only: --map completion=chosen."
+        )
+    return row
+
+
+def _instruction(row: Row, instruction: str, output: str, location: str) -> Row:
+    given = row.get("input") or ""
+    if not isinstance(given, str):
+        raise FinetuneError(f'{location}: its "input" is {type(given).__name__}, not a text.')
+    return {"instruction": instruction, "input": given, "output": output}
+
+
+def _message(turn: Any, location: str) -> Any:
+    """A turn of ShareGPT's; one that is a message already stays as it is."""
+    if not isinstance(turn, Mapping) or "from" not in turn:
+        return turn
+    speaker, value = turn["from"], turn.get("value")
+    if speaker == "function_call":
+        return {"role": "assistant", "tool_calls": [{"function": _call(value, location)}]}
+    if speaker not in _SPEAKERS:
+        known = ", ".join([*_SPEAKERS, "function_call"])
+        raise FinetuneError(f"{location}: who is {speaker!r}? Known are {known}.")
+    return {"role": _SPEAKERS[speaker], "content": value}
+
+
+def _call(value: Any, location: str) -> Any:
+    try:
+        return json.loads(value)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise FinetuneError(f"{location}: a function_call is no JSON: {error}") from error
