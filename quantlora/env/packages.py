@@ -21,8 +21,6 @@ PACKAGES = (
     "scipy",
     "peft",
     "triton",
-    "torchao",
-    "hqq",
 )
 
 _TOKEN_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")

@@ -1,4 +1,4 @@
-"""Tensors of a subclass (torchao, quanto) taken apart: what they hold in memory, as plain tensors.
+"""Tensors of a subclass taken apart: what they hold in memory, as plain tensors.
 
 Such a tensor shows the shape and dtype of the weight that it stands for, and has no memory itself.
 """

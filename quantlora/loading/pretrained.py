@@ -6,12 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+from safetensors import SafetensorError
+
 from quantlora.errors import ConfigError, QuantloraError
 
 T = TypeVar("T")
 
 #: What ``from_pretrained`` raises for a name, a file or a model that will not do.
-_REFUSALS = (OSError, ValueError, KeyError, ImportError, RuntimeError)
+_REFUSALS = (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError)
 
 
 def resolve_model(model: str) -> str:

@@ -147,10 +147,10 @@ def test_packages_that_are_not_installed_have_no_version():
 
 
 def test_broken_metadata_of_a_package_are_said(tmp_path: Path, monkeypatch):
-    (tmp_path / "hqq-1.0.dist-info").mkdir()
-    (tmp_path / "hqq-1.0.dist-info" / "METADATA").write_bytes(b"\xff\xfe")
+    (tmp_path / "triton-1.0.dist-info").mkdir()
+    (tmp_path / "triton-1.0.dist-info" / "METADATA").write_bytes(b"\xff\xfe")
     monkeypatch.syspath_prepend(tmp_path)
-    assert package_versions()["hqq"] == "unreadable"
+    assert package_versions()["triton"] == "unreadable"
 
 
 @pytest.mark.parametrize("variable", ["HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"])
