@@ -1,0 +1,1 @@
+"""HQQ for quantlora: the format ``hqq``, half-quadratic quantization."""
