@@ -24,6 +24,7 @@ from quantlora.errors import MergeError
 from quantlora.exporting.export_check import Check, check_export
 from quantlora.exporting.export_config import check_mode, write_config
 from quantlora.exporting.export_tensors import MergedTensors
+from quantlora.exporting.hub_names import hub_names
 from quantlora.files.shards import ShardWriter
 from quantlora.files.staging import new_folder
 from quantlora.merging.merge import check_enabled, chosen_adapters, outer_dtype
@@ -91,10 +92,14 @@ def export_merged(
     source = MergedTensors(adapted, names, mode, floating, fixed)
     with biases_of(adapted.state, names), _staged(target) as staging:
         writer = ShardWriter(staging, max_shard_size)
-        writer.write(_shown(source, progress))
+        own: set[str] = set()
+        tensors = _noted(source, own)
+        if fixed:
+            tensors = hub_names(model, tensors, packed=mode != "dequantize")
+        writer.write(_shown(tensors, progress))
         found = None
         if fixed:
-            write_config(staging, source, {name for shard in writer.names for name in shard})
+            write_config(staging, source, own)
             found = check_export(staging, source, sample) if check else None
         if tokenizer is not None:
             tokenizer.save_pretrained(staging)
@@ -117,6 +122,13 @@ def _staged(target: Path) -> Iterator[Path]:
             f"{target}: the export could not be written: {error.strerror or error}. Make room, or "
             f"choose another folder; nothing of it is left behind."
         ) from error
+
+
+def _noted(tensors: Iterable[tuple[str, Tensor]], names: set[str]) -> Iterator[tuple[str, Tensor]]:
+    """The same tensors; their names in the model are added to ``names``."""
+    for name, tensor in tensors:
+        names.add(name)
+        yield name, tensor
 
 
 def _free(folder: Path) -> Path:

@@ -21,6 +21,7 @@ from quantlora.formats.finite import check_packable, check_packed
 from quantlora.formats.quantize_options import checked_options
 from quantlora.formats.quantizer import Quantizer
 from quantlora.layers.experts import experts_layout
+from quantlora.loading.free_memory import give_back
 from quantlora.loading.pack_plan import Wanted, packing_plan
 from quantlora.wrapping.bases import as_linear
 from quantlora.wrapping.plan import PlannedLayer
@@ -138,6 +139,7 @@ class PackOnArrival:
         for part in new.modules():
             cast(Any, part)._is_hf_initialized = True
         model.set_submodule(path, new)
+        give_back()
         names = self._planned[path].target.parameters
         if not names or len(cast(PackedExperts, new).stacks) == len(names):
             del self._planned[path]

@@ -340,14 +340,12 @@ def test_peft_loads_an_adapter_that_was_trained_with_dropout(tmp_path: Path) -> 
     assert relative(logits(model), logits(theirs)) <= TOLERANCE
 
 
-def test_combining_and_swapping_say_why_they_cannot_be(tmp_path: Path) -> None:
+def test_combining_and_swapping_say_why_they_cannot_be() -> None:
     model = wrapped()
     with pytest.raises(AdapterError, match="target_parameters"):
         quantlora.add_weighted_adapter(model, ["default"], [0.5], "mean")
     with pytest.raises(AdapterError, match="hot swap"):
         quantlora.prepare_hot_swap(model, r=8)
-    reasons = quantlora.check_vllm(quantlora.save_adapter(model, tmp_path))
-    assert any("target_parameters" in reason for reason in reasons)
 
 
 # -- packed: the experts in 4 bits, by bitsandbytes' own function
