@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from quantlora.cli import plugins_cmd
+from quantlora.cli import new_plugin, plugins_cmd
 from quantlora.cli.any_hyphens import AnyHyphens
 from quantlora.cli.frame import FriendlyGroup
 from quantlora.env.command import env
@@ -76,3 +76,4 @@ def inspect(
 app.command("env", cls=AnyHyphens)(env)
 app.command("inspect", cls=AnyHyphens)(inspect)
 app.command("plugins", cls=AnyHyphens)(plugins_cmd.plugins)
+app.command("new-plugin", cls=AnyHyphens)(new_plugin.new_plugin)

@@ -18,6 +18,7 @@ pytest.register_assert_rewrite(
 )
 
 from quantlora.testing.initializers import InitializerSuite  # noqa: E402
+from quantlora.testing.operation_suite import OperationTests  # noqa: E402
 from quantlora.testing.suite import QuantizerSuite  # noqa: E402
 
-__all__ = ["InitializerSuite", "QuantizerSuite"]
+__all__ = ["InitializerSuite", "OperationTests", "QuantizerSuite"]

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-import sysconfig
 from pathlib import Path
 
 import pytest
 
+from tests.docs.fresh import fresh_environment, run, without_paths
 from tests.docs.installed import install
 from tests.docs.pages import ROOT, blocks
 
@@ -53,39 +50,14 @@ def test_the_deep_check_says_ready(run_python, installed) -> None:
     assert "READY" in run_python(*arguments, path=[installed]).stdout
 
 
-def run(*command: str | Path, **options) -> str:
-    done = subprocess.run([*map(str, command)], capture_output=True, text=True, **options)
-    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
-    return done.stdout
-
-
 @pytest.fixture(scope="module")
 def fresh(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Python of an environment with the built wheels of quantlora and of the project in it.
-
-    Further libraries come from this environment; its own quantlora is editable, which a ``.pth``
-    file in a folder that is itself named in one does not bring along.
-    """
-    folder = tmp_path_factory.mktemp("fresh")
-    for project in (ROOT, PROJECT):
-        build = ["wheel", "-q", "--no-deps", "--no-build-isolation", "-w", folder / "dist"]
-        run(sys.executable, "-m", "pip", *build, project)
-    run(sys.executable, "-m", "venv", folder / "venv")
-    python = folder / "venv" / "bin" / "python"
-    run(python, "-m", "pip", "install", "-q", "--no-deps", *(folder / "dist").glob("*.whl"))
-    (site,) = (folder / "venv").glob("lib/python*/site-packages")
-    outer = [
-        sysconfig.get_paths()["purelib"],
-        *(path for path in sys.path if "site-packages" in path),
-    ]
-    (site / "zz_libraries.pth").write_text("\n".join(outer))
-    return python
+    return fresh_environment(tmp_path_factory.mktemp("fresh"), [PROJECT])
 
 
 @pytest.mark.slow
 def test_the_projects_tests_pass_on_the_built_wheel(fresh, tmp_path) -> None:
-    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    options = {"cwd": tmp_path, "env": environment}
+    options = {"cwd": tmp_path, "env": without_paths()}
     where = run(fresh, "-c", "import quantlora; print(quantlora.__file__)", **options)
     assert Path(where.strip()).is_relative_to(fresh.parents[1])
     assert "absmax8" in run(fresh.with_name("quantlora"), "plugins", **options)
