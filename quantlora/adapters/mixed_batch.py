@@ -17,6 +17,7 @@ from quantlora.adapters.biases import check_biases_shared
 from quantlora.adapters.disabling import warn_if_disabled
 from quantlora.adapters.expert_lists import check_no_experts
 from quantlora.adapters.modules_to_save import ModulesToSaveWrapper
+from quantlora.adapters.rows_by_mask import check_rows_by_mask
 from quantlora.errors import AdapterError
 from quantlora.layers.adapter_module import AdapterModule
 from quantlora.layers.calls import Calls
@@ -68,6 +69,7 @@ def assign_samples(
         adapted.state.known(name)
     check_biases_shared(adapted.state, adapter_names)
     check_no_experts(adapted, adapter_names)
+    check_rows_by_mask(adapted, adapter_names)
     layers = list(adapted.adapter_modules.values())
     if merged := adapted.merged:
         raise AdapterError(
