@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from quantlora.errors import ConfigError
-from quantlora.files.new_folder import new_folder
+from quantlora.files.staging import new_folder
 
 _NAME = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")
 #: Names that mean something else where users type a plugin's.
