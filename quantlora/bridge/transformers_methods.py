@@ -28,13 +28,13 @@ from quantlora.bridge.transformers_saving import (
     save_pretrained,
     some_active,
 )
+from quantlora.checkpoint.adapter_tensors import adapter_tensors
 from quantlora.checkpoint.config_file import config_from
 from quantlora.checkpoint.current_names import current_names
 from quantlora.checkpoint.hot_swap import hot_swap, prepare_hot_swap
 from quantlora.checkpoint.keys import PREFIX
 from quantlora.checkpoint.load import add_loaded_adapter, put_on
 from quantlora.checkpoint.location import DEFAULT, AdapterLocation
-from quantlora.checkpoint.save import adapter_tensors
 from quantlora.checkpoint.weights_file import check_values
 from quantlora.config.lora_config import LoraConfig
 from quantlora.errors import AdapterError

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from quantlora.adapters.adapted_model import AdaptedModel
+from quantlora.checkpoint.adapter_tensors import adapter_tensors, values_of
 from quantlora.checkpoint.attention_files import warn_of_lone_out_proj
 from quantlora.checkpoint.base_note import base_note
 from quantlora.checkpoint.base_tensors import changed_base
@@ -23,20 +24,18 @@ from quantlora.checkpoint.conversion import (
     written_init,
 )
 from quantlora.checkpoint.expert_names import warn_of_expert_names
-from quantlora.checkpoint.keys import PREFIX, file_key, file_path
 from quantlora.checkpoint.location import CONFIG, PICKLE, SIDE, WEIGHTS, folders_of
 from quantlora.checkpoint.model_card import card_files
+from quantlora.checkpoint.portable import portable as plain_lora
 from quantlora.checkpoint.side_file import side_text
 from quantlora.checkpoint.target_names import written_targets
 from quantlora.checkpoint.variant_fields import file_config
 from quantlora.checkpoint.weights_file import write_weights
-from quantlora.distributed.gather import is_shard, one_writes, whole
+from quantlora.distributed.gather import one_writes
 from quantlora.errors import AdapterFileError, warn
 from quantlora.files.atomic_file import Writer
 from quantlora.files.atomic_set import write_set
 from quantlora.formats.finite import not_finite
-from quantlora.layers.trained_tokens import TrainedTokens
-from quantlora.names import plain_path
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelCard
@@ -50,6 +49,7 @@ def save_adapter(
     state_dict: Mapping[str, Tensor] | None = None,
     save_embedding_layers: bool | str = "auto",
     convert: bool | None = None,
+    portable: bool = False,
     card: ModelCard | None = None,
 ) -> Path:
     """Write the adapter ``adapter_name`` of ``model``, for quantlora, PEFT and vLLM to read.
@@ -72,6 +72,8 @@ def save_adapter(
         convert: where an initializer has changed the base (PiSSA, OLoRA, ...): True writes plain
             LoRA of a higher rank for the original base, False the adapter for the changed base,
             which must be saved too. None converts where that loses nothing, else warns.
+        portable: write it so that every server computes the same: scales are
+            multiplied into B, ranks made equal with zeros; rsLoRA and patterns are gone then.
         card: the model card, with what you have to say of the adapter; default: a short one. Where
             somebody has edited the card that is there, this one goes to ``README.new.md``.
 
@@ -88,7 +90,7 @@ def save_adapter(
     root, location = folders_of(folder, adapter_name)
     embeddings = save_embedding_layers
     return write_adapter(
-        adapted, location, adapter_name, state_dict, root, embeddings, convert, card
+        adapted, location, adapter_name, state_dict, root, embeddings, convert, portable, card
     )
 
 
@@ -100,6 +102,7 @@ def write_adapter(
     root: Path | None = None,
     save_embedding_layers: bool | str = "auto",
     convert: bool | None = None,
+    portable: bool = False,
     card: ModelCard | None = None,
 ) -> Path:
     """Write ``adapter`` to the folder ``location`` itself, whatever its name."""
@@ -119,6 +122,8 @@ def write_adapter(
     if converted:
         config = converted_config(adapted, config, adapter)
         add_first_values(adapted, adapter, tensors)
+    if portable:
+        config, tensors = plain_lora(config, tensors, adapter)
     base = vars(adapted.model).get("name_or_path") or None
     text = config_text(config, targets, base, init)
     written = card_files(location, config, config.base_model_name_or_path or base, card)
@@ -146,54 +151,6 @@ def update_card(model: nn.Module, folder: Path, adapter: str) -> None:
         write_set(folder, dict[str, Writer](files))
 
 
-def adapter_tensors(
-    adapted: AdaptedModel,
-    adapter: str,
-    state_dict: Mapping[str, Tensor] | None = None,
-    save_embedding_layers: bool | str = "auto",
-) -> dict[str, Tensor]:
-    """The adapter's tensors by their keys in the file."""
-    value = _values(adapted.model, state_dict)
-    base = changed_base(adapted, adapter, save_embedding_layers)
-    biases = adapted.state.biases.get(adapter, [])
-    layers = adapted.lora_layers.items()
-    tokens = [f"{path}.base_layer." for path, layer in layers if isinstance(layer, TrainedTokens)]
-    named = {plain_path(_file_name(name, tokens)): parameter for name, parameter in base.items()}
-    named |= {bias.names[0]: bias.parameter for bias in biases}
-    return (
-        {PREFIX + name: value(parameter) for name, parameter in named.items()}
-        | {
-            file_key(file_path(adapted.model, path, adapter), name): value(parameter)
-            for path, module in adapted.adapter_modules.items()
-            if module.has_adapter(adapter)
-            for name, parameter in module.adapter_tensors(adapter).items()
-        }
-        | _tied_tensors(adapted, adapter, value)
-    )
-
-
-def _file_name(name: str, tokens: list[str]) -> str:
-    """A frozen parameter's name as PEFT has it: a layer with trained tokens is two deep there."""
-    for prefix in tokens:
-        if name.startswith(prefix):
-            outer, inner = prefix.removesuffix("base_layer."), name.removeprefix(prefix)
-            return f"{outer}token_adapter.base_layer.{inner}"
-    return name
-
-
-def _tied_tensors(
-    adapted: AdaptedModel, adapter: str, value: Callable[[Tensor], Tensor]
-) -> dict[str, Tensor]:
-    """What PEFT's files repeat for the layers that follow others; tokens it does not."""
-    return {
-        file_key(plain_path(path), name): tensor.contiguous()
-        for path, tied in adapted.tied_layers.items()
-        if isinstance(tied.base_layer, nn.Linear) and not isinstance(tied.source, TrainedTokens)
-        if adapter in tied.source.adapters
-        for name, tensor in tied.source.tied_tensors(adapter, value).items()
-    }
-
-
 def write_trained(
     model: nn.Module, folder: Path, state_dict: Mapping[str, Tensor] | None = None
 ) -> None:
@@ -202,7 +159,7 @@ def write_trained(
 
     Without PEFT, Trainer looks for no adapter, only for a state dict of this name.
     """
-    value = _values(model, state_dict)
+    value = values_of(model, state_dict)
     kept = {name: p for name, p in model.named_parameters() if p.requires_grad}
     adapted = AdaptedModel.of(model)
     for adapter in adapted.state.active:
@@ -225,24 +182,3 @@ def _explained(folder: Path) -> Iterator[None]:
             f"{folder}: the adapter could not be saved: {error.strerror or error}. What was there "
             f"before is as it was."
         ) from error
-
-
-def _values(
-    model: nn.Module, state_dict: Mapping[str, Tensor] | None
-) -> Callable[[Tensor], Tensor]:
-    """A tensor's value: from ``state_dict`` where it is there, else its own."""
-    if state_dict is None:
-        return whole
-    names = {id(p): plain_path(name) for name, p in model.named_parameters()}
-    values = {plain_path(name): tensor for name, tensor in state_dict.items()}
-
-    def given(tensor: Tensor) -> Tensor:
-        name = names.get(id(tensor), "")
-        if name not in values and is_shard(tensor):
-            raise AdapterFileError(
-                f"{name}: the model is sharded and the state_dict given has not this parameter; "
-                f"give the full state_dict, or none and call save_adapter on every process."
-            )
-        return values.get(name, tensor).detach()
-
-    return given

@@ -17,8 +17,8 @@ from torch.nn.modules.module import _IncompatibleKeys
 
 import quantlora
 from quantlora.adapters.adapted_model import AdaptedModel
+from quantlora.checkpoint.adapter_tensors import adapter_tensors
 from quantlora.checkpoint.match_tensors import fill
-from quantlora.checkpoint.save import adapter_tensors
 from tests.peft_suite.given_adapters import load, wrap
 
 
