@@ -70,4 +70,4 @@ def _product(weight: AffineWeight, group_size: int) -> Product:
     both = torch.stack([scales.t(), ((8 - zeros) * scales).t()], -1)
     both = both.to(torch.bfloat16, memory_format=torch.contiguous_format)
     kernel = aten._weight_int4pack_mm_for_cpu
-    return lambda x: kernel(x, packed, group_size, both)  # type: ignore[no-any-return]
+    return lambda x: kernel(x, packed, group_size, both)

@@ -24,7 +24,7 @@ class DoraLinear(Magnitudes, LoraLinear):
     def forward_weight(self) -> Tensor | None:
         if self.merged_adapters or not self.lora_magnitude_vector or torch.compiler.is_compiling():
             return None
-        return self.dequantize()
+        return None if self.has_kept_gains() else self.dequantize()
 
     def delta(self, name: str, x: Tensor, product: Tensor, weight: Tensor | None) -> Tensor:
         lora = super().delta(name, x, product, weight)

@@ -23,6 +23,7 @@ from quantlora.formats.autocast import autocast_off
 from quantlora.formats.seen import Seen
 from quantlora.formats.transforms import transformed
 from quantlora.layers.autograd import recomputed
+from quantlora.layers.kept_gain import infers, keep_gain, kept_gain
 from quantlora.layers.layer import LoraLayer
 
 if TYPE_CHECKING:
@@ -85,6 +86,32 @@ class Magnitudes(LoraLayer):
         A row of zeros has no direction: there the update is that of plain LoRA.
         """
 
+        if infers(self):
+            return self._inference_gain(name, weight)
+        return self._gain(name, weight)
+
+    def _inference_gain(self, name: str, weight: Tensor | None) -> Tensor:
+        """`gain`, the same for every token."""
+        of = tuple(self._gain_tensors(name)), self.scaling[name]
+        kept = kept_gain(self, name, *of)
+        if kept is not None:
+            return kept
+        return keep_gain(self, name, *of, lambda: self._gain(name, weight))
+
+    def has_kept_gains(self) -> bool:
+        """Whether inference needs the weight itself for none of the active adapters."""
+        names = self.adapters if self.sample_adapters is not None else self.active_unmerged
+        return infers(self) and all(
+            kept_gain(self, name, self._gain_tensors(name), self.scaling[name]) is not None
+            for name in names
+            if self.has_magnitude(name)
+        )
+
+    def _gain_tensors(self, name: str) -> list[Tensor]:
+        base, quantizer = self.plain_base
+        return [*self.adapter_tensors(name).values(), *quantizer.weight_tensors(base)]
+
+    def _gain(self, name: str, weight: Tensor | None) -> Tensor:
         def gain(magnitude: Tensor) -> Tensor:
             norm = self._norm(name, self.plain_weight() if weight is None else weight)
             some = norm > 0
@@ -109,7 +136,8 @@ class Magnitudes(LoraLayer):
         total = squares + (2 * s * cross + square).sum(1)
         coarse = torch.finfo(weight.dtype).eps > 1e-6
         small = total < (0.5 if coarse else 0.01) * (squares + square.sum(1))
-        if torch.compiler.is_compiling() or transformed():  # no branch can depend on numbers
+        elsewhere = not weight.is_cpu  # an accelerator, for whose numbers nobody waits
+        if torch.compiler.is_compiling() or transformed() or elsewhere:
             total = torch.where(small, _squares(weight + s * (B @ A)), total)
         elif bool(small.any()):
             total[small] = _squares(weight[small] + s * (B[small] @ A)).to(total.dtype)

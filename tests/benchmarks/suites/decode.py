@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,32 +17,37 @@ from tests.benchmarks.timing import interleaved
 #: bfloat16 through four layers; a wrong scale or a missing adapter is tens of percent.
 LIMIT = 0.05
 ROWS = (1, 4, 16)
+DORA: dict[str, Any] = {"use_dora": True}
+CASES: list[tuple[str, dict[str, Any]]] = [
+    *((form, {}) for form in arms.FORMATS),
+    ("bitsandbytes_4bit", DORA),
+]
 
 
 def run(size: Size, device: str) -> Result:
     """Arms: the library's own layers without LoRA, dense bfloat16, PEFT, quantlora."""
     result = Result("Generate one token", "ms", "base")
     dense = arms.llama(size, device)
-    for form in arms.FORMATS:
-        models = models_of(form, size, device)
+    for form, fields in CASES:
+        models = models_of(form, size, device, **fields)
         errors = errors_of(models, device)
         models["dense"] = dense
-        for rows in ROWS:
-            calls = {name: call_of(m, arms.tokens(rows, 1, device)) for name, m in models.items()}
-            result.add(
-                f"{form}, {rows} row(s)", interleaved(calls, "base", 3 * size.rounds), errors
-            )
+        name = f"{form}, DoRA" if fields else form
+        for rows in ROWS if not fields else ROWS[:1]:
+            calls = {arm: call_of(m, arms.tokens(rows, 1, device)) for arm, m in models.items()}
+            times = interleaved(calls, "base", 3 * size.rounds)
+            result.add(f"{name}, {rows} row{'s' * (rows > 1)}", times, errors)
     return result
 
 
 def models_of(
-    form: str, size: Size, device: str, layers: int | None = None
+    form: str, size: Size, device: str, layers: int | None = None, **fields: Any
 ) -> dict[str, nn.Module]:
     base = arms.packed(size, form, device, layers)
-    mine = arms.ours(base, size)
+    mine = arms.ours(base, size, **fields)
     models = {"base": base, "quantlora": mine}
     if form in arms.PEERS:
-        models["peft"] = arms.peft(base, mine, form, size)
+        models["peft"] = arms.peft(base, mine, form, size, **fields)
     return {name: model.eval() for name, model in models.items()}
 
 
