@@ -11,6 +11,7 @@ from quantlora.errors import ConfigError
 from quantlora.formats.offloaded import read
 from quantlora.layers.convolution import LoraConv
 from quantlora.layers.embedding import LoraEmbedding
+from quantlora.layers.kept_gain import infers
 from quantlora.layers.linear import LoraLinear
 from quantlora.layers.magnitude import Magnitudes
 
@@ -24,7 +25,7 @@ class DoraLinear(Magnitudes, LoraLinear):
     def forward_weight(self) -> Tensor | None:
         if self.merged_adapters or not self.lora_magnitude_vector or torch.compiler.is_compiling():
             return None
-        return None if self.has_kept_gains() else self.dequantize()
+        return None if infers(self) else self.dequantize()
 
     def delta(self, name: str, x: Tensor, product: Tensor, weight: Tensor | None) -> Tensor:
         lora = super().delta(name, x, product, weight)

@@ -98,15 +98,6 @@ class Magnitudes(LoraLayer):
             return kept
         return keep_gain(self, name, *of, lambda: self._gain(name, weight))
 
-    def has_kept_gains(self) -> bool:
-        """Whether inference needs the weight itself for none of the active adapters."""
-        names = self.adapters if self.sample_adapters is not None else self.active_unmerged
-        return infers(self) and all(
-            kept_gain(self, name, self._gain_tensors(name), self.scaling[name]) is not None
-            for name in names
-            if self.has_magnitude(name)
-        )
-
     def _gain_tensors(self, name: str) -> list[Tensor]:
         base, quantizer = self.plain_base
         return [*self.adapter_tensors(name).values(), *quantizer.weight_tensors(base)]

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from quantlora import BackendError
 from quantlora_gptq.requires import library_of
@@ -84,12 +85,30 @@ def ignores_order(layer: nn.Module) -> bool:
 def group_index(layer: nn.Module) -> Tensor | None:
     """The group of each input, None when the groups are equal neighbours."""
     g_idx, groups = tensor(layer, "g_idx"), tensor(layer, "scales").shape[0]
+    return None if _are_neighbours(g_idx, groups) else g_idx.long()
+
+
+#: By g_idx: its version, the groups, and what was found. An accelerator is waited for once.
+_NEIGHBOURS: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+
+
+def _are_neighbours(g_idx: Tensor, groups: int) -> bool:
+    if torch.compiler.is_compiling() or g_idx.is_inference():
+        return _compare(g_idx, groups)
+    key = g_idx._version, groups
+    known = _NEIGHBOURS.get(g_idx)
+    if known is None or known[0] != key:
+        known = _NEIGHBOURS[g_idx] = key, _compare(g_idx, groups)
+    return bool(known[1])
+
+
+def _compare(g_idx: Tensor, groups: int) -> bool:
+    """Without values, on the meta device, they are taken for neighbours."""
     count = g_idx.numel()
-    if count % groups == 0:
-        neighbours = torch.arange(count, device=g_idx.device, dtype=g_idx.dtype)
-        if torch.equal(g_idx, neighbours // (count // groups)):
-            return None
-    return g_idx.long()
+    if count % groups:
+        return False
+    neighbours = torch.arange(count, device=g_idx.device, dtype=g_idx.dtype) // (count // groups)
+    return g_idx.is_meta or torch.equal(g_idx, neighbours)
 
 
 def stored_bits(layer: nn.Module) -> int:
