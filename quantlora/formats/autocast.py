@@ -26,7 +26,7 @@ def working_dtype(x: Tensor, dtype: torch.dtype) -> torch.dtype:
     """Autocast's dtype where autocast is on for ``x``, else ``dtype``."""
     device = x.device.type
     if device == "meta":  # it has no autocast, and asking is an error
-        return own
+        return dtype
     if torch.is_autocast_enabled(device) and x.dtype != torch.float64:
         return torch.get_autocast_dtype(device)
     return dtype

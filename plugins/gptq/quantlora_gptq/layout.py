@@ -8,6 +8,7 @@ trusted: on the way through Transformers ``desc_act`` and ``sym`` arrive swapped
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -96,7 +97,7 @@ def _are_neighbours(g_idx: Tensor, groups: int) -> bool:
     if torch.compiler.is_compiling() or g_idx.is_inference():
         return _compare(g_idx, groups)
     key = g_idx._version, groups
-    known = _NEIGHBOURS.get(g_idx)
+    known: Any = _NEIGHBOURS.get(g_idx)  # type: ignore[no-untyped-call]
     if known is None or known[0] != key:
         known = _NEIGHBOURS[g_idx] = key, _compare(g_idx, groups)
     return bool(known[1])
