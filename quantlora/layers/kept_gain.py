@@ -1,6 +1,6 @@
 """DoRA's gains while text is generated: the same for every token, so computed once.
 
-A gain needs the norm of every row of ``W + sBA``, and so the whole weight. What is kept here counts
+A gain needs the norm of every row of ``W + sBA``, and so the whole weight. What is kept here is right
 for as long as the tensors that it was computed of are the same and unchanged. It is no part of a
 layer: not of its state dict, a `copy.deepcopy` or a pickle.
 """
@@ -25,7 +25,7 @@ class _Kept:
     scale: float
     sources: tuple[tuple[ReferenceType[Tensor], int, int], ...]
 
-    def counts(self, tensors: tuple[Tensor, ...], scale: float) -> bool:
+    def is_current(self, tensors: tuple[Tensor, ...], scale: float) -> bool:
         same = self.scale == scale and len(tensors) == len(self.sources)
         return same and all(
             tensor() is now and number == now._version and address == now.data_ptr()
@@ -49,7 +49,7 @@ def kept_gain(
         tensors: all that it is computed of: A, B, m and those of the base.
     """
     kept = _GAINS.get(layer, {}).get(name)
-    return kept.gain if kept is not None and kept.counts(tuple(tensors), scale) else None
+    return kept.gain if kept is not None and kept.is_current(tuple(tensors), scale) else None
 
 
 def keep_gain(
