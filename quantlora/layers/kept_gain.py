@@ -1,8 +1,8 @@
 """DoRA's gains while text is generated: the same for every token, so computed once.
 
-A gain needs the norm of every row of ``W + sBA``, and so the whole weight. What is kept here is right
-for as long as the tensors that it was computed of are the same and unchanged. It is no part of a
-layer: not of its state dict, a `copy.deepcopy` or a pickle.
+A gain needs the norm of every row of ``W + sBA``, and so the whole weight. It is kept for as long
+as the tensors that it was computed of are the same and unchanged, and is no part of a layer: not of
+its state dict, a `copy.deepcopy` or a pickle.
 """
 
 from __future__ import annotations
