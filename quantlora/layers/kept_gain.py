@@ -14,7 +14,8 @@ from weakref import ReferenceType, WeakKeyDictionary, ref
 import torch
 from torch import Tensor, nn
 
-from quantlora.formats.seen import transformed, version
+from quantlora.formats.tensor_mark import TensorMark, version
+from quantlora.formats.transforms import transformed
 
 _GAINS: WeakKeyDictionary[nn.Module, dict[str, _Kept]] = WeakKeyDictionary()
 
@@ -23,13 +24,13 @@ _GAINS: WeakKeyDictionary[nn.Module, dict[str, _Kept]] = WeakKeyDictionary()
 class _Kept:
     gain: Tensor
     scale: float
-    sources: tuple[tuple[ReferenceType[Tensor], int, int], ...]
+    sources: tuple[tuple[ReferenceType[Tensor], TensorMark], ...]
 
     def is_current(self, tensors: tuple[Tensor, ...], scale: float) -> bool:
         same = self.scale == scale and len(tensors) == len(self.sources)
         return same and all(
-            tensor() is now and number == now._version and address == now.data_ptr()
-            for (tensor, number, address), now in zip(self.sources, tensors, strict=True)
+            source() is tensor and mark.is_still(tensor)
+            for (source, mark), tensor in zip(self.sources, tensors, strict=True)
         )
 
 
@@ -60,6 +61,6 @@ def keep_gain(
         gain = make()
     now = tuple(tensors)
     if all(version(tensor) >= 0 for tensor in now):  # else a change would not show
-        sources = tuple((ref(tensor), version(tensor), tensor.data_ptr()) for tensor in now)
+        sources = tuple((ref(tensor), TensorMark(tensor)) for tensor in now)
         _GAINS.setdefault(layer, {})[name] = _Kept(gain, scale, sources)
     return gain

@@ -17,7 +17,8 @@ from typing import Any
 
 from tests.benchmarks.arms import FULL, SMOKE, Size
 from tests.benchmarks.machine import machine
-from tests.benchmarks.page import plot, write_table
+from tests.benchmarks.page import PICTURES, write_table
+from tests.benchmarks.picture import plot
 from tests.benchmarks.result import Result
 from tests.benchmarks.suites import (
     decode,
@@ -55,11 +56,17 @@ def main() -> None:
     given = _arguments()
     given.out.mkdir(parents=True, exist_ok=True)
     for suite in given.suites or SUITES:
-        found = measure(suite, _size(given), given.device)
-        (given.out / f"{suite}.json").write_text(json.dumps(found, indent=1) + "\n")
+        file = given.out / f"{suite}.json"
+        if not given.again:
+            found = measure(suite, _size(given), given.device)
+            file.write_text(json.dumps(found, indent=1) + "\n")
+        elif not file.exists():
+            continue
+        found = json.loads(file.read_text())
         plot(given.out / f"{suite}.png", found)
         if given.page:
             write_table(given.page, suite, found)
+            plot(given.page.parent / PICTURES / f"benchmark-{suite}.png", found)
         print(f"{suite}: {len(found['result']['rows'])} rows in {given.out}", flush=True)
 
 
@@ -85,6 +92,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--page", type=Path, help="the page whose tables are to be written")
     parser.add_argument("--rounds", type=int, help="how often each arm is timed")
     parser.add_argument("--tokens", type=int, help="of a training step")
+    parser.add_argument("--again", action="store_true", help="write what was measured before")
     parser.add_argument("--smoke", action="store_true", help="tiny sizes: correctness only")
     return parser.parse_args()
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from tests.benchmarks.machine import machine
-from tests.benchmarks.page import plot, write_table
+from tests.benchmarks.page import write_table
+from tests.benchmarks.picture import plot
 from tests.benchmarks.reference import WrongNumbersError, check
 from tests.benchmarks.timing import interleaved, timing
 
@@ -56,3 +57,25 @@ def test_the_machine_is_described(tmp_path: Path) -> None:
     assert facts["torch"] == torch.__version__
     plot(tmp_path / "plot.png", found())
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_growth_is_written_as_exponents_and_drawn_as_lines(tmp_path: Path) -> None:
+    rows = [
+        {
+            "case": "c",
+            "arm": "quantlora",
+            "size": n,
+            "value": float(n),
+            "ratio": 1.0,
+            "exponent": 1.0,
+        }
+        for n in (16, 32)
+    ]
+    own = found()
+    own["result"]["rows"] = rows
+    page = tmp_path / "page.md"
+    page.write_text("")
+    write_table(page, "scale", own)
+    assert "| c | 1.00 | 16.00 ms at 16 | 32.00 ms at 32 |" in page.read_text()
+    plot(tmp_path / "plot.png", own)
+    assert (tmp_path / "plot.png").exists()

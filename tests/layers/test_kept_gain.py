@@ -56,6 +56,7 @@ CHANGES: dict[str, Callable[[nn.Module], object]] = {
     "another A": swapped,
     "a scale": lambda model: model[0].scaling.update(default=0.3),
     "in place": lambda model: torch.no_grad()(model[0].lora_B["default"].weight.zero_)(),
+    "by its data": lambda model: model[0].lora_A["default"].weight.data.mul_(3),
     "the base in place": lambda model: model[0].base_layer.packed.bitwise_not_(),
     "merged and back": lambda model: (quantlora.merge(model), quantlora.unmerge(model)),
 }

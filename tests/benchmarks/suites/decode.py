@@ -14,9 +14,11 @@ from tests.benchmarks.reference import checked, reference_of, without_adapters
 from tests.benchmarks.result import Result
 from tests.benchmarks.timing import interleaved
 
-#: bfloat16 through four layers; a wrong scale or a missing adapter is tens of percent.
+#: bfloat16; a wrong scale or a missing adapter is tens of percent.
 LIMIT = 0.05
 ROWS = (1, 4, 16)
+#: Of the model: the weights of one are more than a cache holds.
+LAYERS = 1
 DORA: dict[str, Any] = {"use_dora": True}
 CASES: list[tuple[str, dict[str, Any]]] = [
     *((form, {}) for form in arms.FORMATS),
@@ -27,9 +29,9 @@ CASES: list[tuple[str, dict[str, Any]]] = [
 def run(size: Size, device: str) -> Result:
     """Arms: the library's own layers without LoRA, dense bfloat16, PEFT, quantlora."""
     result = Result("Generate one token", "ms", "base")
-    dense = arms.llama(size, device)
+    dense = arms.llama(size, device, LAYERS)
     for form, fields in CASES:
-        models = models_of(form, size, device, **fields)
+        models = models_of(form, size, device, LAYERS, **fields)
         errors = errors_of(models, device)
         models["dense"] = dense
         name = f"{form}, DoRA" if fields else form
