@@ -1,0 +1,1 @@
+"""Gemma's quantized layers for quantlora: the format ``gemma_quant`` of official small Gemmas."""
