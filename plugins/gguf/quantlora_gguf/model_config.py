@@ -52,8 +52,15 @@ def _read_quickly(file: GgufFile) -> bool:
 def _without_vocabulary(file: GgufFile) -> bytes:
     """A file with the metadata of ``file`` but its vocabulary, and its tensors, all empty."""
     kept = list(file.raw_entries.values())
+    name, rows = f"{file.architecture}.vocab_size", file.tensors.get(_EMBEDDING)
+    if name not in file.metadata and rows is not None:
+        kept.append(_text(name) + struct.pack("<II", 4, rows.shape[0]))
     head = MAGIC + struct.pack("<IQQ", 3, len(file.tensors), len(kept))
-    names = [name.encode() for name in file.tensors]
-    tensors = [struct.pack("<Q", len(name)) + name + _EMPTY for name in names]
+    tensors = [_text(name) + _EMPTY for name in file.tensors]
     whole = b"".join([head, *kept, *tensors])
     return whole + bytes(64 - len(whole) % 32)
+
+
+def _text(value: str) -> bytes:
+    """A text as files have it, its length before it."""
+    return struct.pack("<Q", len(value.encode())) + value.encode()

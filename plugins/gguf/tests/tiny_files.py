@@ -50,7 +50,7 @@ def write_tiny(
     path = folder / f"{architecture}.gguf"
     writer = gguf.GGUFWriter(path, architecture)
     _write_config(writer, architecture, fields)
-    writer.add_token_list([f"t{i}" for i in range(fields["vocab_size"])])
+    _write_tokenizer(writer, fields["vocab_size"])
     torch.manual_seed(0)
     for name, own in names.items():
         if own in (state := model.state_dict()) and not (tied and name == "output.weight"):
@@ -60,6 +60,18 @@ def write_tiny(
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+def _write_tokenizer(writer: Any, size: int) -> None:
+    """One token for each byte, as GPT-2 spells them, as far as there are so many tokens."""
+    letters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.,:;!?'()-\u0120\u010a"
+    tokens = ["<s>", "</s>", *letters, "th"]
+    tokens += [f"<{i}>" for i in range(len(tokens), size)]
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list(tokens[:size])
+    writer.add_token_merges(["t h"])
+    writer.add_bos_token_id(0)
+    writer.add_eos_token_id(1)
 
 
 def _write_config(writer: Any, architecture: str, fields: dict[str, Any]) -> None:

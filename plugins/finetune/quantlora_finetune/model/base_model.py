@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 import torch
 from transformers import (
@@ -14,10 +15,11 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from quantlora import dtype_argument, pretrained, resolve_model
+from quantlora import dtype_argument, load, pretrained, resolve_model
 from quantlora.errors import FinetuneError
 from quantlora_finetune.model import demo_model
 from quantlora_finetune.model.compute_dtype import compute_dtype
+from quantlora_finetune.model.model_file import is_model_file, transformers_source
 from quantlora_finetune.options.choices import Dtype
 from quantlora_finetune.options.finetune_options import FinetuneOptions
 
@@ -33,7 +35,8 @@ class BaseModel:
 
     @property
     def is_quantized(self) -> bool:
-        return getattr(self.config, "quantization_config", None) is not None
+        packed = getattr(self.config, "quantization_config", None) is not None
+        return packed or is_model_file(self.model_id_or_path)
 
     @property
     def is_demo(self) -> bool:
@@ -70,21 +73,24 @@ def find_base(options: FinetuneOptions) -> BaseModel:
 
 
 def base_named(model: str | None) -> BaseModel:
-    """The model in a folder or on the hub, with its tokenizer; None: the demonstration's.
+    """The model in a folder, a file or on the hub, with its tokenizer; None: the demonstration's.
 
     Raises:
-        ConfigError: there is no such folder or hub id, or the hub cannot be reached.
+        ConfigError: there is no such folder, file or hub id, or the hub cannot be reached.
         FinetuneError: it is not a causal language model.
     """
     name = model or demo_model.NAME
-    model_id_or_path = resolve_model(model) if model else str(demo_model.demo_model())
-    config = pretrained(model_id_or_path, lambda: AutoConfig.from_pretrained(model_id_or_path))
-    tokenizer = pretrained(
-        model_id_or_path, lambda: AutoTokenizer.from_pretrained(model_id_or_path)
-    )
+    model_id_or_path = _resolved(model) if model else str(demo_model.demo_model())
+    source, where = transformers_source(model_id_or_path)
+    config = pretrained(model_id_or_path, lambda: AutoConfig.from_pretrained(source, **where))
+    tokenizer = pretrained(model_id_or_path, lambda: AutoTokenizer.from_pretrained(source, **where))
     if type(config) not in AutoModelForCausalLM._model_mapping:
         raise FinetuneError(f"{name} ({config.model_type}) is not a causal language model.")
     return BaseModel(name, model_id_or_path, config, tokenizer)
+
+
+def _resolved(model: str) -> str:
+    return str(Path(model).expanduser().resolve()) if is_model_file(model) else resolve_model(model)
 
 
 def load_model(base: BaseModel, dtype: Dtype) -> PreTrainedModel:
@@ -96,6 +102,8 @@ def load_model(base: BaseModel, dtype: Dtype) -> PreTrainedModel:
     if base.is_quantized and torch.cuda.is_available():
         where["device_map"] = {"": torch.cuda.current_device()}
     chosen = compute_dtype(dtype)
+    if is_model_file(base.model_id_or_path):
+        return cast(PreTrainedModel, load(base.model_id_or_path, dtype=chosen, **where))
     model: PreTrainedModel = pretrained(
         base.model_id_or_path,
         lambda: AutoModelForCausalLM.from_pretrained(

