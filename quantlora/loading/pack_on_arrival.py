@@ -163,6 +163,7 @@ class PackOnArrival:
         with diagnosed(self.quantizer):
             for _, weight in experts:
                 parts.append(pack_stack(weight, layout, self.quantizer, name, self.options))
+                give_back()
         stack = type(parts[0]).joined(parts)
         self._check_shape(name, layout.own_shape(stack.shape), module)
         self._put(model, path, PackedExperts(module, layout, {own: stack}))

@@ -10,7 +10,13 @@ import torch
 from torch import nn
 
 import quantlora
-from quantlora.errors import BackendError, ConfigError, MissingLibraryError, TargetError
+from quantlora.errors import (
+    AdapterWarning,
+    BackendError,
+    ConfigError,
+    MissingLibraryError,
+    TargetError,
+)
 from quantlora.testing.models import save_tiny_llama, tiny_llama
 from tests.tools.expert_models import MODELS, mixtral
 from tests.tools.versions import IS_TRANSFORMERS_5
@@ -163,3 +169,24 @@ def test_transformers_4_is_refused_by_name(
     monkeypatch.setattr("importlib.metadata.version", lambda name: "4.57.6")
     with pytest.raises(MissingLibraryError, match=r"transformers>=5\.0, and 4\.57\.6"):
         quantlora.load(llama_folder, backend="normalfloat")
+
+
+def jetmoe(folder: Path) -> Path:
+    from transformers import JetMoeConfig, JetMoeForCausalLM
+
+    sizes = {"vocab_size": 40, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1}
+    config = JetMoeConfig(**sizes, kv_channels=8, num_key_value_heads=2, num_local_experts=4)
+    JetMoeForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+def test_what_stays_float_is_named_with_its_share(tmp_path: Path) -> None:
+    text = r"\d\d% of the model.s parameters stay float.*linear\.w"
+    with pytest.warns(AdapterWarning, match=text):
+        quantlora.load(jetmoe(tmp_path), backend="normalfloat")
+
+
+@pytest.mark.filterwarnings("error::quantlora.AdapterWarning")
+@pytest.mark.parametrize("given", [{}, {"target_experts": False}, {"exclude_modules": ["experts"]}])
+def test_what_is_left_out_on_purpose_is_not(given: Any, mixtral_folder: Path) -> None:
+    quantlora.load(mixtral_folder, backend="normalfloat", **given)
