@@ -26,6 +26,12 @@ def resolve_model(model: str) -> str:
     if path.is_file():
         raise ConfigError(f"{path} is a file: give the model's folder.")
     if path.is_dir() and not (path / "config.json").is_file():
+        if (path / "adapter_config.json").is_file():
+            raise ConfigError(
+                f"{path} holds an adapter, not a model: load the model it is for, then "
+                f'quantlora.load_adapter(model, {str(path)!r}, backend="saved"); or talk with it: '
+                f"`quantlora chat {path}`."
+            )
         raise ConfigError(f"{path}: there is no config.json; is it a model's folder?")
     if not path.is_dir() and (model.startswith((".", "/", "~")) or model.count("/") > 1):
         raise ConfigError(f"there is no folder {path} (looked in {Path.cwd()}).")
