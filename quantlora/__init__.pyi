@@ -102,6 +102,7 @@ from .inspection.memory_estimate import memory_estimate as memory_estimate
 from .layers.autograd import low_rank as low_rank
 from .layers.layer import LoraLayer as LoraLayer
 from .layers.linear import LoraLinear as LoraLinear
+from .layers.product_dtype import adapter_products as adapter_products
 from .loading.load import load as load
 from .loading.packed_checkpoint import save_packed as save_packed
 from .loading.pretrained import pretrained as pretrained, resolve_model as resolve_model
@@ -112,6 +113,7 @@ from .requirements import (
     Availability as Availability,
     Requirement as Requirement,
 )
+from .training.causal_lm_loss import causal_lm_loss as causal_lm_loss
 from .training.prepare import prepare as prepare
 from .training.reference_model import reference_model as reference_model
 from .training.stop_on_nan import StopOnNaN as StopOnNaN

@@ -3,22 +3,32 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from quantlora.errors import ConfigError
 from quantlora.inspection.live_bytes import LiveBytes
 from quantlora.inspection.memory import MemoryUse, memory_of, trained_bytes
+from quantlora.training.causal_lm_loss import causal_lm_loss, logits_bytes
+
+Loss = Callable[[nn.Module, Mapping[str, Any]], Tensor]
 
 #: Tokens of the three small steps that the activations are predicted from.
 _LENGTHS = (32, 64, 96)
 
 
 def memory_estimate(
-    model: nn.Module, *, batch_size: int, length: int, optimizer_states: int = 2
+    model: nn.Module,
+    *,
+    batch_size: int,
+    length: int,
+    optimizer_states: int = 2,
+    chunked_loss: bool = False,
 ) -> MemoryUse:
     """Memory that training ``model`` takes, by component, in bytes.
 
@@ -34,6 +44,7 @@ def memory_estimate(
         length: tokens in each.
         optimizer_states: tensors that the optimizer keeps for each trained parameter, in its
             dtype: 2 for Adam and AdamW, 1 for SGD with momentum.
+        chunked_loss: the loss is that of `causal_lm_loss`.
 
     Raises:
         ConfigError: a number is below 1, or nothing in the model is trained.
@@ -48,15 +59,26 @@ def memory_estimate(
         memory_of(model),
         gradients=trained,
         optimizer=optimizer_states * trained,
-        activations=_activations(model, batch_size, length),
+        activations=_activations(model, batch_size, length, chunked_loss),
     )
 
 
-def _activations(model: nn.Module, batch_size: int, length: int) -> int:
+def _activations(model: nn.Module, batch_size: int, length: int, chunked: bool) -> int:
     if batch_size * length <= sum(_LENGTHS):
-        return _peak(model, batch_size, length)
-    fixed, linear, quadratic = parabola(_LENGTHS, [_peak(model, 1, length) for length in _LENGTHS])
-    return round(fixed + batch_size * (linear * length + quadratic * length**2))
+        return _peak(model, batch_size, length, causal_lm_loss if chunked else _own_loss)
+    loss, more, few = _own_loss, 0, min(_LENGTHS) - 1
+    if chunked:  # so few tokens at a time that the short sequences have as many
+        loss = partial(causal_lm_loss, tokens_at_once=few)
+    peaks = [_peak(model, 1, short, loss) for short in _LENGTHS]
+    if chunked:  # asked after the first call, which shows whether the model is called as it is
+        more = logits_bytes(model, batch_size * (length - 1)) - logits_bytes(model, few)
+    fixed, linear, quadratic = parabola(_LENGTHS, peaks)
+    return more + round(fixed + batch_size * (linear * length + quadratic * length**2))
+
+
+def _own_loss(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
+    loss: Tensor = model(**batch).loss
+    return loss
 
 
 def parabola(x: tuple[int, int, int], y: list[int]) -> tuple[float, float, float]:
@@ -67,13 +89,14 @@ def parabola(x: tuple[int, int, int], y: list[int]) -> tuple[float, float, float
     return y[2] - b * x[2] - c * x[2] ** 2, b, c
 
 
-def _peak(model: nn.Module, batch_size: int, length: int) -> int:
+def _peak(model: nn.Module, batch_size: int, length: int, loss: Loss) -> int:
     """Most bytes alive in a forward and backward, without the gradients of what is trained."""
     device = next(model.parameters()).device
     tokens = torch.zeros(batch_size, length, dtype=torch.long, device=device)
-    batch = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens), "labels": tokens}
+    batch: dict[str, Any] = {"input_ids": tokens, "labels": tokens, "use_cache": False}
+    batch["attention_mask"] = torch.ones_like(tokens)
     with _untouched(model) as trained, LiveBytes() as live:
-        model(**batch, use_cache=False).loss.backward()
+        loss(model, batch).backward()  # type: ignore[no-untyped-call]
         peak: int = live.peak(without=[p.grad for p in trained if p.grad is not None])
     return peak
 

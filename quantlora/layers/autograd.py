@@ -26,6 +26,7 @@ from torch.utils.checkpoint import checkpoint
 
 from quantlora.formats.autocast import working_dtype
 from quantlora.formats.transforms import transformed
+from quantlora.layers.product_dtype import product_dtype
 
 #: Gives a frozen weight ``(out_features, in_features)`` in the dtype asked for.
 Weight = Callable[[torch.dtype], Tensor]
@@ -110,12 +111,14 @@ def add_low_rank(y: Tensor, x: Tensor, A: Tensor, B: Tensor, scaling: float) -> 
     return y.add_(F.linear(F.linear(x.to(dtype), A), B), alpha=scaling)
 
 
-def low_rank(x: Tensor, A: Tensor, B: Tensor, scaling: float | Tensor) -> Tensor:
+def low_rank(
+    x: Tensor, A: Tensor, B: Tensor, scaling: float | Tensor, dtype: torch.dtype | None = None
+) -> Tensor:
     """``scaling · x · Aᵀ · Bᵀ`` for x ``(..., in)``, A ``(r, in)``, B ``(out, r)``.
 
-    Computed in A's dtype, or in autocast's.
+    Computed in ``dtype``, by default that of `product_dtype`.
     """
-    dtype = working_dtype(x, A.dtype)
+    dtype = dtype or product_dtype(x, A.dtype)
     if not torch.is_grad_enabled() or transformed():
         return F.linear(F.linear(x.to(dtype), A.to(dtype)) * scaling, B.to(dtype))
     product: Tensor = _LowRank.apply(x, A, B, scaling, dtype)  # type: ignore[no-untyped-call]

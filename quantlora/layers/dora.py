@@ -11,9 +11,13 @@ from quantlora.errors import ConfigError
 from quantlora.formats.offloaded import read
 from quantlora.layers.convolution import LoraConv
 from quantlora.layers.embedding import LoraEmbedding
+from quantlora.layers.fused import can_fuse
+from quantlora.layers.fused_layer import can_draw_again, fused_product
+from quantlora.layers.gain import scaled_by_gain
 from quantlora.layers.kept_gain import infers
 from quantlora.layers.linear import LoraLinear
 from quantlora.layers.magnitude import Magnitudes
+from quantlora.layers.product_dtype import HALF
 
 if TYPE_CHECKING:
     from quantlora.config.lora_config import LoraConfig
@@ -22,10 +26,35 @@ if TYPE_CHECKING:
 class DoraLinear(Magnitudes, LoraLinear):
     """DoRA on a linear layer."""
 
-    def forward_weight(self) -> Tensor | None:
+    def forward_weight(self, x: Tensor) -> Tensor | None:
+        """In the product's dtype where that is a half one: the norm's small terms are its too."""
         if self.merged_adapters or not self.lora_magnitude_vector or torch.compiler.is_compiling():
             return None
-        return None if infers(self) else self.dequantize()
+        if infers(self):
+            return None
+        dtype = self.base_dtype(x)
+        return self.dequantize(dtype if dtype in HALF else None)
+
+    def fused_output(self, x: Tensor, weight: Tensor | None) -> Tensor | None:
+        names = [name for name in self.active_unmerged if self.has_magnitude(name)]
+        if not names:
+            return super().fused_output(x, weight)
+        if names != [*self.active_unmerged] or len(names) > 1 or self.merged_adapters:
+            return None
+        if not can_fuse(self._magnitude(names[0])):
+            return None
+        u = fused_product(self, x, weight, None)
+        if u is None:
+            return None
+        y = scaled_by_gain(u, self.gain(names[0], weight))
+        bias = self.quantizer.bias(self.base_layer)
+        return y if bias is None else y + bias.to(y.dtype)
+
+    def fuses(self, name: str, x: Tensor) -> bool:
+        """With dropout the base's product is taken of two inputs."""
+        if type(self).delta is not DoraLinear.delta or self.has_bias(name):
+            return False
+        return not self.drops(name) if self.has_magnitude(name) else can_draw_again(self, name, x)
 
     def delta(self, name: str, x: Tensor, product: Tensor, weight: Tensor | None) -> Tensor:
         lora = super().delta(name, x, product, weight)

@@ -33,6 +33,7 @@ from quantlora.formats.offloaded import is_offloaded, onloaded, read
 from quantlora.formats.seen import Seen
 from quantlora.formats.transforms import transformed
 from quantlora.layers.autograd import Weight, add_low_rank, frozen_linear, low_rank
+from quantlora.layers.fused_layer import can_draw_again, fused_product
 from quantlora.layers.layer import LoraLayer
 from quantlora.layers.sub_batch import only_input
 
@@ -64,7 +65,10 @@ class LoraLinear(LoraLayer):
             weight = None
         else:
             with onloaded(self.base_layer):
-                weight = self.forward_weight()
+                weight = self.forward_weight(x)
+                fused = self.fused_output(x, weight)
+                if fused is not None:
+                    return fused
                 product = self.base_product(x, weight)
                 y = self._with_bias(product, x)
         if self._adds_in_place():
@@ -102,6 +106,16 @@ class LoraLinear(LoraLayer):
         if B.bias is not None:
             y.add_(B.bias, alpha=self.scaling[name])
 
+    def fused_output(self, x: Tensor, weight: Tensor | None) -> Tensor | None:
+        """The output as one function with one backward; None where it cannot be one."""
+        return fused_product(self, x, weight, self.quantizer.bias(self.base_layer))
+
+    def fuses(self, name: str, x: Tensor) -> bool:
+        """Whether adapter ``name`` is ``s · B(A(dropout(x)))`` with a mask to draw again."""
+        if type(self).delta is not LoraLinear.delta:
+            return False
+        return not self.has_bias(name) and can_draw_again(self, name, x)
+
     # -- the base
 
     @property
@@ -109,9 +123,13 @@ class LoraLinear(LoraLayer):
         """Whether the base has more around it than its weight tells, so that it must be called."""
         return self._called[0] is self.base_layer and self._called[1]
 
+    def base_dtype(self, x: Tensor) -> torch.dtype:
+        """That of the product with the frozen weight."""
+        return working_dtype(x, self.quantizer.compute_dtype(self.base_layer) or x.dtype)
+
     def base_product(self, x: Tensor, weight: Tensor | None) -> Tensor:
         """``x · dequantize(Q)ᵀ`` in the layer's compute dtype; ``weight`` if it is given."""
-        x = x.to(working_dtype(x, self.quantizer.compute_dtype(self.base_layer) or x.dtype))
+        x = x.to(self.base_dtype(x))
         fast = self._inference_product(x) if weight is None else None
         if fast is not None:
             return fast
@@ -145,7 +163,7 @@ class LoraLinear(LoraLayer):
         seen = Seen(base, self.path)
         return lambda dtype: read(quantizer.dequantize_to, seen.layer(base), dtype)
 
-    def forward_weight(self) -> Tensor | None:
+    def forward_weight(self, x: Tensor) -> Tensor | None:
         """The dequantized base, for variants that need more of it than its product."""
         return None
 

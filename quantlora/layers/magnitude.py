@@ -25,6 +25,7 @@ from quantlora.formats.transforms import transformed
 from quantlora.layers.autograd import recomputed
 from quantlora.layers.kept_gain import infers, keep_gain, kept_gain
 from quantlora.layers.layer import LoraLayer
+from quantlora.layers.product_dtype import HALF
 
 if TYPE_CHECKING:
     from quantlora.config.lora_config import LoraConfig
@@ -140,7 +141,8 @@ class Magnitudes(LoraLayer):
         if torch.compiler.is_compiling() or transformed():
             return _squares(weight)
         if kept is None or kept[0] is not base or not kept[1].unchanged(base):
-            kept = (base, Seen(base, self.path), _squares(weight))
+            exact = weight if weight.dtype not in HALF else self.plain_weight()
+            kept = (base, Seen(base, self.path), _squares(exact))
             self._base_squares = kept
         return kept[2]
 

@@ -15,6 +15,7 @@ from quantlora_finetune.data.examples import TrainingTokenizer
 from quantlora_finetune.model.adaptation import Adaptation, choose_adaptation
 from quantlora_finetune.model.base_model import BaseModel, find_base, load_model
 from quantlora_finetune.model.weights_fingerprint import weights_fingerprint
+from quantlora_finetune.options.choices import TrainerName
 from quantlora_finetune.options.finetune_options import FinetuneOptions, with_steps
 from quantlora_finetune.reporting.card import model_card
 from quantlora_finetune.reporting.evaluation import (
@@ -121,7 +122,12 @@ def prepare(options: FinetuneOptions, run: RunFolder, show: Show) -> Job:
     require_disk(run.path, facts.trained_parameters)
     show.model(facts)
     length = max(len(example.input_ids) for example in data.train)
-    memory = memory_estimate(model, batch_size=options.batch_size, length=length)
+    memory = memory_estimate(
+        model,
+        batch_size=options.batch_size,
+        length=length,
+        chunked_loss=options.trainer is not TrainerName.TRL,
+    )
     show.prediction(memory)
     return Job(options, run, base, tokenizer, data, model, memory, weights)
 

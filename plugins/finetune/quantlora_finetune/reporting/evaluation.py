@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from quantlora import causal_lm_loss
 from quantlora.errors import FinetuneError
 from quantlora_finetune.data.dataset import Collate, to_device
 from quantlora_finetune.data.examples import Example, TrainingTokenizer
@@ -44,7 +45,7 @@ def perplexity(
             part = examples[start : start + batch_size]
             tokens = sum(example.learned for example in part)
             batch = to_device(collate(part), model.device)
-            total += float(model(**batch, use_cache=False).loss) * tokens
+            total += float(causal_lm_loss(model, {**batch, "use_cache": False})) * tokens
             count += tokens
     mean = total / count
     return math.inf if mean > _LARGEST else math.exp(mean)

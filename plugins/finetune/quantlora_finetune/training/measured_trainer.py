@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 from transformers import Trainer
 
-from quantlora import LiveBytes, MemoryUse, gradient_bytes, memory_of, optimizer_bytes
+from quantlora import (
+    LiveBytes,
+    MemoryUse,
+    causal_lm_loss,
+    gradient_bytes,
+    memory_of,
+    optimizer_bytes,
+)
 from quantlora_finetune.training.speed import Speed
 
 if TYPE_CHECKING:
@@ -61,4 +68,12 @@ class Measured(_Base):
 
 
 class MeasuredTrainer(Measured, Trainer):
-    """Transformers' own."""
+    """Transformers' own, with the loss by `causal_lm_loss`."""
+
+    def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        def loss(**given: Any) -> dict[str, Any]:
+            items = given.pop("num_items_in_batch", None)
+            return {"loss": causal_lm_loss(model, given, items)}
+
+        whole: Any = super().compute_loss  # which may scale it
+        return whole(loss, inputs, *args, **kwargs)
