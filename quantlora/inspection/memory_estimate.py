@@ -89,7 +89,7 @@ def parabola(x: tuple[int, int, int], y: list[int]) -> tuple[float, float, float
     return y[2] - b * x[2] - c * x[2] ** 2, b, c
 
 
-def _peak(model: nn.Module, batch_size: int, length: int, loss: Loss) -> int:
+def _peak(model: nn.Module, batch_size: int, length: int, loss: Loss = _own_loss) -> int:
     """Most bytes alive in a forward and backward, without the gradients of what is trained."""
     device = next(model.parameters()).device
     tokens = torch.zeros(batch_size, length, dtype=torch.long, device=device)

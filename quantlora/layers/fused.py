@@ -184,9 +184,9 @@ def _again(ctx: Any, grad: Tensor) -> list[Tensor | None]:
             if branch.dropout is not None:
                 given = given * branch.dropout(torch.ones_like(given))
             y = y + low_rank(given, A, B, branch.scale, branch.dtype).to(y.dtype)
-    wanted = [one for one, need in zip((x, *factors), needs, strict=True) if need]
-    given = iter(torch.autograd.grad(y, wanted, grad, create_graph=True, allow_unused=True))
-    return [next(given) if need else None for need in needs]
+    wanted = [given for given, need in zip((x, *factors), needs, strict=True) if need]
+    found = iter(torch.autograd.grad(y, wanted, grad, create_graph=True, allow_unused=True))
+    return [next(found) if need else None for need in needs]
 
 
 def _paired(

@@ -16,9 +16,11 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
-from quantlora import AffineWeight, unpack_bits
+from quantlora import AffineWeight, look_up, unpack_bits
 from quantlora_gptq.layout import Layout, layout, tensor
 
+#: Elements worked on at a time.
+_IN_CACHE = 1 << 17
 #: Set to 1 to compile the arithmetic with `torch.compile`.
 COMPILE = "QUANTLORA_GPTQ_COMPILE"
 
@@ -42,13 +44,51 @@ def zeros(qzeros: Tensor, form: Layout) -> Tensor:
 
 
 def matrix(qweight: Tensor, qzeros: Tensor, scales: Tensor, form: Layout) -> Tensor:
-    """``(out_features, in_features)`` from the three buffers."""
+    """``(out_features, in_features)`` from the three buffers, in one expression."""
     weight = codes(qweight, form).to(scales.dtype)
     zero, scale = zeros(qzeros, form).to(scales.dtype), scales.t()
+    return _scaled(weight, zero, scale, form, weight)
+
+
+def matrix_by_rows(qweight: Tensor, qzeros: Tensor, scales: Tensor, form: Layout) -> Tensor:
+    """The same, some rows at a time, whose codes stay in cache."""
+    zero, scale = zeros(qzeros, form).to(scales.dtype), scales.t()
+    shape = (form.out_features, form.in_features)
+    weight = torch.empty(shape, dtype=scales.dtype, device=scales.device)
+    step = max(1, _IN_CACHE // max(1, form.in_features))
+    for first in range(0, form.out_features, step):
+        own = slice(first, first + step)
+        part = _numbers(qweight[:, own].t(), form.bits, scales.dtype)
+        part = part[:, : form.in_features].contiguous()
+        _scaled(part, zero[own], scale[own], form, weight[own])
+    return weight
+
+
+def _scaled(codes: Tensor, zero: Tensor, scale: Tensor, form: Layout, out: Tensor) -> Tensor:
+    """``(codes - zero) · scale`` in ``out``, over ``codes``; zero and scale ``(out, groups)``."""
     if form.group_index is not None:
-        return weight.sub_(zero[:, form.group_index]).mul_(scale[:, form.group_index])
-    grouped = weight.view(form.out_features, form.groups, -1)
-    return grouped.sub_(zero.unsqueeze(-1)).mul_(scale.unsqueeze(-1)).view_as(weight)
+        codes.sub_(zero[:, form.group_index])
+        return torch.mul(codes, scale[:, form.group_index], out=out)
+    shape = (len(codes), form.groups, -1)
+    grouped = codes.view(shape).sub_(zero.unsqueeze(-1))
+    torch.mul(grouped, scale.unsqueeze(-1), out=out.view(shape))
+    return out
+
+
+def _numbers(words: Tensor, bits: int, dtype: torch.dtype) -> Tensor:
+    """The codes in ``words`` ``(rows, n)`` as numbers: a table look-up for all those of a byte."""
+    octets: Tensor = words.contiguous().view(torch.uint8)
+    if bits == 8:
+        return octets.to(dtype)
+    index, width = octets.to(torch.int32), 8
+    if bits == 3:  # two units of 12 bits in three bytes
+        low, middle, high = torch.unflatten(index, -1, (-1, 3)).unbind(-1)
+        index = torch.stack([low | (middle & 15) << 8, middle >> 4 | high << 4], -1)
+        width = 12
+    unit = torch.arange(2**width, dtype=torch.int32, device=words.device).unsqueeze(-1)
+    shifts = torch.arange(0, width, bits, dtype=torch.int32, device=words.device)
+    table = ((unit >> shifts) & (2**bits - 1)).to(dtype)
+    return look_up(index.view(-1), table).view(len(words), -1)
 
 
 def to_affine(layer: nn.Module) -> AffineWeight:
@@ -66,4 +106,10 @@ def to_affine(layer: nn.Module) -> AffineWeight:
 
 @cache
 def _matrix() -> Callable[[Tensor, Tensor, Tensor, Layout], Tensor]:
-    return torch.compile(matrix) if os.environ.get(COMPILE) == "1" else matrix
+    return torch.compile(matrix) if os.environ.get(COMPILE) == "1" else _eager
+
+
+def _eager(qweight: Tensor, qzeros: Tensor, scales: Tensor, form: Layout) -> Tensor:
+    """A compiler that traces through the layer is given the one expression."""
+    by = matrix if torch.compiler.is_compiling() else matrix_by_rows
+    return by(qweight, qzeros, scales, form)

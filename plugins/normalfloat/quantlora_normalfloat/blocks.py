@@ -15,8 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from quantlora_normalfloat.packing import look_up, packed_bytes
+
 #: Elements worked on at a time; the temporaries stay in cache and out of the peak memory.
 _CHUNK = 1 << 20
+#: The same, for what is done again in every forward.
+_IN_CACHE = 1 << 17
 #: Up to so many levels counting thresholds beats a binary search (measured: 63 to 154 ms for 16).
 _FEW = 16
 #: The smallest number of float32, for steps between denormals.
@@ -106,3 +110,32 @@ def decode(values: Tensor, scales: Tensor, zeros: Tensor | None, block_size: int
         part.mul_(scales[:, own, None])
         first = own.stop
     return values
+
+
+def unpacked(
+    packed: Tensor,
+    levels: Tensor,
+    scales: Tensor,
+    zeros: Tensor | None,
+    shape: tuple[int, int],
+    block_size: int,
+    dtype: torch.dtype,
+) -> Tensor:
+    """The weight ``(out, in)`` of a packed stream, rounded to ``dtype`` once.
+
+    By some rows at a time, whose float32 values stay in cache; a compiler sees one expression.
+    """
+    out_features, in_features = shape
+    if torch.compiler.is_compiling() or not in_features:
+        values = look_up(packed, levels, out_features * in_features).view(shape)
+        return decode(values, scales, zeros, block_size).to(dtype)
+    bits = levels.numel().bit_length() - 1
+    weight = torch.empty(shape, dtype=dtype, device=packed.device)
+    step = max(1, _IN_CACHE // in_features // 8) * 8  # so that each part begins with a byte
+    for first in range(0, out_features, step):
+        own = slice(first, min(first + step, out_features))
+        count = (own.stop - first) * in_features
+        stream = packed[first * in_features * bits // 8 :][: packed_bytes(count, bits)]
+        values = look_up(stream, levels, count).view(-1, in_features)
+        weight[own] = decode(values, scales[own], None if zeros is None else zeros[own], block_size)
+    return weight

@@ -9,10 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from quantlora import ExpertStack, PackedState
-from quantlora_normalfloat.blocks import decode
+from quantlora_normalfloat.blocks import unpacked
 from quantlora_normalfloat.layer import NormalFloatLinear, settings
 from quantlora_normalfloat.packed_state import dtype_name
-from quantlora_normalfloat.packing import look_up
 from quantlora_normalfloat.scales import DoubleScales, Scales
 
 
@@ -68,16 +67,15 @@ class NormalFloatExperts(ExpertStack):
     def dequantize(self, experts: Sequence[int], dtype: torch.dtype) -> Tensor:
         out = self.levels.new_empty((len(experts), *self.shape[1:]), dtype=dtype)
         for i, expert in enumerate(experts):
-            out[i] = self._weight_of(expert)
+            out[i] = self._weight_of(expert, dtype)
         return out
 
-    def _weight_of(self, expert: int) -> Tensor:
-        """``(out_features, in_features)`` in float32."""
-        count = self.in_features * self.out_features
-        values = look_up(self.packed[expert], self.levels, count)
+    def _weight_of(self, expert: int, dtype: torch.dtype) -> Tensor:
+        """``(out_features, in_features)``."""
         zeros = None if self.zeros is None else self.zeros[expert]
-        values = values.view(self.out_features, self.in_features)
-        return decode(values, _of_expert(self.scales, expert)(), zeros, self.settings["block_size"])
+        scales, shape = _of_expert(self.scales, expert)(), (self.out_features, self.in_features)
+        block_size: int = self.settings["block_size"]
+        return unpacked(self.packed[expert], self.levels, scales, zeros, shape, block_size, dtype)
 
     def describe(self) -> dict[str, Any]:
         return dict(self.settings)

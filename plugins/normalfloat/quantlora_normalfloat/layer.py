@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from quantlora_normalfloat.blocks import decode
-from quantlora_normalfloat.packing import look_up, packed_bytes, unpack
+from quantlora_normalfloat.blocks import unpacked
+from quantlora_normalfloat.packing import packed_bytes, unpack
 from quantlora_normalfloat.scales import DoubleScales, Scales
 from quantlora_normalfloat.tables import QUANT_TYPES
 
@@ -88,11 +88,9 @@ class NormalFloatLinear(nn.Module):
 
     def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """The weight ``(out_features, in_features)``, rounded to ``dtype`` once; a new tensor."""
-        count = self.in_features * self.out_features
-        values = look_up(self.packed, self.levels, count)
-        values = values.view(self.out_features, self.in_features)
-        values = decode(values, self.scales(), self.zeros, self.block_size)
-        return self._in_order(values).to(dtype)
+        shape, scales = (self.out_features, self.in_features), self.scales()
+        given = (self.packed, self.levels, scales, self.zeros, shape, self.block_size, dtype)
+        return self._in_order(unpacked(*given))
 
     def _in_order(self, columns: Tensor) -> Tensor:
         """Stored columns, each at the place of its input."""

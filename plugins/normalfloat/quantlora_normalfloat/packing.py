@@ -1,7 +1,7 @@
 """Codes of 2, 3, 4 or 8 bits as a stream of bytes, little end first, with nothing in between.
 
-Unpacking is one table look-up per word of several codes, not one per code: a word of 12 or 16
-bits picks a row with the levels of all its codes at once.
+Unpacking is one table look-up per word of several codes, not one per code: a byte, or 12 bits,
+picks a row with the levels of all its codes at once.
 """
 
 from __future__ import annotations
@@ -10,8 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-#: Codes in a word, by bits. A word is 1 or 2 bytes; for 3 bits half of 3 bytes.
-_CODES_PER_WORD = {2: 4, 3: 4, 4: 4, 8: 1}
+from quantlora import look_up as rows_of
+
+#: Codes in a word, by bits. A word is a byte; for 3 bits half of 3 bytes.
+_CODES_PER_WORD = {2: 4, 3: 4, 4: 2, 8: 1}
 #: The stream is filled up to whole groups of so many codes.
 _ALIGN = 8
 
@@ -36,7 +38,7 @@ def look_up(stream: Tensor, levels: Tensor, count: int) -> Tensor:
     bits = levels.numel().bit_length() - 1
     per_word = _CODES_PER_WORD[bits]
     rows = torch.cartesian_prod(*[levels] * per_word).view(-1, per_word).flip(1)
-    return F.embedding(_words(stream, bits), rows).view(-1)[:count]
+    return rows_of(_words(stream, bits), rows.contiguous())[:count]
 
 
 def unpack(stream: Tensor, bits: int, count: int) -> Tensor:
@@ -46,20 +48,15 @@ def unpack(stream: Tensor, bits: int, count: int) -> Tensor:
 
 
 def _bytes(word: Tensor, bits: int) -> Tensor:
-    if bits in (2, 8):
+    if bits != 3:
         return word.to(torch.uint8)
-    if bits == 4:
-        return torch.stack([word & 255, word >> 8], 1).to(torch.uint8).view(-1)
     word = word[0::2] | word[1::2] << 12
     return torch.stack([word & 255, (word >> 8) & 255, word >> 16], 1).to(torch.uint8).view(-1)
 
 
 def _words(stream: Tensor, bits: int) -> Tensor:
-    if bits in (2, 8):
+    if bits != 3:
         return stream.int()
-    if bits == 4:
-        pair = stream.view(-1, 2).int()
-        return pair[:, 0] | pair[:, 1] << 8
     three = stream.view(-1, 3).int()
     low = three[:, 0] | (three[:, 1] & 15) << 8
     high = three[:, 1] >> 4 | three[:, 2] << 4
