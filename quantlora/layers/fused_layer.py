@@ -1,8 +1,8 @@
-"""Whether a LoRA layer may compute as one function (`adapted_linear`), and with what."""
+"""Whether a `LoraLinear` may compute as one function (`adapted_linear`), and with what."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,12 +13,9 @@ from quantlora.layers.dropout import SeededDropout
 from quantlora.layers.fused import Branch, FrozenProduct, adapted_linear, can_fuse
 from quantlora.layers.product_dtype import HALF, product_dtype
 
-if TYPE_CHECKING:
-    from quantlora.layers.linear import LoraLinear
-
 
 def fused_product(
-    layer: LoraLinear, x: Tensor, weight: Tensor | None, bias: Tensor | None
+    layer: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None
 ) -> Tensor | None:
     """``x · dequantize(Q)ᵀ + bias + Σ s · B(A(x))``; None where something is needed in between.
 
@@ -42,12 +39,12 @@ def fused_product(
     return adapted_linear(x, bias, frozen, given)
 
 
-def can_draw_again(layer: LoraLinear, name: str, x: Tensor) -> bool:
+def can_draw_again(layer: Any, name: str, x: Tensor) -> bool:
     """Whether adapter ``name`` drops nothing, or by a seed: the masks of float32 are PEFT's."""
     return not layer.drops(name) or _dtype(layer, name, x) in HALF
 
 
-def _names(layer: LoraLinear, x: Tensor) -> tuple[str, ...]:
+def _names(layer: Any, x: Tensor) -> tuple[str, ...]:
     """The adapters, where all of them may be in one function; none in a mixed batch.
 
     In training also without gradients: a re-entrant checkpoint computes the same once more with
@@ -57,15 +54,15 @@ def _names(layer: LoraLinear, x: Tensor) -> tuple[str, ...]:
         return ()
     if layer.sample_adapters is not None and layer.enabled:
         return ()
-    names = layer.active_unmerged
+    names: tuple[str, ...] = layer.active_unmerged
     return names if all(layer.fuses(name, x) for name in names) else ()
 
 
-def _dtype(layer: LoraLinear, name: str, x: Tensor) -> torch.dtype:
+def _dtype(layer: Any, name: str, x: Tensor) -> torch.dtype:
     return product_dtype(x, layer.factors(name)[0].weight.dtype)
 
 
-def _branch(layer: LoraLinear, name: str, x: Tensor) -> Branch:
+def _branch(layer: Any, name: str, x: Tensor) -> Branch:
     scale = layer.scaling[name] * layer.input_scale(name)
     dropout = cast(nn.Dropout, layer.lora_dropout[name])
     drawn = SeededDropout.drawn(dropout.p) if layer.drops(name) else None
