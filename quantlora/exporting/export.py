@@ -135,6 +135,9 @@ def _free(folder: Path) -> Path:
     target = Path(os.path.abspath(folder))
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise MergeError(f"{target} exists and is not an empty folder: choose another one.")
+    above = next(path for path in target.parents if path.exists())
+    if not above.is_dir():
+        raise MergeError(f"{target}: {above} is a file, not a folder: choose another one.")
     return target
 
 

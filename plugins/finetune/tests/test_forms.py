@@ -84,6 +84,21 @@ def test_names_of_columns_in_another_form_are_refused(given):
         column_map(given)
 
 
+@pytest.mark.parametrize("given", ["prompt=a,prompt=b", "propmt=a"])
+def test_a_name_that_is_given_twice_or_is_none_of_ours_is_refused(given):
+    with pytest.raises(ConfigError, match=r"two columns for 'prompt'|'propmt' is no column of ours"):
+        column_map(given)
+
+
+def test_data_that_give_no_example_are_no_training(run, tiny, tmp_path):
+    (tmp_path / "d.txt").write_text("short")
+    short = run("data", tmp_path / "d.txt", "--model", tiny)
+    beyond = run("data", tmp_path / "d.txt", "--model", tiny, "--length", "300")
+    assert (short.exit_code, beyond.exit_code) == (1, 1)
+    assert "gives no example of 128 tokens" in " ".join(short.stderr.split())
+    assert "reads at most 256 tokens" in " ".join(beyond.stderr.split())
+
+
 def test_a_column_that_is_not_there_is_named_with_those_that_are(tmp_path):
     (tmp_path / "faq.csv").write_text("frage,antwort\nwie,so\n")
     with pytest.raises(FinetuneError, match="the column 'fragen'; there are frage, antwort"):

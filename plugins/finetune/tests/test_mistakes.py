@@ -31,6 +31,7 @@ CASES = {
     "learning rate beyond all sense": (["--lr", "50"], "--lr must be above 0 and at most 1"),
     "nothing to resume": (["--resume"], "holds no run to resume"),
     "output is a file": (["--output", "{text}"], "is a file: name a folder"),
+    "output is under a file": (["--output", "{text}/run"], "is a file: name a folder"),
     "output is in use": (["--output", "{tmp}"], "is not empty: name another folder"),
 }
 

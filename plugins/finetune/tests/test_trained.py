@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from quantlora_finetune.trained.chat import Chat
+from quantlora_finetune.trained.comparison import different_settings
 from quantlora_finetune.trained.reply import Sampling, prompt_ids, replies
 from quantlora_finetune.trained.trained_model import open_trained
 from typer.testing import CliRunner
@@ -140,7 +141,7 @@ def test_ctrl_c_stops_a_reply_and_keeps_what_there_is(answered):
     assert reply.startswith("".join(seen[:2]))
 
 
-@pytest.mark.parametrize("line", ["/bse", "/base"])
+@pytest.mark.parametrize("line", ["/bse", "/base", "/base now"])
 def test_a_line_that_cannot_be_is_told_and_the_chat_goes_on(trained, line):
     output = invoke("chat", trained, input=f"{line}\n/help\n").output
     assert "error: " in output
@@ -166,6 +167,21 @@ def test_compare_shows_what_two_trainings_differ_in(trained, tiny, text, tmp_pat
     assert [name in settings for name in ("rank", "steps", "variant")] == [True, True, False]
 
 
+def test_settings_have_the_same_names_where_one_adapter_is_pefts(trained, tmp_path):
+    peft = Path(shutil.copytree(trained, tmp_path / "peft"))
+    (peft / "run.json").unlink()
+    assert different_settings(trained, peft) == {}
+
+
+def test_eval_and_compare_take_names_of_columns(trained, tiny, tmp_path):
+    (tmp_path / "faq.csv").write_text("frage,antwort\nthe quick,fox\n")
+    named = ["--data", tmp_path / "faq.csv", "--map", "prompt=frage,completion=antwort"]
+    assert "of 1 " in invoke("eval", trained, *named).output
+    output = invoke("compare", trained, tiny, *named).output
+    assert "of 1 " in output
+    assert "Next: quantlora " in output
+
+
 MISTAKES = {
     "no such folder": (["eval", "missing"], "there is no folder missing"),
     "nothing in it": (["chat", "{tmp}"], "there is no adapter_config.json, so no adapter"),
@@ -179,15 +195,25 @@ MISTAKES = {
     "chat without a template": (["generate", "{run}", "--chat", "-p", "x"], "no chat template"),
     "output in use": (["merge", "{run}", "-o", "{run}"], "is not an empty folder"),
     "twice the same": (["compare", "{run}", "{run}"], "are the same folder"),
+    "seed beyond torch's": (["generate", "{run}", "-p", "x", "--seed", "4294967296"], "--seed"),
+    "next to no heat": (["generate", "{run}", "-p", "x", "--temperature", "1e-9"], "use 0, which"),
+    "no end of heat": (["generate", "{run}", "-p", "x", "--temperature", "inf"], "use 0, which"),
+    "under a file": (["generate", "{run}", "-p", "x", "-o", "{text}/o"], "it is not a folder"),
+    "merged under a file": (["merge", "{run}", "-o", "{text}/o"], "is a file, not a folder"),
+    "nobody asks": (["generate", "{run}", "-f", "{tmp}/silent.jsonl"], "no message in it"),
+    "eval beyond the model": (["eval", "{run}", "-d", "{text}", "--length", "300"], "at most 256"),
+    "compare without room": (["compare", "{run}", "{tiny}", "-p", "x" * 300], "at most 256"),
+    "one folder too high": (["chat", "{run}/.."], "is no adapter, but holds some: name"),
     "exact without qalora": (["merge", "{run}", "-o", "{tmp}/o", "--mode", "exact"], "exact"),
 }
 
 
 @pytest.mark.parametrize("case", MISTAKES)
-def test_a_mistake_gets_one_message_and_no_traceback(trained, tiny, tmp_path, case):
+def test_a_mistake_gets_one_message_and_no_traceback(trained, tiny, text, tmp_path, case):
     arguments, message = MISTAKES[case]
-    paths = {"run": trained, "tiny": tiny, "tmp": tmp_path}
+    paths = {"run": trained, "tiny": tiny, "text": text, "tmp": tmp_path}
+    (tmp_path / "silent.jsonl").write_text('{"messages": [{"role": "assistant", "content": "x"}]}')
     result = invoke(*(argument.format(**paths) for argument in arguments))
-    assert result.exit_code == 1, result.output
+    assert result.exit_code == (2 if message == "--seed" else 1), result.output
     assert message in " ".join(result.output.split())
     assert "Traceback" not in result.output

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from quantlora_finetune.command.eval import show_scores
-from quantlora_finetune.command.shared_options import BatchSize, MaxTokens, next_command
+from quantlora_finetune.command.shared_options import BatchSize, Map, MaxTokens, next_command
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -30,6 +30,7 @@ def compare(
     examples: Annotated[
         int, typer.Option(min=1, metavar="N", help="Measure on at most so many.")
     ] = 200,
+    map: Map = None,
     prompt: Annotated[
         list[str] | None, typer.Option("--prompt", "-p", help="Let both reply to it; repeatable.")
     ] = None,
@@ -55,7 +56,7 @@ def compare(
         _check_two(first, second)
         differences = different_settings(first, second)
         asked, sampling = prompt or [], Sampling(max_tokens)
-        measures = Measures(data, split, length, examples, asked, sampling, batch_size)
+        measures = Measures(data, split, length, examples, asked, sampling, batch_size, map)
         name, found, other = trials(first, second, measures, progress)
     _show_settings(first, second, differences, out)
     out.print(f"On {name}:", soft_wrap=True, markup=False)
@@ -63,7 +64,10 @@ def compare(
     for text, pair in zip(asked, zip(found.replies, other.replies, strict=True), strict=True):
         _show_replies(text, dict(zip((str(first), str(second)), pair, strict=True)), out)
     better = first if _figure(found) <= _figure(other) else second
-    next_command(out, "merge", better, "--output", f"{better}-merged")
+    if (better / "adapter_config.json").is_file():
+        next_command(out, "merge", better, "--output", f"{better}-merged")
+    else:  # a whole model has nothing to merge
+        next_command(out, "chat", better)
 
 
 def _check_two(first: Path, second: Path) -> None:

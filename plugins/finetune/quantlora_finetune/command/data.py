@@ -42,6 +42,7 @@ def data(
     """
     from rich.console import Console
 
+    from quantlora.errors import FinetuneError
     from quantlora_finetune.terminal import quiet_upstream
 
     console = Console(highlight=False)
@@ -49,15 +50,21 @@ def data(
         from quantlora_finetune.data.examples import TrainingTokenizer
         from quantlora_finetune.data.forms import column_map
         from quantlora_finetune.data.overview import overview
-        from quantlora_finetune.model.base_model import base_named
+        from quantlora_finetune.model.base_model import base_named, check_length
 
-        tokenizer = TrainingTokenizer(base_named(model).tokenizer)
+        base = base_named(model)
+        check_length(base, length)
+        tokenizer = TrainingTokenizer(base.tokenizer)
         with console.status(f"reading {data}"):
             found = overview(data, split, column_map(map), tokenizer, length)
     _show_counts(found, console)
     _show_lengths(found, console)
     for example in found.examples[:_SHOWN]:
         _show_example(example, tokenizer, console)
+    if not found.examples:
+        raise FinetuneError(
+            f"{data} gives no example of {length} tokens: use more text, or another --length."
+        )
     named = {"--model": model, "--data": data, "--map": map, "--length": str(length)}
     words = [word for name, value in named.items() if value for word in (name, value)]
     next_command(console, "finetune", *words)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from quantlora_finetune.command.shared_options import Base, BatchSize, Folder, next_command
+from quantlora_finetune.command.shared_options import Base, BatchSize, Folder, Map, next_command
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -31,6 +31,7 @@ def eval_(
     examples: Annotated[
         int, typer.Option(min=1, metavar="N", help="Measure on at most so many.")
     ] = 200,
+    map: Map = None,
     batch_size: BatchSize = 8,
     model: Base = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
@@ -57,7 +58,7 @@ def eval_(
         console = Console(stderr=True, highlight=False)
         with console.status(f"loading {folder}"):
             trained = open_trained(folder, model)
-        chosen = eval_data(trained, data, split, length, examples)
+        chosen = eval_data(trained, data, split, length, examples, map)
         scores = side_by_side(trained, chosen.examples, batch_size, console)
     if json:
         facts = {"data": chosen.name, "examples": len(chosen.examples)}

@@ -34,7 +34,8 @@ TopP = Annotated[
         help="Choose among the likeliest tokens that have this probability together.",
     ),
 ]  # fmt: skip
-Seed = Annotated[int, typer.Option(min=0, metavar="N", help="Fixes what is drawn.")]
+Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, metavar="N", help="Fixes what is drawn.")]
+Map = Annotated[str | None, typer.Option("--map", help="Names of columns, ours=theirs.")]
 BatchSize = Annotated[int, typer.Option(min=1, metavar="N", help="Prompts or examples at once.")]
 
 

@@ -24,6 +24,11 @@ _SPEAKERS = {
 _PAIRS = (
     ("question", "answer"), ("query", "response"), ("prompt", "response"), ("input", "output"),
 )  # fmt: skip
+#: Our names of columns, those that ``--map`` takes.
+COLUMNS = (
+    "text", "prompt", "completion", "messages", "tools", "conversations", "instruction", "input",
+    "output", "question", "answer", "query", "response",
+)  # fmt: skip
 #: Columns of data that compare two answers.
 _PREFERENCES = {"chosen", "rejected"}
 
@@ -37,6 +42,11 @@ def column_map(given: str | None) -> dict[str, str]:
     pairs = [part.partition("=") for part in (given or "").split(",") if part.strip()]
     if any(not (ours.strip() and theirs.strip()) for ours, _, theirs in pairs):
         raise ConfigError(f"--map is ours=theirs, like prompt=question,completion=answer: {given}.")
+    names = [ours.strip() for ours, _, _ in pairs]
+    if unknown := [name for name in names if name not in COLUMNS]:
+        raise ConfigError(f"--map: {unknown[0]!r} is no column of ours: {', '.join(COLUMNS)}.")
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ConfigError(f"--map names two columns for {twice[0]!r}: name one.")
     return {ours.strip(): theirs.strip() for ours, _, theirs in pairs}
 
 

@@ -65,11 +65,16 @@ def find_base(options: FinetuneOptions) -> BaseModel:
         FinetuneError: as `base_named`; or the examples are longer than it reads.
     """
     base = base_named(options.model)
-    if base.longest is not None and options.length > base.longest:
-        raise FinetuneError(
-            f"--length {options.length}: {base.name} reads at most {base.longest} tokens at once."
-        )
+    check_length(base, options.length)
     return base
+
+
+def check_length(base: BaseModel, length: int) -> None:
+    """Raise `FinetuneError` where examples of ``length`` tokens are longer than ``base`` reads."""
+    if base.longest is not None and length > base.longest:
+        raise FinetuneError(
+            f"--length {length}: {base.name} reads at most {base.longest} tokens at once."
+        )
 
 
 def base_named(model: str | None) -> BaseModel:

@@ -92,7 +92,9 @@ class FinetuneOptions(DataOptions, ModelOptions):
             "--gradient-checkpointing",
         ),
     ] = False  # fmt: skip
-    seed: Annotated[int, option(_TRAINING, "Fixes first values, order and dropout.", min=0)] = 0
+    seed: Annotated[
+        int, option(_TRAINING, "Fixes first values, order and dropout.", min=0, max=2**32 - 1)
+    ] = 0
 
     output: Annotated[
         Path, option(_RUN, "Folder for the adapter and the report.", "--output", "-o")

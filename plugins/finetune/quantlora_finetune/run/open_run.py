@@ -44,8 +44,9 @@ def open_run(options: FinetuneOptions, given: Collection[str]) -> tuple[RunFolde
 
 
 def _check_free(run: RunFolder) -> None:
-    if run.path.exists() and not run.path.is_dir():
-        raise FinetuneError(f"--output {run.path} is a file: name a folder.")
+    there = existing(run.path)
+    if not there.is_dir():
+        raise FinetuneError(f"--output {run.path}: {there} is a file: name a folder.")
     if run.has_begun:
         state = "is finished" if run.is_finished else f"stopped after {run.steps_done} steps"
         raise FinetuneError(

@@ -136,6 +136,8 @@ def run_line(chat: Chat, line: str) -> str:
     if not text.startswith("/"):
         chat.ask(text)
         return ""
+    if text.split()[0] in (*LINE_COMMANDS, *QUIT) and text not in LINE_COMMANDS:
+        raise FinetuneError(f"{text.split()[0]} takes nothing after it.")
     if text not in LINE_COMMANDS:
         known = ", ".join([*LINE_COMMANDS, QUIT[0]])
         raise FinetuneError(f"there is no command {text.split()[0]}: {known}.")

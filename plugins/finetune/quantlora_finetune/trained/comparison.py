@@ -12,7 +12,7 @@ from rich.console import Console
 
 from quantlora.errors import FinetuneError
 from quantlora_finetune.data.examples import Example
-from quantlora_finetune.trained.reply import Sampling, prompt_ids, replies
+from quantlora_finetune.trained.reply import Sampling, check_room, prompt_ids, replies
 from quantlora_finetune.trained.score import Score, eval_data
 from quantlora_finetune.trained.side_by_side import shown_score
 from quantlora_finetune.trained.trained_folder import CONFIG, TrainedFolder, trained_folder
@@ -32,17 +32,23 @@ class Trial:
 
 def different_settings(first: Path, second: Path) -> dict[str, tuple[Any, Any]]:
     """Settings that the two folders do not share, by name."""
-    here, there = (_settings(trained_folder(path)) for path in (first, second))
+    folders = [trained_folder(path) for path in (first, second)]
+    settings = _run_settings if all(folder.options for folder in folders) else _adapter_settings
+    here, there = map(settings, folders)
     names = dict.fromkeys([*here, *there])
     return {n: (here.get(n), there.get(n)) for n in names if here.get(n) != there.get(n)}
 
 
-def _settings(folder: TrainedFolder) -> dict[str, Any]:
-    if folder.options is not None:
-        found = folder.options.as_json()
-        return {name: value for name, value in found.items() if name not in _NO_SETTINGS}
+def _run_settings(folder: TrainedFolder) -> dict[str, Any]:
+    found = folder.options.as_json() if folder.options else {}
+    return {name: value for name, value in found.items() if name not in _NO_SETTINGS}
+
+
+def _adapter_settings(folder: TrainedFolder) -> dict[str, Any]:
+    """PEFT's names: what every adapter says, whichever program has trained it."""
     file = folder.path / CONFIG
-    return dict(json.loads(file.read_text("utf-8"))) if file.is_file() else {}
+    found = dict(json.loads(file.read_text("utf-8"))) if file.is_file() else {}
+    return {name: value for name, value in found.items() if value not in (None, {}, [], False)}
 
 
 @dataclass(frozen=True)
@@ -56,6 +62,7 @@ class Measures:
     prompts: Sequence[str]
     sampling: Sampling
     batch_size: int
+    map: str | None = None
 
 
 def trials(
@@ -67,7 +74,14 @@ def trials(
         FinetuneError: the tokenizers differ, so that perplexities cannot be compared.
     """
     trained = open_trained(first)
-    given = eval_data(trained, measures.data, measures.split, measures.length, measures.examples)
+    given = eval_data(
+        trained,
+        measures.data,
+        measures.split,
+        measures.length,
+        measures.examples,
+        measures.map,
+    )
     vocabulary = _vocabulary(trained)
     found = _trial(trained, given.examples, measures, console)
     del trained
@@ -89,6 +103,8 @@ def _trial(
     trained: TrainedModel, examples: Sequence[Example], measures: Measures, console: Console
 ) -> Trial:
     what = str(trained.folder.path)
-    found = shown_score(trained, examples, measures.batch_size, console, what)
     ids = [prompt_ids(trained, text) for text in measures.prompts]
+    for prompt in ids:
+        check_room(trained, prompt, measures.sampling.max_tokens)
+    found = shown_score(trained, examples, measures.batch_size, console, what)
     return Trial(found, [replies(trained, [prompt], measures.sampling)[0] for prompt in ids])

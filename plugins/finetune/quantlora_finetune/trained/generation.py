@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from transformers import set_seed
 
 from quantlora import write_file
 from quantlora.errors import FinetuneError
+from quantlora_finetune.run.limits import existing
 from quantlora_finetune.trained.prompts import Prompt
 from quantlora_finetune.trained.reply import Sampling, check_room, prompt_ids, replies
 from quantlora_finetune.trained.trained_model import TrainedModel, open_trained
@@ -41,6 +43,8 @@ def generate_all(
     """
     if output is not None and output.exists():
         raise FinetuneError(f"{output} exists: name another file with --output.")
+    if output is not None:
+        _check_folder(output)
     with console.status(f"loading {request.folder}"):
         trained = open_trained(request.folder, request.model)
     ids = [prompt_ids(trained, prompt) for prompt in request.prompts]
@@ -54,6 +58,16 @@ def generate_all(
     text = "".join(f"{line}\n" for line in lines)
     write_file(output, lambda path: path.write_text(text, "utf-8"), replace=False)
     console.print(f"{len(ids)} replies in {output}.", soft_wrap=True)
+
+
+def _check_folder(output: Path) -> None:
+    """Find before the first reply that ``output`` could not be written after the last."""
+    folder = existing(output.expanduser().parent)
+    if not (folder.is_dir() and os.access(folder, os.W_OK)):
+        why = "it is not writable" if folder.is_dir() else "it is not a folder"
+        raise FinetuneError(
+            f"{output} cannot be written into {folder}: {why}. Name another file with --output."
+        )
 
 
 def _lines(

@@ -46,16 +46,18 @@ def _row(line: str, location: str) -> Prompt:
         case str() as text:
             return text
         case {"messages": list() as messages} | {"prompt": list() as messages}:
-            return _unanswered(turns(messages, location))
+            return _unanswered(turns(messages, location), location)
         case {"prompt": str() as text}:
             return text
     found = ", ".join(row) if isinstance(row, dict) else type(row).__name__
     raise FinetuneError(f'{location}: expected "prompt" or "messages", found {found}.')
 
 
-def _unanswered(messages: Sequence[Message]) -> Sequence[Message]:
+def _unanswered(messages: Sequence[Message], location: str) -> Sequence[Message]:
     """Without the answer that a conversation of training data ends with."""
     end = len(messages)
     while end and messages[end - 1]["role"] == "assistant":
         end -= 1
+    if not end:
+        raise FinetuneError(f"{location}: there is no message in it to reply to.")
     return messages[:end]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,9 @@ from quantlora.errors import FinetuneError
 from quantlora_finetune.data.messages import Message
 from quantlora_finetune.trained.trained_model import TrainedModel
 
+#: Logits divided by less may leave the range of float32.
+LEAST_TEMPERATURE = 1e-5
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -21,11 +25,21 @@ class Sampling:
     Args:
         temperature: 0 takes the most likely one.
         top_p: of the tokens, the likeliest that have this much of the probability together.
+
+    Raises:
+        FinetuneError: logits divided by the temperature would not be finite.
     """
 
     max_tokens: int = 256
     temperature: float = 0.0
     top_p: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.temperature != 0 and not LEAST_TEMPERATURE <= self.temperature < math.inf:
+            raise FinetuneError(
+                f"--temperature {self.temperature:g}: use 0, which takes the most likely token "
+                f"each time, or a finite number of at least {LEAST_TEMPERATURE:g}."
+            )
 
     def as_arguments(self) -> dict[str, Any]:
         """For ``model.generate``; what the model's own file asks for otherwise is overruled."""

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 
 from quantlora.errors import FinetuneError
 from quantlora_finetune.data.dataset import collate_with, load_dataset, spread
-from quantlora_finetune.data.examples import Example, TrainingTokenizer, examples_of
+from quantlora_finetune.data.examples import Example, examples_of
+from quantlora_finetune.data.forms import column_map
 from quantlora_finetune.data.sources import read_records
+from quantlora_finetune.model.base_model import check_length
 from quantlora_finetune.options.finetune_options import FinetuneOptions
 from quantlora_finetune.reporting.evaluation import perplexity
 from quantlora_finetune.trained.reply import Sampling, replies
@@ -38,12 +40,18 @@ class EvalData:
 
 
 def eval_data(
-    trained: TrainedModel, data: str | None, split: str, length: int | None, count: int
+    trained: TrainedModel,
+    data: str | None,
+    split: str,
+    length: int | None,
+    count: int,
+    map: str | None = None,
 ) -> EvalData:
     """At most ``count`` examples of ``data``, evenly spaced; None: those that the run held out.
 
     Raises:
-        FinetuneError: the run is not known, or the data gives no example.
+        FinetuneError: the run is not known, the data gives no example, or ``length`` is more
+            than the model reads.
     """
     run = trained.folder.options
     if data is None and run is None:
@@ -53,14 +61,12 @@ def eval_data(
         found = load_dataset(run, trained.tokenizer)
         return EvalData(f"{found.name}, the part held out", found.held_out)
     wanted = length or (run or FinetuneOptions()).length
-    examples = _examples(data, split, wanted, trained.tokenizer)
+    check_length(trained.base, wanted)
+    records = read_records(data, split, column_map(map))
+    examples = examples_of(records, trained.tokenizer, wanted)
     if not examples:
         raise FinetuneError(f"{data} gives no example of {wanted} tokens: use a smaller --length.")
     return EvalData(data, spread(examples, count))
-
-
-def _examples(data: str, split: str, length: int, tokenizer: TrainingTokenizer) -> list[Example]:
-    return examples_of(read_records(data, split), tokenizer, length)
 
 
 def score(

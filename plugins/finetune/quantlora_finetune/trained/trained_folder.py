@@ -60,6 +60,11 @@ def trained_folder(path: Path, model: str | None = None) -> TrainedFolder:
 
 def _plain_model(path: Path, model: str | None) -> TrainedFolder:
     if not (path / "config.json").is_file():
+        inside = sorted(str(file.parent) for file in path.glob(f"*/{CONFIG}"))
+        if inside:
+            raise FinetuneError(
+                f"{path} is no adapter, but holds some: name " + " or ".join(inside) + "."
+            )
         begun = " The run in it has not ended yet." if (path / RUN).is_file() else ""
         raise FinetuneError(
             f"{path}: there is no {CONFIG}, so no adapter, and no config.json, so no model.{begun} "
