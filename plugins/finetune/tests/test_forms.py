@@ -86,7 +86,7 @@ def test_names_of_columns_in_another_form_are_refused(given):
 
 @pytest.mark.parametrize("given", ["prompt=a,prompt=b", "propmt=a"])
 def test_a_name_that_is_given_twice_or_is_none_of_ours_is_refused(given):
-    with pytest.raises(ConfigError, match=r"two columns for 'prompt'|'propmt' is no column of ours"):
+    with pytest.raises(ConfigError, match=r"two columns for 'prompt'|'propmt' is no column"):
         column_map(given)
 
 
