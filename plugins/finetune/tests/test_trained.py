@@ -7,13 +7,15 @@ import shutil
 from pathlib import Path
 
 import pytest
-from quantlora_finetune.trained.chat import Chat
+from quantlora_finetune.command.chat import _line
+from quantlora_finetune.trained.chat import Chat, run_line
 from quantlora_finetune.trained.comparison import different_settings
 from quantlora_finetune.trained.reply import Sampling, prompt_ids, replies
 from quantlora_finetune.trained.trained_model import open_trained
 from typer.testing import CliRunner
 
 from quantlora.cli import app
+from quantlora.errors import FinetuneError
 
 from .conftest import QUICK, report_in
 
@@ -146,6 +148,17 @@ def test_a_line_that_cannot_be_is_told_and_the_chat_goes_on(trained, line):
     output = invoke("chat", trained, input=f"{line}\n/help\n").output
     assert "error: " in output
     assert "forget the conversation" in output
+
+
+def test_bytes_that_are_no_text_are_told_to_who_typed_them(answered):
+    talk = Chat(open_trained(answered), Sampling(max_tokens=4), None, print)
+    with pytest.raises(FinetuneError, match="no UTF-8 text"):
+        run_line(talk, "h\udcffi")
+
+
+def test_a_closed_input_ends_the_chat(monkeypatch):
+    monkeypatch.setattr("sys.stdin", None)
+    assert _line() is None
 
 
 def test_merge_writes_a_model_that_chats_without_an_adapter(trained, tmp_path):

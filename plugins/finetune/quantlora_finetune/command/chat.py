@@ -83,7 +83,11 @@ def _greeting(chat: Chat) -> str:
 
 def _line() -> str | None:
     """What is typed, with the arrow keys and history of readline; None at the end."""
+    import sys
     from contextlib import suppress
+
+    if sys.stdin is None:  # closed by who started this
+        return None
 
     with suppress(ImportError):  # Windows has none
         import readline  # noqa: F401

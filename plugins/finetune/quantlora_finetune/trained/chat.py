@@ -133,6 +133,8 @@ def run_line(chat: Chat, line: str) -> str:
         FinetuneError: there is no such command, or no room for a reply.
     """
     text = inspect.cleandoc(line)
+    if not text.isascii() and text != text.encode(errors="ignore").decode():
+        raise FinetuneError("what was typed is no UTF-8 text: check the terminal's encoding.")
     if not text.startswith("/"):
         chat.ask(text)
         return ""
