@@ -213,7 +213,9 @@ class AdapterModule(nn.Module):
     def _load_from_state_dict(
         self, state_dict: Mapping[str, Any], prefix: str, local_metadata: dict[str, Any], *rest: Any
     ) -> None:
-        theirs = tuple(local_metadata.get(_MERGED, self.merged_adapters))
+        """As torch's, where both sides have the same merged."""
+        plain = () if self._is_unmerged(state_dict, prefix) else self.merged_adapters
+        theirs = tuple(local_metadata.get(_MERGED, plain))
         if theirs != self.merged_adapters:
             mine, others = (", ".join(names) or "none" for names in (self.merged_adapters, theirs))
             raise AdapterError(
@@ -222,6 +224,10 @@ class AdapterModule(nn.Module):
                 f"call quantlora.unmerge(model) before state_dict() and before load_state_dict()."
             )
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *rest)
+
+    def _is_unmerged(self, state_dict: Mapping[str, Any], prefix: str) -> bool:
+        """Whether ``state_dict``, which may not say it, has the base from before the merge."""
+        return False
 
 
 def switch_off(things: Collection[Any], off: bool) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import UserDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -182,6 +182,13 @@ class LoraLayer(AdaptedLayer):
         adapters = ", ".join(f"{n}: r={self.r[n]}, s={self.scaling[n]:g}" for n in self.adapters)
         return f"{self.quantizer.name}, {adapters}"
 
+    def _is_unmerged(self, state_dict: Mapping[str, Any], prefix: str) -> bool:
+        if not self.bases_before_merge:
+            return False
+        before = self.bases_before_merge[-1][0].state_dict()
+        given = {name: state_dict.get(f"{prefix}base_layer.{name}") for name in before}
+        return _same(before, given) and not _same(self.base_layer.state_dict(), given)
+
 
 def _named(module: nn.Module) -> Iterable[tuple[str, nn.Parameter]]:
     """The parameters of a factor, in most cases its weight: asked for often, so without a walk."""
@@ -195,3 +202,13 @@ def _named(module: nn.Module) -> Iterable[tuple[str, nn.Parameter]]:
 def _dropout(p: float) -> nn.Module:
     """No module at all for p = 0, so that the input is not copied."""
     return nn.Dropout(p) if p else nn.Identity()
+
+
+def _same(tensors: Mapping[str, Any], others: Mapping[str, Any]) -> bool:
+    return tensors.keys() == others.keys() and all(
+        isinstance(tensor, Tensor)
+        and isinstance(other := others[name], Tensor)
+        and tensor.dtype == other.dtype
+        and torch.equal(tensor, other.to(tensor.device))
+        for name, tensor in tensors.items()
+    )
