@@ -42,12 +42,11 @@ class Transaction:
         self._modules: list[_Memory] = []
         self._adapters: list[tuple[nn.Module, bool]] = []
         self._flags: list[tuple[nn.Parameter, bool]] = []
-        outer = open_models.get(id(self._model))
-        self._outer = self if outer is None else outer
-        if outer is None:
+        self._outer = open_models.get(id(self._model))
+        if self._outer is None:
             self._remember()
         self._token: Token[dict[int, Transaction]] = _open.set(
-            {**open_models, id(self._model): self._outer}
+            {**open_models, id(self._model): self._outer or self}
         )
         return self
 
@@ -56,7 +55,7 @@ class Transaction:
 
         For what was done elsewhere than in the model. It must not raise.
         """
-        self._outer._undo.append(undo)
+        (self._outer or self)._undo.append(undo)
 
     def _remember(self) -> None:
         """All of the model, but of a module within an adapter what training and `eval` set.
