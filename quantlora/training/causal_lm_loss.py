@@ -28,6 +28,8 @@ _LOGITS, _TOKENS = 1 << 24, 64
 _IGNORED, _LOSS = -100, "ForCausalLMLoss"
 #: Whether a model returns what its head gives, by model.
 _RETURNS_ITS_HEADS: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+#: The last loss by model, which its outputs do not have: for whoever watches the training.
+_LAST: WeakKeyDictionary[nn.Module, Tensor] = WeakKeyDictionary()
 
 
 def causal_lm_loss(
@@ -62,7 +64,14 @@ def causal_lm_loss(
         outputs = model(**{key: value for key, value in inputs.items() if key != "labels"})
     if not _fits(inner, outputs, seen, labels):
         return _ordinary(model, inputs, num_items_in_batch)
-    return _loss(seen[0], labels, head, num_items_in_batch, tokens_at_once or _at_once(head))
+    loss = _loss(seen[0], labels, head, num_items_in_batch, tokens_at_once or _at_once(head))
+    _LAST[inner] = loss.detach()
+    return loss
+
+
+def take_last_loss(model: nn.Module) -> Tensor | None:
+    """The last loss of ``model``, once; None where its own forward gave it."""
+    return _LAST.pop(model, None)
 
 
 def logits_bytes(model: nn.Module, tokens: int) -> int:

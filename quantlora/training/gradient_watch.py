@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from quantlora.training.causal_lm_loss import take_last_loss
+
 
 class GradientWatch:
     """Notes of each gradient, in the order of backward, whether it is finite.
@@ -55,7 +57,7 @@ class BatchWatch:
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
-        self.loss: float | Tensor | None = None
+        self._loss: Tensor | None = None
         self._batches: list[tuple[tuple[Any, ...], Mapping[str, Any]]] = []
         self._hook = model.register_forward_hook(self._note, with_kwargs=True)
 
@@ -63,7 +65,15 @@ class BatchWatch:
         if model.training:
             self._batches.append((args, kwargs))
             loss = getattr(output, "loss", None)
-            self.loss = loss.detach() if isinstance(loss, Tensor) else None
+            take_last_loss(model)  # of an earlier forward
+            self._loss = loss.detach() if isinstance(loss, Tensor) else None
+
+    @property
+    def loss(self) -> Tensor | None:
+        """The model's own, or that of `causal_lm_loss`, which comes after its forward."""
+        if self._loss is None:
+            self._loss = take_last_loss(self.model)
+        return self._loss
 
     def forget(self) -> None:
         self._batches.clear()
