@@ -76,10 +76,8 @@ def _scaled(codes: Tensor, zero: Tensor, scale: Tensor, form: Layout, out: Tenso
 
 
 def _numbers(words: Tensor, bits: int, dtype: torch.dtype) -> Tensor:
-    """The codes in ``words`` ``(rows, n)`` as numbers: a table look-up for all those of a byte."""
+    """The codes (2 to 4 bits) in ``words`` ``(rows, n)`` as numbers: a look-up for each byte."""
     octets: Tensor = words.contiguous().view(torch.uint8)
-    if bits == 8:
-        return octets.to(dtype)
     index, width = octets.to(torch.int32), 8
     if bits == 3:  # two units of 12 bits in three bytes
         low, middle, high = torch.unflatten(index, -1, (-1, 3)).unbind(-1)
@@ -110,6 +108,6 @@ def _matrix() -> Callable[[Tensor, Tensor, Tensor, Layout], Tensor]:
 
 
 def _eager(qweight: Tensor, qzeros: Tensor, scales: Tensor, form: Layout) -> Tensor:
-    """A compiler that traces through the layer is given the one expression."""
-    by = matrix if torch.compiler.is_compiling() else matrix_by_rows
+    """A compiler that traces through the layer is given the one expression; so are 8 bits."""
+    by = matrix if torch.compiler.is_compiling() or form.bits == 8 else matrix_by_rows
     return by(qweight, qzeros, scales, form)
