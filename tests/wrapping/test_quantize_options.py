@@ -27,8 +27,8 @@ def test_a_mistyped_option_is_refused_with_the_right_ones(backend):
 
 @pytest.mark.parametrize("backend", PACKING)
 def test_bits_that_a_format_does_not_have_are_refused(backend):
-    with pytest.raises(BackendError, match=r"Only support .* bits quantization, got bits=5"):
-        wrap(backend, bits=5)
+    with pytest.raises(BackendError, match=r"Only support .* bits quantization, got bits=7"):
+        wrap(backend, bits=7)
 
 
 def test_the_one_width_of_a_format_may_be_named():

@@ -6,24 +6,30 @@ import re
 from pathlib import Path
 
 import pytest
+from quantlora_finetune.options.aliases import SAME, SWITCHES
 from quantlora_finetune.options.choices import option_infos, option_name
+from quantlora_finetune.options.config_file import OPTION
 from quantlora_finetune.options.finetune_options import FinetuneOptions
 
 DOCS = Path(__file__).parents[3] / "docs"
 PAGE = (DOCS / "finetune.md").read_text()
 
 
-OTHERS = {"--help", "--nproc-per-node", "--multi_gpu", "--num_processes", "--cpu", "--logdir"}
+OTHERS = {
+    "--help", "--nproc-per-node", "--multi-gpu", "--num-processes", "--cpu", "--logdir", OPTION,
+}  # fmt: skip
 
 
 def _options(text: str) -> set[str]:
-    return set(re.findall(r"(?<![\w-])--[a-z][a-z_-]+", text))
+    return set(re.findall(r"(?<![\w-])--[a-z][a-z0-9_-]+", text))
 
 
 def test_its_options_exist():
     page, _, rest = re.split(r"\n## (?:The GSM8K recipe|First values)", PAGE)
     known = {option_name(name) for name in option_infos(FinetuneOptions)}
-    assert _options(page + rest) - known <= OTHERS
+    known |= {f"--{name}" for name in (*SAME, *SWITCHES)}
+    found = {option.replace("_", "-") for option in _options(page + rest)}
+    assert found - known <= OTHERS
 
 
 def test_the_recipes_options_exist(monkeypatch):

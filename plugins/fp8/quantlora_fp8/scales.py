@@ -26,7 +26,8 @@ def is_fp8(layer: nn.Module) -> bool:
     A `FP8Linear` that was cast to a wider dtype is one too: its own forward leaves out the scale.
     """
     weight: Any = getattr(layer, "weight", None)
-    known = isinstance(layer, nn.Linear) and isinstance(weight, Tensor) and weight.dim() == 2
+    shaped = isinstance(weight, Tensor) and not nn.parameter.is_lazy(weight)
+    known = isinstance(layer, nn.Linear) and shaped and weight.dim() == 2
     others = hasattr(layer, "quantization_scheme") or hasattr(layer, "n_groups")
     packed = known and bool(weight.dtype in DTYPES or type(layer).__name__ == "FP8Linear")
     return packed and not others and isinstance(scale_of(layer), Tensor)

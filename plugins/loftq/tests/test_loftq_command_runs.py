@@ -165,7 +165,7 @@ def test_a_weight_with_nan_is_named_and_the_others_are_kept(folder, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
-        ({"bits": 5}, "no backend quantizes to 5 bits; offered: 2, 3, 4, 8"),
+        ({"bits": 7}, "no backend quantizes to 7 bits; offered: 2, 3, 4"),
         ({"bits": 5, "backend": "normalfloat"}, "Only support 2, 3, 4, 8 bits quantization"),
         ({"backend": "bitsandbytes_4bit"}, "Only support 2, 4, 8 bits quantization.*offers 4"),
         ({"backend": "float8"}, "unknown backend"),

@@ -21,7 +21,7 @@ def threads(place: Path, count: int, chance: random.Random) -> Iterator[Outcome]
     torch.manual_seed(chance.getrandbits(32))
     kinds = {"forward": _forward, "forward and backward": _gradients}
     cases = [(name, kind) for name in formats() for kind in kinds]
-    share = max(1, count // len(cases))
+    share = max(1, -(-count // len(cases)))
     for name, kind in cases:
         model = wrapped(name).train(kind != "forward")
         inputs = [torch.randn(5, WIDTH) for _ in range(share)]

@@ -29,6 +29,8 @@ from quantlora_finetune.options.choices import (
 from quantlora_finetune.options.data import DataOptions
 from quantlora_finetune.options.model import ModelOptions
 
+#: What NumPy takes.
+LARGEST_SEED = 2**32 - 1
 #: More would be a slip of the keyboard.
 _MANY_EPOCHS = 1e6
 _ADAPTER, _TRAINING, _RUN = "Adapter", "Training", "Output and resuming"
@@ -92,9 +94,7 @@ class FinetuneOptions(DataOptions, ModelOptions):
             "--gradient-checkpointing",
         ),
     ] = False  # fmt: skip
-    seed: Annotated[
-        int, option(_TRAINING, "Fixes first values, order and dropout.", min=0, max=2**32 - 1)
-    ] = 0
+    seed: Annotated[int, option(_TRAINING, "Fixes first values, order and dropout.", min=0)] = 0
 
     output: Annotated[
         Path, option(_RUN, "Folder for the adapter and the report.", "--output", "-o")
@@ -122,6 +122,8 @@ class FinetuneOptions(DataOptions, ModelOptions):
                 f"--lr must be above 0 and at most 1, got {self.lr:g}; 1e-4 to 1e-3 is usual."
             )
 
+        if self.seed > LARGEST_SEED:
+            raise ConfigError(f"--seed must be at most {LARGEST_SEED}, got {self.seed}.")
         if self.epochs is not None and not 0 < self.epochs <= _MANY_EPOCHS:
             raise ConfigError(f"--epochs must be above 0, a number, got {self.epochs:g}.")
 
