@@ -194,7 +194,8 @@ def weighted_combination(trial: Trial) -> None:
     rank = min(lora.out_features, lora.in_features)
     add_weighted_adapter(model, ["default", "second"], [0.7, -2], "sum", svd_rank=rank)
     error = reference.relative(lora.delta_weight("sum", weight), wanted)
-    hold_close(error, 1e-5, "the combination differs from the sum of the updates")
+    # A float32 SVD of a full-rank matrix: a few 1e-5 on some CPUs, a wrong sum is off by 0.1.
+    hold_close(error, 1e-4, "the combination differs from the sum of the updates")
     trial.check(model, x, "sum")
 
 
