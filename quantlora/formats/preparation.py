@@ -1,6 +1,7 @@
 """`Preparation`: what a weight format does to a model that gets adapters, and takes back after.
 
 wrap, load_adapter     check_model, prepare_model, prepare for each layer
+forward, backward      undo_repacking for each layer, where there are gradients
 unload, the last       release for each layer, release_model
 adapter is deleted
 """
@@ -51,6 +52,13 @@ class Preparation:
 
         Raises:
             BackendError: it cannot be done; with ``path`` and the remedy.
+        """
+
+    def undo_repacking(self, layer: nn.Module) -> None:
+        """Bring the weight back into the layout that `dequantize` reads.
+
+        For libraries whose own forward repacks it in place. Called before forward and backward
+        compare the layer's tensors, so that a layout is not taken for other values.
         """
 
     def release(self, layer: nn.Module) -> None:

@@ -10,7 +10,7 @@ is said of tensors that sharding has released in between.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from torch import Tensor, nn
 
@@ -26,10 +26,16 @@ class Seen:
 
     Args:
         path: its place, for messages.
+        undo_repacking: called before tensors are compared, so that those which a library itself
+            has repacked are not taken for changed (`Preparation.undo_repacking`).
     """
 
-    def __init__(self, module: nn.Module, path: str) -> None:
-        self.path = path
+    def __init__(
+        self, module: nn.Module, path: str, undo_repacking: Callable[[], object] | None = None
+    ) -> None:
+        self.path, self._undo_repacking = path, undo_repacking
+        if undo_repacking is not None:
+            undo_repacking()
         self._tensors = [(name, tensor, TensorMark(tensor)) for name, tensor in _tensors(module)]
 
     def exchanged(self, module: nn.Module) -> dict[str, Tensor]:
@@ -38,6 +44,8 @@ class Seen:
         Raises:
             ChangedBaseError: one of them was changed in place.
         """
+        if self._undo_repacking is not None:
+            self._undo_repacking()
         now = dict(_tensors(module))
         found = {}
         for name, tensor, before in self._tensors:

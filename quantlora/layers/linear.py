@@ -160,7 +160,7 @@ class LoraLinear(LoraLayer):
         """Gives the weight of ``base`` as it is now, also in a backward that finds another one."""
         if torch.compiler.is_compiling() or not torch.is_grad_enabled() or is_offloaded(base):
             return partial(read, quantizer.dequantize_to, base)
-        seen = Seen(base, self.path)
+        seen = Seen(base, self.path, partial(quantizer.undo_repacking, base))
         return lambda dtype: read(quantizer.dequantize_to, seen.layer(base), dtype)
 
     def forward_weight(self, x: Tensor) -> Tensor | None:

@@ -56,7 +56,10 @@ class _Reading:
 
     def __init__(self, layer: Any, key: str, names: tuple[str, ...] | None) -> None:
         self.layer, self.key, self.names = layer, key, names
-        self.seen = None if is_offloaded(layer) else Seen(layer, layer.path)
+        self.seen = None if is_offloaded(layer) else Seen(layer, layer.path, self._undo_repacking)
+
+    def _undo_repacking(self) -> None:
+        self.layer.quantizer.undo_repacking(self.layer.base_layer)
 
     def view(self) -> WeightView:
         meta, device = self.layer.meta_weight(self.key)

@@ -55,6 +55,9 @@ class Bitsandbytes4bit(BitsandbytesQuantizer):
             raise self._not_packed(path)
         layer.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
 
+    def undo_repacking(self, layer: nn.Module) -> None:
+        ordinary_state(layer)
+
     def dequantize(self, layer: nn.Module) -> Tensor:
         return self.dequantize_to(layer, torch.float32)
 

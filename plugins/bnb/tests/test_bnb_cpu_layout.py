@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 import quantlora
 from quantlora import Quantizer
+from quantlora.errors import ChangedBaseError
 from quantlora.testing.models import tiny_llama
 
 #: A scale comes back rounded to bfloat16; double quantization adds a little.
@@ -129,6 +130,51 @@ def test_gradients_are_right_however_the_layer_was_repacked(
     x = torch.randn(3, 128, dtype=dtype, requires_grad=True)
     model(x).sum().backward()
     assert distance(x.grad, weight.sum(0).expand(3, -1)) < ROUNDING + torch.finfo(dtype).eps
+
+
+@pytest.mark.parametrize("use_dora", [False, True])
+def test_gradients_are_right_where_the_layer_is_repacked_before_backward(
+    four_bit: Quantizer, repack: Repack, use_dora: bool
+) -> None:
+    model, x = adapted(four_bit, use_dora=use_dora)
+    (wanted,) = torch.autograd.grad(model(x).square().sum(), x)
+    loss = model(x).square().sum()
+    repack(model)
+    assert distance(torch.autograd.grad(loss, x)[0], wanted) < ROUNDING
+
+
+@pytest.mark.parametrize("repacked_first", [True, False])
+def test_other_codes_before_backward_are_an_error_in_either_layout(
+    four_bit: Quantizer, repack: Repack, repacked_first: bool
+) -> None:
+    model, x = adapted(four_bit)
+    loss = model(x).sum()
+    steps = [lambda: repack(model), lambda: model[0].base_layer.weight.data.bitwise_xor_(255)]
+    for step in steps if repacked_first else reversed(steps):
+        step()
+    with pytest.raises(ChangedBaseError, match=r"0: weight was given other values"):
+        loss.backward()
+
+
+@pytest.mark.parametrize("before_forward", [True, False])
+def test_a_weight_that_is_read_is_right_where_the_layer_is_repacked(
+    four_bit: Quantizer, repack: Repack, before_forward: bool
+) -> None:
+    model, x = adapted(four_bit)
+    A = model[0].lora_A["default"].weight
+    (wanted,) = torch.autograd.grad((x @ model[0].weight.t()).square().sum(), A)
+    if before_forward:
+        repack(model)
+    loss = (x @ model[0].weight.t()).square().sum()
+    if not before_forward:
+        repack(model)
+    assert distance(torch.autograd.grad(loss, A)[0], wanted) < ROUNDING
+
+
+def adapted(four_bit: Quantizer, **fields: Any) -> tuple[nn.Sequential, Tensor]:
+    model = nn.Sequential(four_bit.quantize(linear()))
+    fields |= {"r": 4, "target_modules": ["0"], "init_lora_weights": False}
+    return quantlora.wrap(model, **fields), torch.randn(3, 128, requires_grad=True)
 
 
 def test_a_layer_repacked_in_inference_mode_can_be_trained(four_bit: Quantizer) -> None:
