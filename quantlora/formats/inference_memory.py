@@ -130,7 +130,9 @@ def free_inference_copies(model: nn.Module) -> int:
 
 def drop_copy(layer: nn.Module) -> None:
     """Drop the copy of ``layer``: it is about to be trained through."""
-    if _STATE.kept and not torch.compiler.is_compiling():
+    if torch.compiler.is_compiling():  # first: a graph must not be guarded by what is kept
+        return
+    if _STATE.kept:
         _STATE.kept.pop(layer, None)
 
 

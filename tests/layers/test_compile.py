@@ -63,6 +63,21 @@ def test_a_changed_scaling_is_seen_and_compiles_nothing(
     assert counter.frame_count == 1
 
 
+def test_copies_that_inference_keeps_of_other_layers_compile_nothing(
+    x: Tensor, counter: CompileCounterWithBackend
+) -> None:
+    plain = nn.Sequential(nn.Linear(128, 64, dtype=torch.bfloat16))
+    other = quantlora.wrap(plain, backend="normalfloat", r=2).eval()
+    with torch.no_grad():
+        other(torch.randn(1, 128, dtype=torch.bfloat16))
+    model = wrapped()
+    compiled = torch.compile(model, fullgraph=True, backend=counter)
+    check(compiled, model, x)
+    assert quantlora.free_inference_copies(other) > 0
+    check(compiled, model, x)
+    assert counter.frame_count == 1
+
+
 SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("normalfloat", "bitsandbytes_8bit")]
 BACKENDS = ["auto", "bitsandbytes_4bit", *SLOW]
 
