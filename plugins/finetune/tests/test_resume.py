@@ -25,7 +25,10 @@ STEPS = ("--steps", "60", "--save-every", "5", "--dropout", "0.1")
 
 
 class _CtrlC:
-    """Presses Ctrl-C once ``path`` is there; within a ``with`` block only."""
+    """Presses Ctrl-C once ``path`` is there; within a ``with`` block only.
+
+    With Python's own handler within the block: a shell starts background jobs with Ctrl-C ignored.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path, self.over = path, threading.Event()
@@ -38,11 +41,13 @@ class _CtrlC:
         os.kill(os.getpid(), signal.SIGINT)
 
     def __enter__(self) -> None:
+        self.handler = signal.signal(signal.SIGINT, signal.default_int_handler)
         self.thread.start()
 
     def __exit__(self, *_: object) -> None:
         self.over.set()
         self.thread.join()
+        signal.signal(signal.SIGINT, self.handler)
 
 
 def _weights(folder: Path) -> bytes:
