@@ -10,7 +10,11 @@ from torch import nn
 import quantlora
 from quantlora import BackendError, registry
 
-PACKING = [one.name for one in registry().quantizers.values() if one.bits and one.can_quantize]
+PACKING = [
+    one.name
+    for one in registry().quantizers.values()
+    if one.bits and one.can_quantize and all(need.check() for need in one.requires)
+]
 
 
 def wrap(backend: str, **options: Any) -> None:
