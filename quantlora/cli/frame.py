@@ -52,8 +52,8 @@ def answered() -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        if _is_typers_own(error):
-            raise
+        if _is_typers_own(error) or isinstance(error, BrokenPipeError):
+            raise  # typer ends quietly where the reader of a pipe has gone
         if was_interrupted(error):
             Console(stderr=True, highlight=False).print("interrupted.")
             raise typer.Exit(INTERRUPTED) from None

@@ -34,6 +34,11 @@ def test_a_wrong_option_is_still_a_usage_error():
     assert CliRunner().invoke(app, ["plugins", "--jsn"]).exit_code == 2
 
 
+def test_a_reader_of_a_pipe_that_has_gone_is_left_to_typer():
+    with pytest.raises(BrokenPipeError), answered():
+        raise BrokenPipeError
+
+
 @pytest.mark.parametrize("raised", ["KeyboardInterrupt", "ImportError('initialization failed')"])
 def test_ctrl_c_while_libraries_load_ends_with_130(raised, tmp_path, run_python):
     (tmp_path / "typer.py").write_text(
