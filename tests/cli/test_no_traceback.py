@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 
 import quantlora
 from quantlora.cli import app, plugins_cmd
+from quantlora.cli.frame import answered
 
 
 @pytest.mark.parametrize(
