@@ -49,8 +49,9 @@ def _towers(model: nn.Module) -> Iterator[str]:
     fields = getattr(getattr(model, "config", None), "__dict__", {})
     if not any(name.startswith(_MEDIA) and "_token_" in name for name in fields):
         return
-    media = [fields[name] for name in _CONFIGS if fields.get(name) is not None]
+    # By type: Transformers 4 gives a tower a copy of its config.
+    media = {type(fields[name]) for name in _CONFIGS if fields.get(name) is not None}
     for path, module in frozen_modules(model):
         projects = any(word in path.rpartition(".")[2] for word in _PROJECTORS)
-        if projects or any(getattr(module, "config", None) is part for part in media):
+        if projects or type(getattr(module, "config", None)) in media:
             yield path
