@@ -23,6 +23,8 @@ TOP = {
     "CONTRIBUTING.md": "contributing.md",
     "SECURITY.md": "security.md",
 }
+#: Files that a page shows and that have none of their own.
+PICTURES = (".png", ".svg")
 #: How a file of code is shown.
 LANGUAGES = {".py": "python", ".pyi": "python", ".toml": "toml", ".txt": "text", ".yml": "yaml"}
 
@@ -51,11 +53,15 @@ def path_of(page: str) -> str:
 
 
 def links_of(text: str, path: str) -> dict[str, str]:
-    """Paths of the repository by link target, of the text at ``path``; none that is missing."""
+    """Paths of the repository by link target, of the text at ``path``; none that is missing.
+
+    Pictures are no pages: MkDocs copies them, and they are linked to as they are.
+    """
     here = posixpath.dirname(path)
     targets = {match[1] for match in LINK.finditer(text)}
     found = {target: posixpath.normpath(posixpath.join(here, target)) for target in targets}
-    return {target: full for target, full in found.items() if (ROOT / full).exists()}
+    pages = {target: full for target, full in found.items() if not full.endswith(PICTURES)}
+    return {target: full for target, full in pages.items() if (ROOT / full).exists()}
 
 
 def text_of(path: str) -> str:
