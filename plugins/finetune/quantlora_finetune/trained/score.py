@@ -75,12 +75,17 @@ def score(
     """Measure the model as it is; replies are generated greedily."""
     collate = collate_with(trained.base.padding)
     measured = perplexity(trained.model, examples, collate, batch_size)
-    answers = [example for example in examples if example.given > 1 and not example.is_cut]
+    answers = with_answers(examples)
     exact = 0
     for batch in _batches(answers, batch_size):
         exact += sum(map(_same, _replies(trained, batch), (_wanted(trained, e) for e in batch)))
         progress(len(batch))
     return Score(measured, exact, len(answers))
+
+
+def with_answers(examples: Sequence[Example]) -> list[Example]:
+    """Those with a prompt and a whole answer to it, whose reply is compared."""
+    return [example for example in examples if example.given > 1 and not example.is_cut]
 
 
 def _batches(examples: Sequence[Example], size: int) -> Iterator[Sequence[Example]]:

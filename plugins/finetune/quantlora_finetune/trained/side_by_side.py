@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from quantlora_finetune.data.examples import Example
-from quantlora_finetune.trained.score import Score, score
+from quantlora_finetune.trained.score import Score, score, with_answers
 from quantlora_finetune.trained.trained_model import TrainedModel
 
 WITHOUT, WITH = "without adapter", "with adapter"
@@ -33,8 +33,7 @@ def shown_score(
     what: str,
 ) -> Score:
     """The score, with a bar on a terminal while answers are generated."""
-    answers = sum(example.given > 1 and not example.is_cut for example in examples)
     hidden = not console.is_terminal
     with Progress(console=console, disable=hidden, transient=True) as bar:
-        task = bar.add_task(what, total=answers or None)
+        task = bar.add_task(what, total=len(with_answers(examples)) or None)
         return score(trained, examples, batch_size, lambda done: bar.advance(task, done))
