@@ -1,4 +1,4 @@
-"""From float rows to blocks, by the package ``gguf``, which rounds as llama.cpp does."""
+"""From float rows to blocks: simple types by the package ``gguf``, the others by `k_packing`."""
 
 from __future__ import annotations
 
@@ -7,39 +7,44 @@ from torch import Tensor, nn
 
 from quantlora import BackendError, check_packable
 from quantlora_gguf.block_types import BLOCK_TYPES, BlockType
+from quantlora_gguf.k_packing import K_TYPES, pack_k
 from quantlora_gguf.layer import GgufLinear
 from quantlora_gguf.requires import GGUF
 
 #: What float layers are packed to, by bits.
-BY_BITS = {4: "Q4_0", 5: "Q5_0", 8: "Q8_0"}
-#: The types that can be packed at all.
-PACKED = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "MXFP4", "F16", "BF16")
+BY_BITS = {2: "Q2_K", 3: "Q3_K", 4: "Q4_0", 5: "Q5_0", 6: "Q6_K", 8: "Q8_0"}
 
 
 def packed_linear(
-    linear: nn.Linear, block_type: str, where: str, dtype: torch.dtype | None = None
+    linear: nn.Linear, block_type: str, where: str, like: GgufLinear | None = None
 ) -> GgufLinear:
     """``linear`` in blocks, its bias carried over.
 
+    Args:
+        like: a layer in these blocks, whose dtype is taken; blocks with packed scales keep those
+            where they are the best.
+
     Raises:
-        BackendError: the type cannot be packed, or a row is no multiple of its block.
+        BackendError: there is no such type, or a row is no multiple of its block.
     """
     check_packable(linear, where)
     kind = _packable(block_type, linear.in_features, where)
     rows, width = linear.out_features, linear.in_features
     weight = linear.weight.detach()
-    layer = GgufLinear(
-        width, rows, False, block_type=block_type, device="meta", dtype=dtype or weight.dtype
-    )
-    layer.weight = nn.Parameter(pack(weight, kind), requires_grad=False)
+    dtype = weight.dtype if like is None else like.dtype
+    layer = GgufLinear(width, rows, False, block_type=block_type, device="meta", dtype=dtype)
+    packed = pack(weight, kind, None if like is None else like.weight.detach())
+    layer.weight = nn.Parameter(packed, requires_grad=False)
     layer._like = torch.empty(0, dtype=layer.dtype, device=weight.device)
     if linear.bias is not None:
         layer.bias = nn.Parameter(linear.bias.detach().to(layer.dtype, copy=True), False)
     return layer.train(linear.training)
 
 
-def pack(weight: Tensor, kind: BlockType) -> Tensor:
+def pack(weight: Tensor, kind: BlockType, like: Tensor | None = None) -> Tensor:
     """Weights ``(..., in_features)`` as bytes ``(..., row_bytes)`` on the same device."""
+    if kind.name in K_TYPES:
+        return pack_k(weight, kind.name, like)
     GGUF.check().require()
     import gguf
 
@@ -50,10 +55,9 @@ def pack(weight: Tensor, kind: BlockType) -> Tensor:
 
 
 def _packable(block_type: str, width: int, where: str) -> BlockType:
-    if block_type not in PACKED:
+    if block_type not in BLOCK_TYPES:
         raise BackendError(
-            f"{where}: blocks of type {block_type} can be read, but not packed; these can be: "
-            f"{', '.join(PACKED)}. Merge with mode='dequantize', or keep the adapter apart."
+            f"{where}: there is no block type {block_type!r}; these are: {', '.join(BLOCK_TYPES)}."
         )
     kind = BLOCK_TYPES[block_type]
     if width % kind.elements:

@@ -23,13 +23,15 @@ from quantlora_gguf.requires import GGUF
 
 
 class GgufQuantizer(Quantizer):
-    """Reads `GgufLinear` in every type of `BLOCK_TYPES`, and packs those that ``gguf`` packs."""
+    """Reads `GgufLinear` in every type of `BLOCK_TYPES`, and packs them."""
 
     name: ClassVar[str] = "gguf"
     module: ClassVar[str] = "quantlora_gguf.layer"
     requires = (GGUF,)
     bits: ClassVar[tuple[int, ...]] = tuple(BY_BITS)
     options: ClassVar[tuple[str, ...]] = ("block_type",)
+    # Blocks of 256 do not fit every width: behind formats that take any, where we choose.
+    preference: ClassVar[int] = -1
 
     def layer_types(self) -> tuple[type[nn.Module], ...]:
         return (GgufLinear,)
@@ -48,15 +50,16 @@ class GgufQuantizer(Quantizer):
 
         Args:
             like: take the block type of this layer, its dtype too.
-            options: ``bits`` 4 (default, Q4_0), 5 (Q5_0) or 8 (Q8_0), or ``block_type`` by name.
+            options: ``bits`` 2 (Q2_K), 3 (Q3_K), 4 (default, Q4_0), 5 (Q5_0), 6 (Q6_K) or 8
+                (Q8_0), or ``block_type`` by name.
 
         Raises:
-            BackendError: other bits, a type that cannot be packed, a row that is no multiple of
-                the block, or a weight that is not finite. MissingLibraryError: no ``gguf``.
+            BackendError: other bits, an unknown type, a row that is no multiple of the block, or a
+                weight that is not finite. MissingLibraryError: no ``gguf``.
         """
         if like is not None:
             own = _own(like)
-            return packed_linear(linear, own.block_type, "weight", own.dtype)
+            return packed_linear(linear, own.block_type, "weight", own)
         return packed_linear(linear, _block_type("weight", **options), "weight")
 
     @torch.no_grad()

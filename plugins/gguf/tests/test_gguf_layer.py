@@ -89,10 +89,10 @@ def test_a_row_that_is_no_multiple_of_the_block_is_refused_by_name():
 
 
 def test_other_bits_are_refused_with_those_there_are():
-    with pytest.raises(quantlora.BackendError, match=r"packs 4 \(Q4_0\), 5"):
-        packed(bits=3)
+    with pytest.raises(quantlora.BackendError, match=r"packs 2 \(Q2_K\), 3 \(Q3_K\), 4"):
+        packed(bits=7)
 
 
-def test_a_type_that_is_only_read_is_refused_with_those_that_are_packed():
-    with pytest.raises(quantlora.BackendError, match="can be read, but not packed"):
-        packed(block_type="IQ4_XS")
+def test_an_unknown_type_is_refused_with_those_there_are():
+    with pytest.raises(quantlora.BackendError, match="no block type 'IQ2_XXS'; these are: F16, Q4"):
+        packed(block_type="IQ2_XXS")
