@@ -104,6 +104,7 @@ from .layers.autograd import low_rank as low_rank
 from .layers.layer import LoraLayer as LoraLayer
 from .layers.linear import LoraLinear as LoraLinear
 from .layers.product_dtype import adapter_products as adapter_products
+from .loading.expert_stacks import set_expert_stack as set_expert_stack
 from .loading.load import load as load
 from .loading.packed_checkpoint import save_packed as save_packed
 from .loading.pretrained import pretrained as pretrained, resolve_model as resolve_model

@@ -15,6 +15,7 @@ from torch import nn
 
 from quantlora.discovery.registration import registry
 from quantlora.errors import BackendError, warn
+from quantlora.formats.expert_stack import ExpertStack
 from quantlora.formats.quantizer import Quantizer
 from quantlora.transformers_models import is_transformers_model
 
@@ -29,7 +30,8 @@ def note_packed(model: nn.Module) -> None:
     loaded: Any = model
     packed = _packed_layers(model)
     if not packed:
-        _forget(loaded)
+        if not _packed_experts(model):
+            _forget(loaded)
     elif getattr(model, "hf_quantizer", None) is None:
         found, why = _checkpoint_config(loaded, packed)
         if found is not None:
@@ -57,6 +59,11 @@ def _packed_layers(model: nn.Module) -> dict[str, tuple[nn.Module, Quantizer]]:
         for path, module in model.named_modules()
         if (quantizer := registry().packed_format(module)) is not None
     }
+
+
+def _packed_experts(model: nn.Module) -> bool:
+    """Whether the model has stacks of experts that its checkpoint has packed."""
+    return any(isinstance(m, ExpertStack) and m.in_checkpoints for m in model.modules())
 
 
 def _checkpoint_config(

@@ -47,8 +47,13 @@ class PackedExperts(nn.Module):
         matrices = {name: getattr(self, name) for name in self.layout.names}
         return {name: stack for name, stack in matrices.items() if isinstance(stack, ExpertStack)}
 
+    @property
+    def in_checkpoints(self) -> bool:
+        """Whether Transformers loads a checkpoint of these stacks, see `ExpertStack`."""
+        return all(stack.in_checkpoints for stack in self.stacks.values())
+
     def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        if (found := plain_owner()) is not None:
+        if not self.in_checkpoints and (found := plain_owner()) is not None:
             owner, method = found
             raise AdapterFileError(
                 f"{owner}.{method} would write packed experts ({self.kind.__name__}), which no "

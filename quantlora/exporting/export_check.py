@@ -14,6 +14,7 @@ from quantlora.adapters.adapted_model import AdaptedModel
 from quantlora.adapters.not_runnable import idle
 from quantlora.discovery.registration import registry
 from quantlora.errors import MergeError, warn
+from quantlora.experts.stacks_format import whole_weights
 from quantlora.exporting.export_tensors import MergedTensors
 from quantlora.exporting.model_outputs import (
     active_only,
@@ -23,6 +24,7 @@ from quantlora.exporting.model_outputs import (
     relative,
     usable_inputs,
 )
+from quantlora.formats.parameters import PackedParameters
 from quantlora.transformers_models import dtype_argument
 
 #: Largest relative error of the logits, by the dtype of the exported weights.
@@ -136,11 +138,23 @@ def _weights(loaded: nn.Module, source: MergedTensors, unreached: set[str]) -> d
 
 def _weight_error(loaded: nn.Module, source: MergedTensors, path: str) -> float:
     base, quantizer = source.merged(path, source.adapted.lora_layers[path])
-    wanted = quantizer.dequantize(base).float().cpu()
     layer = loaded.get_submodule(path)
+    if isinstance(quantizer, PackedParameters):
+        return _parameters_error(base, layer)
+    wanted = quantizer.dequantize(base).float().cpu()
     reader = quantizer if quantizer.is_float else registry().match(path, layer)
     found = reader.dequantize(layer).float().cpu()
     return float((found - wanted).norm() / wanted.norm())
+
+
+def _parameters_error(base: nn.Module, layer: nn.Module) -> float:
+    """The same for parameters: by name, for two modules may have them in another order."""
+    wanted, found = whole_weights(base), whole_weights(layer)
+    rows = [
+        torch.cat([tensors[name].float().cpu().reshape(-1) for name in wanted])
+        for tensors in (wanted, found)
+    ]
+    return float((rows[1] - rows[0]).norm() / rows[0].norm())
 
 
 @torch.no_grad()

@@ -74,7 +74,7 @@ class MergedTensors:
         """What ``layer`` becomes."""
         future = merge_layer(path, layer, self.names, self.mode, self.dtype)
         base, quantizer = (future.base, future.quantizer) if future else layer.plain_base
-        if isinstance(base, PackedExperts):
+        if isinstance(base, PackedExperts) and not self._stays_packed(base):
             base, quantizer = self._float_experts(path, base), FloatParameters()
         self._check_class(path, layer, base)
         had = layer.plain_base[1].bias(layer.plain_base[0])
@@ -89,13 +89,18 @@ class MergedTensors:
         """A fixed architecture makes its own class again, and the files must be for that one."""
         plain = layer.plain_base[0]
         kind = plain.kind if isinstance(plain, PackedExperts) else type(plain)
-        other = not is_linear_kind(plain) and type(base) is not kind
+        made = base.kind if isinstance(base, PackedExperts) else type(base)
+        other = not is_linear_kind(plain) and made is not kind
         if self.fixed and other:
             raise MergeError(
                 f"{path}: {type(plain).__name__} computes its weight, and the merged one is a "
                 f"plain {type(base).__name__}, which this architecture's files cannot hold. Keep "
                 f"the adapter apart, or use quantlora.merge_and_unload on the model in memory."
             )
+
+    def _stays_packed(self, module: PackedExperts) -> bool:
+        """Whether the files have its stacks as they are in memory."""
+        return self.mode == "requantize" and module.in_checkpoints
 
     def _float_experts(self, path: str, module: PackedExperts) -> nn.Module:
         """Packed experts as the float module that files have; no loader knows packed ones."""
@@ -120,6 +125,9 @@ class MergedTensors:
         elif packed is not None:
             if self._first(module):
                 yield from self._layer(module, packed, path)
+        elif isinstance(module, PackedExperts) and self._stays_packed(module):
+            for name, tensor in module.state_dict().items():
+                yield f"{path}.{name}", tensor
         elif isinstance(module, PackedExperts):
             yield from self._own(self._float_experts(path, module), path, new=True)
         elif isinstance(module, TiedLayer):

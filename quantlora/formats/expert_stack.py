@@ -27,6 +27,9 @@ class ExpertStack(nn.Module):
     dtype: torch.dtype
     #: What products are to be taken in; None: the dtype of the input.
     compute_dtype: torch.dtype | None = None
+    #: Whether it comes from a checkpoint that Transformers loads, and may go back into one: its
+    #: entries in the state dict are then named as the files name them, and hold the same bytes.
+    in_checkpoints: bool = False
 
     @property
     def shape(self) -> tuple[int, int, int]:
