@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -135,7 +134,7 @@ def _write_codes(blocks: Tensor, weights: Tensor, kind: BlockType, how: KType) -
     """Put each weight's nearest code into blocks with scales; the squared error ``(blocks,)``."""
     grid = kind.read(blocks)
     groups = weights.view(len(weights), how.groups, -1)
-    shifted: Any = groups if grid.offsets is None else groups - grid.offsets
+    shifted = groups if grid.offsets is None else groups - grid.offsets
     codes = search.nearest_code(shifted * search.inverse(grid.scales), _values(how, groups))
     how.codes(blocks, codes.to(torch.uint8).flatten(1))
     size = weights.abs().amax(-1).clamp(min=torch.finfo(torch.float32).tiny)
