@@ -22,6 +22,7 @@ class TestQ4_0(Packed):  # noqa: N801
     options: ClassVar = {"block_type": "Q4_0"}
 
 
+@pytest.mark.slow
 class TestQ4_1(Packed):  # noqa: N801
     options: ClassVar = {"block_type": "Q4_1"}
 
