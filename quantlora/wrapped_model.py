@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import nn
 
@@ -21,6 +21,8 @@ from quantlora.checkpoint.load import add_loaded_adapter
 from quantlora.checkpoint.location import AdapterLocation
 from quantlora.checkpoint.saved_format import SAVED, quantize_as_saved
 from quantlora.config.lora_config import LoraConfig
+from quantlora.config.lora_fields import LoraFields, shows_fields
+from quantlora.config.peft_config import PeftConfig
 from quantlora.discovery.registration import AUTO
 from quantlora.errors import AdapterError, ConfigError
 from quantlora.files.reference import Reference
@@ -29,25 +31,30 @@ from quantlora.training.unused_adapters import watch_first_step
 from quantlora.wrapping.add_adapter import add_adapter
 from quantlora.wrapping.transaction import Transaction
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
 M = TypeVar("M", bound=nn.Module)
 
 
+@shows_fields
 def wrap(
     model: M,
-    config: LoraConfig | None = None,
+    config: LoraConfig | PeftConfig | None = None,
     *,
     backend: str = AUTO,
     adapter_name: str = "default",
     quantize_options: Mapping[str, Any] | None = None,
     reference: Reference | str | os.PathLike[str] | None = None,
     autocast_adapter_dtype: bool = True,
-    **fields: Any,
+    **fields: Unpack[LoraFields],
 ) -> M:
     """Put LoRA adapters on ``model``, in place, and freeze the rest.
 
     Args:
         model: any `nn.Module`; its layers may be float or in any format a plugin knows, mixed.
-        config: the adapter's settings; or give its fields as keywords: ``r=16``.
+        config: the adapter's settings, ours or a LoRA config of PEFT's; or give its fields as
+            keywords: ``r=16``.
         backend: ``"auto"`` takes each layer as it is. A quantizer's name asks for that format:
             float layers are quantized to it first.
         adapter_name: a second call with another name adds a second adapter.

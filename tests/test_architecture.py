@@ -31,11 +31,11 @@ LIMIT = 250
 #: The rooms of the core from the ground up: each imports only from those before it, types
 #: included. The table in docs/design.md says what is done in them.
 ROOMS = (
-    "errors", "names", "suggestions", "units", "commands", "requirements", "checks", "hardware",
-    "transformers_models", "files", "formats", "config", "experts", "layers", "initializers",
-    "hookspecs", "builtin", "discovery", "adapters", "wrapping", "distributed", "merging",
-    "training", "checkpoint", "combining", "exporting", "loading", "bridge", "wrapped_model",
-    "inspection", "operations", "env", "testing", "cli",
+    "errors", "names", "suggestions", "units", "html_tables", "commands", "requirements", "checks",
+    "hardware", "transformers_models", "files", "formats", "config", "experts", "layers",
+    "initializers", "hookspecs", "builtin", "discovery", "adapters", "wrapping", "distributed",
+    "merging", "training", "checkpoint", "combining", "exporting", "loading", "bridge",
+    "wrapped_model", "peft", "inspection", "operations", "env", "testing", "cli",
 )  # fmt: skip
 
 #: Modules of quantlora that a plugin may import from besides `quantlora` itself: they do not

@@ -12,7 +12,7 @@ from quantlora.adapters.adapter_modules import adapter_modules, frozen_modules
 from quantlora.adapters.state import adapter_state, set_state
 from quantlora.bridge.adapter_method import SAVE, TRAINABLE_FLAG, AdapterMethod
 from quantlora.bridge.adapter_names import accept_adapter_names
-from quantlora.bridge.transformers_methods import METHODS
+from quantlora.bridge.transformers_methods import METHODS, OF_TRANSFORMERS
 from quantlora.bridge.trl_references import teach_trl
 from quantlora.transformers_models import is_transformers_model
 
@@ -27,6 +27,13 @@ def attach(model: nn.Module) -> None:
     accept_adapter_names(model)
     for name, function in METHODS.items():
         if name != "generate" or hasattr(model, name):  # some models have nothing to say
+            vars(model)[name] = AdapterMethod(function, model)
+
+
+def attach_peft_methods(model: nn.Module) -> None:
+    """Put adapter methods on a model that is none of Transformers', where it has none so named."""
+    for name, function in METHODS.items():
+        if name not in OF_TRANSFORMERS and not hasattr(model, name):
             vars(model)[name] = AdapterMethod(function, model)
 
 

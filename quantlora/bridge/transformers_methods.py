@@ -22,12 +22,14 @@ from quantlora.adapters.state import adapter_state
 from quantlora.bridge.adapter_method import HOTSWAP_FLAG, detach
 from quantlora.bridge.embeddings import resize_token_embeddings, tie_weights
 from quantlora.bridge.generation import generate
+from quantlora.bridge.peft_methods import PEFT_METHODS
 from quantlora.bridge.transformers_saving import (
     create_or_update_model_card,
     load_state_dict,
     save_pretrained,
     some_active,
 )
+from quantlora.bridge.uploading import push_to_hub
 from quantlora.checkpoint.adapter_tensors import adapter_tensors
 from quantlora.checkpoint.config_file import config_from
 from quantlora.checkpoint.current_names import current_names
@@ -37,6 +39,7 @@ from quantlora.checkpoint.load import add_loaded_adapter, put_on
 from quantlora.checkpoint.location import DEFAULT, AdapterLocation
 from quantlora.checkpoint.weights_file import check_values
 from quantlora.config.lora_config import LoraConfig
+from quantlora.config.peft_config import peft_fields
 from quantlora.errors import AdapterError
 from quantlora.wrapping.add_adapter import add_adapter
 
@@ -90,17 +93,21 @@ def _enable_peft_hotswap(model: nn.Module, target_rank: int = 128, **kwargs: Any
     vars(model)[HOTSWAP_FLAG] = True
 
 
-def _add_adapter(model: nn.Module, adapter_config: Any, adapter_name: str | None = None) -> None:
-    """Add a fresh adapter and make it the active one; a config of PEFT's will do."""
-    add_adapter(model, _own_config(adapter_config), adapter_name=adapter_name or DEFAULT)
+def _add_adapter(model: nn.Module, adapter_config: Any, adapter_name: Any = None) -> None:
+    """Add a fresh adapter and make it the active one; a config of PEFT's will do.
+
+    In either order: Transformers has the config first, PEFT the name.
+    """
+    if isinstance(adapter_config, str):
+        adapter_config, adapter_name = adapter_name, adapter_config
+    add_adapter(model, adapter_config, adapter_name=adapter_name or DEFAULT)
 
 
 def _own_config(config: Any) -> LoraConfig:
+    """That of tensors which are given with it."""
     if isinstance(config, LoraConfig):
         return config
-    fields = config if isinstance(config, Mapping) else config.to_dict()
-    plain = {key: sorted(v) if isinstance(v, set) else v for key, v in fields.items()}
-    return config_from(plain, "the adapter's config")
+    return config_from(peft_fields(config), "the adapter's config")
 
 
 def _delete_adapter(model: nn.Module, adapter_names: str | Sequence[str]) -> None:
@@ -145,7 +152,17 @@ METHODS: dict[str, Callable[..., Any]] = {
     "disable_adapters": disable_adapters,
     "get_adapter_state_dict": _get_adapter_state_dict,
     "enable_peft_hotswap": _enable_peft_hotswap,
+    "push_to_hub": push_to_hub,
     "generate": generate,
     "resize_token_embeddings": resize_token_embeddings,
     "tie_weights": tie_weights,
-}
+} | PEFT_METHODS
+
+#: Those that only a model of Transformers has a use for.
+OF_TRANSFORMERS = (
+    "load_state_dict",
+    "create_or_update_model_card",
+    "generate",
+    "resize_token_embeddings",
+    "tie_weights",
+)

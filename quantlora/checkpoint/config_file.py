@@ -10,6 +10,7 @@ from typing import Any
 
 from quantlora.checkpoint.location import CONFIG, own_file
 from quantlora.config.lora_config import LoraConfig
+from quantlora.config.peft_config import UNSUPPORTED, split_fields
 from quantlora.errors import AdapterFileError, ConfigError, warn
 
 #: Written only where they differ from their default: older PEFT and vLLM do not know them.
@@ -28,11 +29,6 @@ _OF_NO_EFFECT = (
     "lora_ga_config", "megatron_config", "megatron_core", "peft_version", "qalora_group_size",
     "runtime_config", "velora_config",
 )  # fmt: skip
-#: Settings that change what an adapter computes, in a way quantlora does not have.
-_UNSUPPORTED = (
-    "alora_invocation_tokens", "arrow_config", "kasa_config", "layer_replication",
-    "monteclora_config", "use_bdlora",
-)  # fmt: skip
 #: Bytes of JSON that are read at most: no adapter's config or note comes near this.
 LIMIT = 16 * 2**20
 
@@ -42,12 +38,14 @@ def config_text(
     targets: list[str] | str | None,
     base: str | None,
     init: bool | str = True,
+    mapping: Mapping[str, str] | None = None,
 ) -> str:
     """The file's text: sorted keys, two spaces of indent.
 
     Args:
         init: a name only where the adapter needs a base that its initializer has changed; else
             True: the values are in the file, and nobody is to choose them again.
+        mapping: the base's class, for a config without task type.
     """
     fields = dataclasses.asdict(config)
     fields |= {
@@ -56,6 +54,8 @@ def config_text(
         "inference_mode": True,
         "init_lora_weights": init,
     }
+    if mapping is not None:
+        fields["auto_mapping"] = dict(mapping)
     defaults = {field.name: field.default for field in dataclasses.fields(LoraConfig)}
     for name in _WHERE_USED:
         if fields[name] == defaults[name]:
@@ -81,11 +81,9 @@ def config_from(fields: Mapping[str, Any], source: str, base_is_noted: bool = Fa
         raise AdapterFileError(
             f"{source}: peft_type is {fields.get('peft_type')!r}: quantlora reads LORA only."
         )
-    names = {field.name for field in dataclasses.fields(LoraConfig)}
-    numbers = ("r", "lora_alpha", "lora_dropout")  # the others have their default where null
-    given = {n: v for n, v in fields.items() if n in names and (v is not None or n in numbers)}
+    given, others = split_fields(fields)
     given.setdefault("target_modules", None)  # then those that the file has tensors for
-    _check_others(source, {name: value for name, value in fields.items() if name not in names})
+    _check_others(source, others)
     init = given.get("init_lora_weights", True)
     if not (base_is_noted and isinstance(init, str)):  # the note knows which base it is
         init = _first_values(source, init)
@@ -121,15 +119,14 @@ def _missing(folder: Path) -> str:
     return f"{folder}: there is no {CONFIG}; is it the folder of an adapter?{hint}"
 
 
-def _check_others(source: str, others: dict[str, Any]) -> None:
-    given = {name: v for name, v in others.items() if v not in (None, False, {}, [])}
-    refused = sorted(name for name in given if name in _UNSUPPORTED)
+def _check_others(source: str, others: Mapping[str, Any]) -> None:
+    refused = sorted(name for name in others if name in UNSUPPORTED)
     if refused:
         raise AdapterFileError(
             f"{source}: the adapter uses {', '.join(refused)}, which quantlora does not have: its "
             f"outputs would be wrong here. Use PEFT for it."
         )
-    if unknown := sorted(name for name in given if name not in _OF_NO_EFFECT):
+    if unknown := sorted(name for name in others if name not in _OF_NO_EFFECT):
         warn(
             f"{source}: unknown fields are ignored: {', '.join(unknown)}. If a newer PEFT has "
             f"written it, compare its outputs before you rely on them.",

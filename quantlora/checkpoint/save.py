@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from quantlora.adapters.adapted_model import AdaptedModel
 from quantlora.checkpoint.adapter_tensors import adapter_tensors, values_of
 from quantlora.checkpoint.attention_files import warn_of_lone_out_proj
+from quantlora.checkpoint.auto_mapping import auto_mapping
 from quantlora.checkpoint.base_note import base_note
 from quantlora.checkpoint.base_tensors import changed_base
 from quantlora.checkpoint.config_file import config_text
@@ -125,7 +126,8 @@ def write_adapter(
     if portable:
         config, tensors = plain_lora(config, tensors, adapter)
     base = vars(adapted.model).get("name_or_path") or None
-    text = config_text(config, targets, base, init)
+    mapping = auto_mapping(adapted.model, config.task_type)
+    text = config_text(config, targets, base, init, mapping)
     written = card_files(location, config, config.base_model_name_or_path or base, card)
     note = side_text(adapted, adapter, base_change, written.digests)
     texts = written.texts | {CONFIG: text, SIDE: note}

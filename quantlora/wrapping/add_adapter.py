@@ -15,6 +15,7 @@ from torch import nn
 
 from quantlora.adapters.adapted_model import AdaptedModel
 from quantlora.config.lora_config import LoraConfig
+from quantlora.config.peft_config import PeftConfig, from_peft, is_peft_config
 from quantlora.discovery.registration import AUTO, registry
 from quantlora.errors import ConfigError
 from quantlora.files.reference import Reference, open_reference
@@ -28,7 +29,7 @@ from quantlora.wrapping.plan import make_plan
 
 def add_adapter(
     model: nn.Module,
-    config: LoraConfig | None = None,
+    config: LoraConfig | PeftConfig | None = None,
     *,
     backend: str = AUTO,
     adapter_name: str = "default",
@@ -37,7 +38,7 @@ def add_adapter(
     **fields: Any,
 ) -> None:
     """`quantlora.wrap` but for Transformers' methods; arguments and errors are described there."""
-    settings = given_config(config, fields)
+    settings = given_config(model, config, fields)
     check_name(adapter_name)
     adapted = AdaptedModel(model)
     settings = for_model(adapted, settings)
@@ -55,16 +56,18 @@ def for_model(adapted: AdaptedModel, config: LoraConfig) -> LoraConfig:
     return with_experts(adapted.modules, with_heads(adapted.model, config))
 
 
-def given_config(config: LoraConfig | None, fields: Mapping[str, Any]) -> LoraConfig:
-    """The one config, or the one that ``fields`` make."""
+def given_config(model: nn.Module, config: Any, fields: Mapping[str, Any]) -> LoraConfig:
+    """The one config, ours or PEFT's, or the one that ``fields`` make."""
     if config is None:
         return LoraConfig.from_fields(fields)
     if fields:
         raise ConfigError(f"give either a config or its fields, not both: {', '.join(fields)}.")
-    if not isinstance(config, LoraConfig):
-        kind = f"{type(config).__module__}.{type(config).__qualname__}"
-        raise ConfigError(
-            f"config is {kind}, not quantlora.LoraConfig, whose fields have PEFT's names: "
-            f"quantlora.LoraConfig(r=16, target_modules=[...])."
-        )
-    return config
+    if is_peft_config(config):
+        return from_peft(config, getattr(getattr(model, "config", None), "model_type", None))
+    if isinstance(config, LoraConfig):
+        return config
+    kind = f"{type(config).__module__}.{type(config).__qualname__}"
+    raise ConfigError(
+        f"config is {kind}, neither quantlora.LoraConfig nor a LoraConfig of PEFT's: "
+        f"quantlora.LoraConfig(r=16, target_modules=[...])."
+    )

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from quantlora.adapters.adapted_model import AdaptedModel
 from quantlora.adapters.not_runnable import idle
 from quantlora.config.lora_config import LoraConfig
+from quantlora.config.lora_fields import LoraFields, shows_fields
+from quantlora.config.peft_config import PeftConfig
 from quantlora.config.picked_paths import targeted
 from quantlora.discovery.registration import AUTO, registry
 from quantlora.errors import QuantloraError, TargetError
@@ -29,6 +31,9 @@ from quantlora.wrapping.target import Target
 from quantlora.wrapping.targets import Search, find_targets
 from quantlora.wrapping.without_adapter import without_adapter
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
 #: Fields of the config that take a layer out again, and how to say so.
 _REASONS = {
     ("modules_to_save",): "in modules_to_save: trained in full",
@@ -37,13 +42,14 @@ _REASONS = {
 }
 
 
+@shows_fields
 def explain(
     model: nn.Module,
-    config: LoraConfig | None = None,
+    config: LoraConfig | PeftConfig | None = None,
     backend: str = AUTO,
     *,
     adapter_name: str = "default",
-    **fields: Any,
+    **fields: Unpack[LoraFields],
 ) -> Explanation:
     """Show what ``wrap`` with the same arguments would do; ``print`` it for a table.
 
@@ -51,16 +57,17 @@ def explain(
     """
     problems: list[str] = []
     asked: Quantizer | None = None
+    settings = config if isinstance(config, LoraConfig) else None
     try:
-        config = given_config(config, fields)
+        settings = given_config(model, config, fields)
         check_name(adapter_name)
-        registry().initializer(config).check(config)
+        registry().initializer(settings).check(settings)
         asked = registry().asked(backend)
     except (QuantloraError, TypeError) as error:
         problems.append(str(error))
-    if config is None:
+    if settings is None:
         return Explanation((), tuple(problems))
-    return _explain(AdaptedModel(model), config, asked, adapter_name, problems)
+    return _explain(AdaptedModel(model), settings, asked, adapter_name, problems)
 
 
 def _explain(

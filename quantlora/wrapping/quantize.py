@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import nn
 
@@ -12,6 +12,8 @@ from quantlora.adapters.not_runnable import idle
 from quantlora.adapters.packed_config import note_packed
 from quantlora.adapters.read_by_model import read_by_model, say_float
 from quantlora.config.lora_config import LoraConfig
+from quantlora.config.lora_fields import LoraFields, shows_fields
+from quantlora.config.peft_config import PeftConfig
 from quantlora.discovery.registration import registry
 from quantlora.errors import warn
 from quantlora.formats.quantizer import Quantizer
@@ -20,16 +22,20 @@ from quantlora.wrapping.bases import frozen_bases
 from quantlora.wrapping.plan import once_each, plan_layers
 from quantlora.wrapping.transaction import Transaction
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
 M = TypeVar("M", bound=nn.Module)
 
 
+@shows_fields
 def quantize(
     model: M,
-    config: LoraConfig | None = None,
+    config: LoraConfig | PeftConfig | None = None,
     *,
     backend: str,
     quantize_options: Mapping[str, Any] | None = None,
-    **fields: Any,
+    **fields: Unpack[LoraFields],
 ) -> M:
     """Pack the target layers of ``model`` in place, and put no adapter on them.
 
@@ -46,7 +52,7 @@ def quantize(
     Raises:
         ConfigError, TargetError, BackendError, LayerError, MissingLibraryError: as `wrap`.
     """
-    settings = for_model(adapted := AdaptedModel(model), given_config(config, fields))
+    settings = for_model(adapted := AdaptedModel(model), given_config(model, config, fields))
     pack_targets(adapted, settings, registry().asked(backend), quantize_options or {})
     if text := idle(AdaptedModel(model)):
         warn(text)

@@ -81,15 +81,6 @@ def test_pickles_are_not_written_even_where_asked_for(model, tmp_path):
     assert (tmp_path / "adapter_model.safetensors").exists()
 
 
-def test_push_to_hub_uploads_what_was_saved(model, tmp_path, monkeypatch):
-    calls = []
-    monkeypatch.setattr(
-        type(model), "push_to_hub", lambda self, repo, **options: calls.append((repo, options))
-    )
-    model.save_pretrained(tmp_path, push_to_hub=True, repo_id="me/mine", token="t")
-    assert calls == [("me/mine", {"token": "t"})]
-
-
 def test_load_adapter_loads_from_a_folder_and_activates(model, tmp_path):
     model.save_pretrained(tmp_path)
     model.load_adapter(tmp_path, "again", is_trainable=True)

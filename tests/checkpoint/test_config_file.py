@@ -13,6 +13,7 @@ from quantlora import AdapterWarning
 #: The fields that every PEFT and vLLM know.
 KEYS = [
     "alpha_pattern",
+    "auto_mapping",
     "base_model_name_or_path",
     "bias",
     "exclude_modules",

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import peft
 import pytest
 import torch
 from torch import Tensor, nn
@@ -204,9 +203,9 @@ def test_a_config_and_fields_together_are_refused(model: nn.Module) -> None:
     assert text == "give either a config or its fields, not both: r."
 
 
-def test_another_librarys_config_is_refused_by_its_name(model: nn.Module) -> None:
-    text = error(quantlora.ConfigError, model, peft.LoraConfig(target_modules=["q_proj"]))
-    assert "config is peft.tuners.lora.config.LoraConfig, not quantlora.LoraConfig" in text
+def test_what_is_no_config_is_refused_by_its_name(model: nn.Module) -> None:
+    text = error(quantlora.ConfigError, model, nn.Linear(2, 2))
+    assert "config is torch.nn.modules.linear.Linear, neither quantlora.LoraConfig nor" in text
 
 
 def test_an_unknown_initializer_lists_the_known_ones(model: nn.Module) -> None:
