@@ -12,6 +12,7 @@ from quantlora.adapters.adapter_modules import adapter_modules, frozen_modules
 from quantlora.discovery.registration import registry
 from quantlora.formats.expert_stack import ExpertStack
 from quantlora.formats.flattened import count_bytes
+from quantlora.html_tables import Bar, html_table
 from quantlora.units import format_size
 
 
@@ -49,6 +50,11 @@ class MemoryUse:
             (field.name.replace("_", " "), getattr(self, field.name)) for field in fields(self)
         ]
         return [*parts, ("total", self.total)]
+
+    def _repr_html_(self) -> str:
+        whole = self.total or 1
+        bars = [(name, Bar(count / whole, format_size(count))) for name, count in self.rows()]
+        return html_table(("memory", "bytes"), bars)
 
     def __str__(self) -> str:
         return "\n".join(f"{name:<12} {format_size(count):>10}" for name, count in self.rows())

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from quantlora.formats.quantizer import Quantizer
+from quantlora.html_tables import Bar, html_lines, html_table
 from quantlora.merging.rounding import ROUNDING
 
 #: Above this relative loss most of an update did not survive packing.
@@ -65,3 +66,11 @@ class MergeReport:
     def __str__(self) -> str:
         rows = [f"{layer.loss:10.4f}  {layer.format:20}  {layer.path}" for layer in self.layers]
         return "\n".join([f"{'loss':>10}  {'format':20}  layer", *rows])
+
+    def _repr_html_(self) -> str:
+        rows = [
+            (layer.path, layer.format, Bar(layer.loss, f"{layer.loss:.4f}"))
+            for layer in self.layers
+        ]
+        table = html_table(("layer", "format", "loss of the update"), rows)
+        return table + html_lines(filter(None, [self.warning()]))

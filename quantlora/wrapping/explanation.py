@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+
+from quantlora.html_tables import html_lines, html_table
+
+_HEAD = ("path", "layer", "shape", "format", "wrapper", "r", "alpha", "why not")
 
 
 @dataclass(frozen=True)
@@ -57,13 +62,19 @@ class Explanation:
         return tuple(row for row in self.rows if row.wrapper)
 
     def __str__(self) -> str:
-        head = ("path", "layer", "shape", "format", "wrapper", "r", "alpha", "why not")
-        lines = _aligned([head, *(_cells(row) for row in self.rows)])
-        total = f"{len(self.wrapped)} of {len(self.rows)} linear layers get an adapter."
-        problems = [f"wrap would stop: {problem}" for problem in self.problems]
-        warnings = [f"wrap would warn: {warning}" for warning in self.warnings]
-        inference = [self.inference] if self.inference else []
-        return "\n".join([*lines, total, *inference, *problems, *warnings])
+        lines = _aligned([_HEAD, *(_cells(row) for row in self.rows)])
+        return "\n".join([*lines, *self._remarks()])
+
+    def _repr_html_(self) -> str:
+        return html_table(_HEAD, map(_cells, self.rows)) + html_lines(self._remarks())
+
+    def _remarks(self) -> Iterator[str]:
+        """What stands below the table."""
+        yield f"{len(self.wrapped)} of {len(self.rows)} linear layers get an adapter."
+        if self.inference:
+            yield self.inference
+        yield from (f"wrap would stop: {problem}" for problem in self.problems)
+        yield from (f"wrap would warn: {warning}" for warning in self.warnings)
 
 
 def _cells(row: LayerRow) -> tuple[str, ...]:
