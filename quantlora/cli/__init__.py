@@ -42,7 +42,9 @@ def main(
 
 
 def inspect(
-    model: Annotated[str, typer.Argument(help="A model's folder, or its hub id.")],
+    model: Annotated[
+        str, typer.Argument(help="A model's folder or hub id, or an adapter's folder.")
+    ],
     backend: Annotated[str, typer.Option(help="As in `wrap`.")] = "auto",
     rank: Annotated[int, typer.Option(min=1, help="Rank of the adapter.")] = 8,
     targets: Annotated[
@@ -52,12 +54,17 @@ def inspect(
 ) -> None:
     """Show what wrap would do to MODEL: layers, formats, memory, adapter size. Loads no weights.
 
+    Of an adapter's folder: its rank and base, and how large its updates are, layer by layer.
+
     Exit code: 0, the model can be loaded and wrapped here; 1, it cannot.
     """
     from rich.console import Console
 
+    from quantlora.cli.inspect_adapter import told_of_adapter
     from quantlora.env.clean_output import strays_to_stderr
 
+    if told_of_adapter(model, json):
+        return
     chosen = targets if targets == "all-linear" else targets.split(",")
     with strays_to_stderr():
         from quantlora.inspection.report import inspect_model

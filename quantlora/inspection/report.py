@@ -9,6 +9,7 @@ from quantlora.config.lora_config import LoraConfig
 from quantlora.discovery.registration import AUTO
 from quantlora.inspection.checkpoint_format import CheckpointFormat
 from quantlora.inspection.meta_model import build_meta_model, load_config, stored_dtype
+from quantlora.inspection.model_parts import Part, expert_parameters, model_parts
 from quantlora.inspection.sizes import FormatSize, format_sizes
 from quantlora.units import dtype_name
 from quantlora.wrapping.explain import explain
@@ -41,7 +42,12 @@ class Kind:
 
 @dataclass(frozen=True)
 class Inspection:
-    """What is known of a model without its weights; sizes are in parameters and bytes."""
+    """What is known of a model without its weights; sizes are in parameters and bytes.
+
+    Args:
+        experts: parameters of its experts, 0 where it is no mixture.
+        parts: where the bytes are, as stored.
+    """
 
     model: str
     architecture: str
@@ -53,6 +59,8 @@ class Inspection:
     problems: tuple[str, ...]
     sizes: tuple[FormatSize, ...]
     warnings: tuple[str, ...] = ()
+    experts: int = 0
+    parts: tuple[Part, ...] = ()
 
     @property
     def linear_parameters(self) -> int:
@@ -84,6 +92,7 @@ def inspect_model(model: str, backend: str = AUTO, **fields: Any) -> Inspection:
     config = load_config(model)
     checkpoint = CheckpointFormat.of(config)
     meta_model = build_meta_model(config)
+    sizes = tuple(format_sizes())
     found: Explanation = explain(meta_model, backend=AUTO if checkpoint else backend, **fields)
     return Inspection(
         model,
@@ -94,9 +103,26 @@ def inspect_model(model: str, backend: str = AUTO, **fields: Any) -> Inspection:
         checkpoint.problem(backend) if checkpoint else "",
         _kinds(found.rows, checkpoint),
         (*found.problems, *[row.reason for row in found.rows if row.fails][:1]),
-        tuple(format_sizes()),
+        sizes,
         found.warnings,
+        expert_parameters(meta_model),
+        model_parts(meta_model, _stored_costs(found.rows, checkpoint, sizes)),
     )
+
+
+def _stored_costs(
+    rows: tuple[LayerRow, ...], checkpoint: CheckpointFormat | None, sizes: tuple[FormatSize, ...]
+) -> dict[str, float]:
+    """Bytes of one weight, by its path, of the layers that the checkpoint has packed."""
+    if checkpoint is None:
+        return {}
+    named = [size for size in sizes if size.format == checkpoint.name]
+    bits = checkpoint.settings.get("bits")
+    fits = [size for size in named if bits is None or size.bits == bits]
+    if not fits:
+        return {}
+    cost = fits[-1].bytes_per_weight
+    return {f"{r.path}.weight": cost for r in rows if r.wrapper and checkpoint.covers(r.path)}
 
 
 def _kinds(rows: tuple[LayerRow, ...], checkpoint: CheckpointFormat | None) -> tuple[Kind, ...]:

@@ -11,6 +11,8 @@ from rich.text import Text
 from quantlora.inspection.report import Inspection, Kind
 from quantlora.units import format_size
 
+#: Cells of the longest bar.
+_WIDTH = 24
 #: Adapters are kept and saved in float32.
 _ADAPTER_BYTES = 4
 
@@ -19,6 +21,7 @@ def show(found: Inspection, console: Console) -> None:
     for line in _head(found):
         console.print(Text(line), soft_wrap=True)
     console.print(_layers(found))
+    console.print(_parts(found))
     console.print(_memory(found))
     for problem in (found.problem, *found.problems):
         if problem:
@@ -29,6 +32,8 @@ def show(found: Inspection, console: Console) -> None:
 
 def _head(found: Inspection) -> Iterator[str]:
     yield f"{found.model}: {found.architecture}, {found.parameters:,} parameters"
+    if found.experts:
+        yield f"experts: {found.experts:,} of them, {found.experts / found.parameters:.1%}"
     if found.checkpoint is None:
         yield f"stored as {found.dtype}"
         return
@@ -55,6 +60,20 @@ def _cells(kind: Kind) -> tuple[str, ...]:
     plan = f"r={kind.r}" if kind.wrapper else kind.reason.partition(";")[0]
     weights = f"{kind.parameters:,}"
     return kind.name, kind.layer, shape, str(kind.count), weights, kind.format, plan
+
+
+def _parts(found: Inspection) -> Table:
+    """A picture: the bars of all blocks in a row that are alike are one, as long as their sum."""
+    table = Table(title="Bytes by part, as stored", title_justify="left", title_style="bold")
+    for column in ("part", "bytes", ""):
+        table.add_column(column, overflow="fold")
+    most = max((part.count * part.bytes for part in found.parts), default=1) or 1
+    for part in found.parts:
+        size = format_size(part.bytes)
+        text = size if part.count == 1 else f"{part.count} x {size}"
+        bar = "█" * max(round(_WIDTH * part.count * part.bytes / most), 1)
+        table.add_row(Text(part.name), Text(text), Text(bar, style="blue"))
+    return table
 
 
 def _memory(found: Inspection) -> Table:
