@@ -14,6 +14,10 @@ from .adapters.switch import (
     rename_adapter as rename_adapter,
     set_adapter as set_adapter,
 )
+from .checkpoint.diffusers_layout import (
+    from_diffusers as from_diffusers,
+    to_diffusers as to_diffusers,
+)
 from .checkpoint.hot_swap import hot_swap as hot_swap, prepare_hot_swap as prepare_hot_swap
 from .checkpoint.save import save_adapter as save_adapter
 from .checkpoint.vllm import check_vllm as check_vllm
@@ -35,6 +39,7 @@ from .distributed.findings import (
     Finding as Finding,
 )
 from .env.machine import cpu_flags as cpu_flags
+from .env.shown_report import EnvReport as EnvReport, env_report as env_report
 from .errors import (
     AdapterError as AdapterError,
     AdapterFileError as AdapterFileError,
