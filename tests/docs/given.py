@@ -33,6 +33,13 @@ def assert_same(ours: nn.Module, theirs: nn.Module, within: float = 1e-5) -> Non
     torch.testing.assert_close(left, right, rtol=0, atol=within * float(right.abs().max()))
 
 
+def equal_start(ours: nn.Module, theirs: nn.Module) -> None:
+    """Give our adapter the first values of PEFT's."""
+    prefix = "base_model.model."
+    values = {n.removeprefix(prefix): p for n, p in theirs.named_parameters() if "lora_" in n}
+    ours.load_state_dict(values, strict=False)
+
+
 def bnb_4bit() -> nn.Module:
     """A model that Transformers has loaded in 4 bits."""
     folder = save_tiny_llama("a-model")
@@ -50,5 +57,5 @@ GIVEN = {
     "BitsAndBytesConfig": BitsAndBytesConfig,
     "tiny_llama": tiny_llama, "tiny_tokenizer": tiny_tokenizer, "save_tiny_llama": save_tiny_llama,
     "mixtral": mixtral, "trained": trained, "randomize": randomize, "assert_same": assert_same,
-    "bnb_4bit": bnb_4bit, "packed_layers": packed_layers,
+    "bnb_4bit": bnb_4bit, "equal_start": equal_start, "packed_layers": packed_layers,
 }  # fmt: skip
