@@ -91,7 +91,12 @@ from .formats.int4_copy import grid_copy as grid_copy
 from .formats.layer_files import PackedState as PackedState
 from .formats.layouts import linear_from as linear_from
 from .formats.look_up import look_up as look_up
-from .formats.model_loader import LoadRequest as LoadRequest, ModelLoader as ModelLoader
+from .formats.model_loader import (
+    LoadRequest as LoadRequest,
+    ModelLoader as ModelLoader,
+    StoredModel as StoredModel,
+    StoredTensor as StoredTensor,
+)
 from .formats.quantize_options import checked_options as checked_options
 from .formats.quantizer import Quantizer as Quantizer
 from .hardware import multiplies_bfloat16 as multiplies_bfloat16

@@ -29,6 +29,29 @@ class LoadRequest:
     arguments: Mapping[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class StoredTensor:
+    """How a file has one of the model's parameters: the format's name for it, and its bytes."""
+
+    format: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class StoredModel:
+    """What a file tells of its model before the weights are read.
+
+    Args:
+        model: it, without weights: on torch's meta device.
+        tensors: by the names of the model's parameters; those not listed are not in the file.
+        settings: more of the file, for people.
+    """
+
+    model: nn.Module
+    tensors: Mapping[str, StoredTensor]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
 class ModelLoader(ABC):
     """One kind of file. Subclass it, return an instance from ``quantlora_loaders``."""
 
@@ -47,3 +70,7 @@ class ModelLoader(ABC):
 
         Nothing may be left behind where it raises: no file, no changed setting of a library.
         """
+
+    def describe(self, request: LoadRequest) -> StoredModel | None:
+        """What the file says of itself, for ``quantlora inspect``; None where it takes loading."""
+        return None

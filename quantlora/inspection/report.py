@@ -8,9 +8,9 @@ from typing import Any
 from quantlora.config.lora_config import LoraConfig
 from quantlora.discovery.registration import AUTO
 from quantlora.inspection.checkpoint_format import CheckpointFormat
-from quantlora.inspection.meta_model import build_meta_model, load_config, stored_dtype
 from quantlora.inspection.model_parts import Part, expert_parameters, model_parts
 from quantlora.inspection.sizes import FormatSize, format_sizes
+from quantlora.inspection.stored_model import ModelSource, model_source
 from quantlora.units import dtype_name
 from quantlora.wrapping.explain import explain
 from quantlora.wrapping.explanation import Explanation, LayerRow
@@ -89,28 +89,27 @@ def inspect_model(model: str, backend: str = AUTO, **fields: Any) -> Inspection:
         ConfigError: the model's config cannot be read, or a field of the adapter's is wrong.
     """
     LoraConfig.from_fields(fields)
-    config = load_config(model)
-    checkpoint = CheckpointFormat.of(config)
-    meta_model = build_meta_model(config)
+    source = model_source(model)
+    checkpoint, meta_model = source.checkpoint, source.model
     sizes = tuple(format_sizes())
     found: Explanation = explain(meta_model, backend=AUTO if checkpoint else backend, **fields)
     return Inspection(
         model,
         type(meta_model).__name__,
-        dtype_name(stored_dtype(config)),
+        dtype_name(next(meta_model.parameters()).dtype),
         sum(parameter.numel() for parameter in meta_model.parameters()),
         checkpoint,
         checkpoint.problem(backend) if checkpoint else "",
-        _kinds(found.rows, checkpoint),
+        _kinds(found.rows, source),
         (*found.problems, *[row.reason for row in found.rows if row.fails][:1]),
         sizes,
         found.warnings,
         expert_parameters(meta_model),
-        model_parts(meta_model, _stored_costs(found.rows, checkpoint, sizes)),
+        model_parts(meta_model, source.costs or _costs(found.rows, checkpoint, sizes)),
     )
 
 
-def _stored_costs(
+def _costs(
     rows: tuple[LayerRow, ...], checkpoint: CheckpointFormat | None, sizes: tuple[FormatSize, ...]
 ) -> dict[str, float]:
     """Bytes of one weight, by its path, of the layers that the checkpoint has packed."""
@@ -125,10 +124,10 @@ def _stored_costs(
     return {f"{r.path}.weight": cost for r in rows if r.wrapper and checkpoint.covers(r.path)}
 
 
-def _kinds(rows: tuple[LayerRow, ...], checkpoint: CheckpointFormat | None) -> tuple[Kind, ...]:
+def _kinds(rows: tuple[LayerRow, ...], source: ModelSource) -> tuple[Kind, ...]:
     groups: dict[tuple[Any, ...], list[LayerRow]] = {}
     for row in rows:
-        form = _format(row, checkpoint)
+        form = source.formats.get(row.path) or _format(row, source.checkpoint)
         name = row.path.rsplit(".", 1)[-1]
         reason = row.reason.partition("\n")[0].removeprefix(f"{row.path}: ")
         key = (name, row.layer, row.shape, form, row.wrapper, row.r, reason)

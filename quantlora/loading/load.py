@@ -64,7 +64,7 @@ def load(
             f"nothing: name the format that is to pack."
         )
     request = LoadRequest(os.fspath(model_id_or_path), backend, options, arguments)
-    if (loader := _claimed(request)) is not None:
+    if (loader := claiming_loader(request)) is not None:
         for need in loader.requires:
             need.check().require()
         return loader.load(request)
@@ -72,7 +72,7 @@ def load(
     return _from_transformers(request, wanted, model_class)
 
 
-def _claimed(request: LoadRequest) -> ModelLoader | None:
+def claiming_loader(request: LoadRequest) -> ModelLoader | None:
     """The plugin's loader whose file it is."""
     known = registry()
     found = [loader for loader in known.loaders.values() if known.claims(loader, request)]

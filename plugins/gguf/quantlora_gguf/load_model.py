@@ -35,7 +35,7 @@ def load_gguf(path: Path, dtype: torch.dtype | str | None = None, **arguments: A
     """
     file = GgufFile(path)
     config = model_config(file)
-    model = _without_weights(config)
+    model = without_weights(config)
     names = TensorNames(model, file.architecture)
     plan = ModelPlan.of(file, model, names)
     _warn(path, plan)
@@ -56,7 +56,7 @@ def load_gguf(path: Path, dtype: torch.dtype | str | None = None, **arguments: A
     return loaded
 
 
-def _without_weights(config: Any) -> Any:
+def without_weights(config: Any) -> Any:
     autos: tuple[Any, ...] = (AutoModelForCausalLM, AutoModelForSeq2SeqLM)
     known = (auto for auto in autos if type(config) in auto._model_mapping)
     auto: Any = next(known, AutoModel)

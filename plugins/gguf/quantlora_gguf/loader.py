@@ -7,7 +7,14 @@ from typing import ClassVar
 
 from torch import nn
 
-from quantlora import BackendError, LoadRequest, ModelLoader, Requirement, pretrained
+from quantlora import (
+    BackendError,
+    LoadRequest,
+    ModelLoader,
+    Requirement,
+    StoredModel,
+    pretrained,
+)
 from quantlora_gguf.requires import GGUF
 
 #: Transformers' loader takes tensors that are read one by one since then.
@@ -35,6 +42,11 @@ class GgufLoader(ModelLoader):
         path = _file(request.source, arguments.pop("gguf_file", None))
         model: nn.Module = load_gguf(path, **arguments)
         return model
+
+    def describe(self, request: LoadRequest) -> StoredModel:
+        from quantlora_gguf.describe import described
+
+        return described(_file(request.source, request.arguments.get("gguf_file")))
 
 
 def _is_gguf(path: Path) -> bool:
