@@ -139,6 +139,7 @@ def _active_adapter(model: nn.Module) -> str:
 
 #: By the names Transformers has for them.
 METHODS: dict[str, Callable[..., Any]] = {
+    **PEFT_METHODS,
     "save_pretrained": save_pretrained,
     "load_state_dict": load_state_dict,
     "create_or_update_model_card": create_or_update_model_card,
@@ -156,7 +157,7 @@ METHODS: dict[str, Callable[..., Any]] = {
     "generate": generate,
     "resize_token_embeddings": resize_token_embeddings,
     "tie_weights": tie_weights,
-} | PEFT_METHODS
+}
 
 #: Those that only a model of Transformers has a use for.
 OF_TRANSFORMERS = (

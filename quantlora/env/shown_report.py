@@ -16,8 +16,10 @@ class EnvReport(Report):
 
     def _repr_html_(self) -> str:
         fixes = [f"{whom}: {fix}" for whom, fix in remedies(self)]
-        tables = [html_table(s.columns, s.rows, s.title) for s in reversed(sections(self))]
-        return html_lines([summary(self), *fixes]) + "".join(tables)
+        page = html_lines([summary(self), *fixes])
+        for section in reversed(sections(self)):
+            page += html_table(section.columns, section.rows, section.title)
+        return page
 
 
 def env_report(backend: str | None = None, deep: bool = False) -> EnvReport:

@@ -52,10 +52,10 @@ def model_parts(model: nn.Module, costs: Mapping[str, float]) -> tuple[Part, ...
     for path, parameter in model.named_parameters():
         found = _BLOCK.match(path)
         name = found["block"] if found else path.rpartition(".")[0]
-        numbers, stored = sizes.get(name, (0, 0.0))
+        numbers, size = sizes.get(name, (0, 0.0))
         cost = costs.get(path, parameter.element_size())
-        sizes[name] = (numbers + parameter.numel(), stored + parameter.numel() * cost)
-    parts = [Part(name, 1, numbers, round(stored)) for name, (numbers, stored) in sizes.items()]
+        sizes[name] = (numbers + parameter.numel(), size + parameter.numel() * cost)
+    parts = [Part(name, 1, numbers, round(size)) for name, (numbers, size) in sizes.items()]
     alike = groupby(parts, key=lambda part: (_list(part.name), part.parameters, part.bytes))
     return tuple(_joined(list(group)) for _, group in alike)
 

@@ -24,6 +24,8 @@ def show_adapter(found: AdapterInspection, console: Console) -> None:
     console.print(table)
     if found.others:
         console.print(Text(f"also in the file: {', '.join(found.others)}"), soft_wrap=True)
+    load = f"quantlora.load_adapter(model, {found.folder!r})"
+    console.print(Text(f"next: quantlora chat {found.folder}, or {load}"), soft_wrap=True)
 
 
 def _head(found: AdapterInspection) -> Iterator[str]:

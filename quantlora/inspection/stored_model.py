@@ -34,16 +34,16 @@ def model_source(source: str) -> ModelSource:
     """Raises `ConfigError` where it cannot be read."""
     request = LoadRequest(source)
     loader = claiming_loader(request)
-    stored = None if loader is None else loader.describe(request)
-    if loader is None or stored is None:
+    file = None if loader is None else loader.describe(request)
+    if loader is None or file is None:
         config = load_config(source)
         return ModelSource(build_meta_model(config), CheckpointFormat.of(config))
-    return _of_file(loader.name, stored)
+    return _of_file(loader.name, file)
 
 
-def _of_file(name: str, stored: StoredModel) -> ModelSource:
-    sizes = {path: p.numel() for path, p in stored.model.named_parameters()}
-    tensors = {path: t for path, t in stored.tensors.items() if sizes.get(path)}
+def _of_file(name: str, file: StoredModel) -> ModelSource:
+    sizes = {path: p.numel() for path, p in file.model.named_parameters()}
+    tensors = {path: t for path, t in file.tensors.items() if sizes.get(path)}
     formats = {path.removesuffix(".weight"): f"{name} {t.format}" for path, t in tensors.items()}
     costs = {path: t.bytes / sizes[path] for path, t in tensors.items()}
-    return ModelSource(stored.model, CheckpointFormat(name, stored.settings), formats, costs)
+    return ModelSource(file.model, CheckpointFormat(name, file.settings), formats, costs)

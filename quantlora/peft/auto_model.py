@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import transformers
-from torch import nn
 
 from quantlora.checkpoint.location import CONFIG, DEFAULT, find_folder
 from quantlora.errors import AdapterFileError
@@ -78,12 +77,12 @@ class AutoPeftModel:
         return getattr(importlib.import_module(library), name)
 
 
-def _grow(base: nn.Module, folder: Path) -> None:
+def _grow(base: Any, folder: Path) -> None:
     """Embeddings for the tokens of a tokenizer that was saved with the adapter."""
     if (folder / "tokenizer_config.json").is_file() and hasattr(base, "get_input_embeddings"):
         size = len(transformers.AutoTokenizer.from_pretrained(folder))
         if size > len(base.get_input_embeddings().weight):
-            base.resize_token_embeddings(size)  # type: ignore[operator]
+            base.resize_token_embeddings(size)
 
 
 class AutoPeftModelForCausalLM(AutoPeftModel):

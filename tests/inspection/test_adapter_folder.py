@@ -40,7 +40,7 @@ def test_the_norms_are_those_of_the_updates(adapter: tuple[Path, nn.Module]) -> 
     found = json.loads(run(str(folder), "--json"))
     (kind,) = [kind for kind in found["kinds"] if kind["name"] == "q_proj"]
     norms = {
-        path: float(layer.delta_weight("default").double().norm())
+        path: float(layer.delta_weight("default", torch.empty(0)).double().norm())
         for path, layer in quantlora.lora_layers(model)
         if path.endswith("q_proj")
     }

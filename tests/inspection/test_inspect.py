@@ -135,10 +135,9 @@ def test_no_config_is_an_error_that_says_what_to_give(tmp_path, place, message):
 
 def test_an_adapters_folder_is_answered_by_what_loads_it(tmp_path):
     quantlora.save_adapter(quantlora.wrap(tiny_llama(), r=2), tmp_path)
-    done = CliRunner().invoke(app, ["inspect", str(tmp_path)])
-    assert done.exit_code == 1
-    assert "load_adapter(model, " in done.stderr
-    assert f"quantlora chat {tmp_path}" in done.stderr.replace("\n", "")
+    text = run(str(tmp_path))
+    assert "load_adapter(model, " in text
+    assert f"quantlora chat {tmp_path}" in text.replace("\n", "")
 
 
 def test_memory_in_a_format_is_that_of_the_packed_model(folder):
