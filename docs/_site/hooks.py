@@ -7,6 +7,7 @@ the first page, code is shown as code.
 
 from __future__ import annotations
 
+import importlib.util
 import posixpath
 import re
 from pathlib import Path
@@ -23,8 +24,10 @@ TOP = {
     "CONTRIBUTING.md": "contributing.md",
     "SECURITY.md": "security.md",
 }
-#: Files that a page shows and that have none of their own.
-PICTURES = (".png", ".svg")
+#: Files that are copied as they are, and have no page of their own.
+COPIED = (".png", ".svg", ".ipynb")
+#: The page that is made of the notebook.
+TUTORIAL = "tutorial.md"
 #: How a file of code is shown.
 LANGUAGES = {".py": "python", ".pyi": "python", ".toml": "toml", ".txt": "text", ".yml": "yaml"}
 
@@ -55,18 +58,20 @@ def path_of(page: str) -> str:
 def links_of(text: str, path: str) -> dict[str, str]:
     """Paths of the repository by link target, of the text at ``path``; none that is missing.
 
-    Pictures are no pages: MkDocs copies them, and they are linked to as they are.
+    Pictures and notebooks are no pages: MkDocs copies them, and they are linked to as they are.
     """
     here = posixpath.dirname(path)
     targets = {match[1] for match in LINK.finditer(text)}
     found = {target: posixpath.normpath(posixpath.join(here, target)) for target in targets}
-    pages = {target: full for target, full in found.items() if not full.endswith(PICTURES)}
+    pages = {target: full for target, full in found.items() if not full.endswith(COPIED)}
     return {target: full for target, full in pages.items() if (ROOT / full).exists()}
 
 
 def text_of(path: str) -> str:
     """The Markdown that shows a file or a folder of the repository."""
     file = ROOT / path
+    if path == f"docs/{TUTORIAL}":
+        return str(_notebook().as_markdown())
     if file.is_dir():
         names = sorted(one.name for one in file.iterdir() if one.suffix in {".py", ".md", ".toml"})
         return f"# {path}\n\n" + "\n".join(f"- [{name}]({file.name}/{name})" for name in names)
@@ -77,7 +82,9 @@ def text_of(path: str) -> str:
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """Add a page for each file that is linked to, directly or from such a page."""
+    """Add the notebook's page, and one for each file that is linked to, also from such a page."""
+    tutorial = File.generated(config, TUTORIAL, content=text_of(f"docs/{TUTORIAL}"))
+    files.append(tutorial)
     todo = [*TOP, *(f"docs/{file.src_uri}" for file in files.documentation_pages())]
     seen = set(todo)
     while todo:
@@ -90,6 +97,18 @@ def on_files(files: Files, config: Any) -> Files:
             level = InclusionLevel.INCLUDED if path in TOP else InclusionLevel.NOT_IN_NAV
             files.append(File.generated(config, page_of(path), content=text, inclusion=level))
     return files
+
+
+def _notebook() -> Any:
+    """The module beside this one: hooks are loaded by their path, not as a package."""
+    spec = importlib.util.spec_from_file_location(
+        "notebook", Path(__file__).with_name("notebook.py")
+    )
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def is_code(path: str) -> bool:

@@ -10,7 +10,7 @@ import pytest
 from tests.docs.pages import ROOT
 
 CONFIG = (ROOT / ".mkdocs.yml").read_text()
-MADE = {"index.md", "changelog.md", "contributing.md", "security.md"}
+MADE = {"index.md", "changelog.md", "contributing.md", "security.md", "tutorial.md"}
 SOURCES = {
     f"{page.stem}-{number}": source
     for page in (ROOT / "docs").glob("*.md")
