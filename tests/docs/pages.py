@@ -29,7 +29,7 @@ PAGES = sorted(
 
 FENCE = r"```(?P<language>\w+)[^\n]*\n(?P<code>.*?)^```"
 FILE = r"\*\*`(?P<file>[\w./]+)`\*\*\n\n"
-NOTE = r"^<!-- (?:before|after): (?P<note>.*?) -->"
+NOTE = r"^<!-- (?:before|after):\s(?P<note>.*?)\s-->"
 PIECE = re.compile(rf"{NOTE}|(?:{FILE})?^{FENCE}", re.DOTALL | re.MULTILINE)
 
 

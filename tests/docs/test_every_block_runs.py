@@ -12,6 +12,8 @@ from tests.docs.pages import PAGES, ROOT, blocks, runnable
 
 #: They quantize by GPTQ, which takes a while.
 SLOW = ("plugins/gptq/README.md",)
+#: Each of its sections needs another library, and is run by itself: `test_other_homes`.
+BY_SECTIONS = "docs/other-homes.md"
 
 
 @pytest.mark.parametrize(
@@ -19,7 +21,7 @@ SLOW = ("plugins/gptq/README.md",)
     [
         pytest.param(page, marks=[pytest.mark.slow] if page in SLOW else [])
         for page in PAGES
-        if runnable(page)
+        if runnable(page) and page != BY_SECTIONS
     ],
 )
 def test_the_page_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
