@@ -24,10 +24,10 @@ TOP = {
     "CONTRIBUTING.md": "contributing.md",
     "SECURITY.md": "security.md",
 }
-#: Files that are copied as they are, and have no page of their own.
-COPIED = (".png", ".svg", ".ipynb")
-#: The page that is made of the notebook.
-TUTORIAL = "tutorial.md"
+#: Files that a page shows and that have none of their own.
+PICTURES = (".png", ".svg")
+#: The notebook, and the page that is made of it.
+NOTEBOOK, TUTORIAL = "docs/tutorial.ipynb", "tutorial.md"
 #: How a file of code is shown.
 LANGUAGES = {".py": "python", ".pyi": "python", ".toml": "toml", ".txt": "text", ".yml": "yaml"}
 
@@ -40,6 +40,8 @@ def page_of(path: str) -> str:
     """The page of the site, as MkDocs names its source, for a path of the repository."""
     if path in TOP:
         return TOP[path]
+    if path == NOTEBOOK:
+        return TUTORIAL
     if path.startswith("docs/") and path.count("/") == 1 and path.endswith(".md"):
         return path.removeprefix("docs/")
     return f"source/{path}/index.md" if (ROOT / path).is_dir() else f"source/{path}.md"
@@ -58,12 +60,12 @@ def path_of(page: str) -> str:
 def links_of(text: str, path: str) -> dict[str, str]:
     """Paths of the repository by link target, of the text at ``path``; none that is missing.
 
-    Pictures and notebooks are no pages: MkDocs copies them, and they are linked to as they are.
+    Pictures are no pages: MkDocs copies them, and they are linked to as they are.
     """
     here = posixpath.dirname(path)
     targets = {match[1] for match in LINK.finditer(text)}
     found = {target: posixpath.normpath(posixpath.join(here, target)) for target in targets}
-    pages = {target: full for target, full in found.items() if not full.endswith(COPIED)}
+    pages = {target: full for target, full in found.items() if not full.endswith(PICTURES)}
     return {target: full for target, full in pages.items() if (ROOT / full).exists()}
 
 
