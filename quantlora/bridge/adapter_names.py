@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 from quantlora.adapters.mixed_batch import assign_samples, restore_samples
-from quantlora.layers.calls import mark, may_be_marked, unmark
+from quantlora.adapters.rows_by_mask import check_media
+from quantlora.layers.calls import calls, mark, may_be_marked, unmark
 
 _KEYWORD = "adapter_names"
 
@@ -41,10 +42,11 @@ def refuse_adapter_names(model: nn.Module) -> None:
 
 def _before(model: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
     names = kwargs.pop(_KEYWORD, None)
-    if names is None:
-        return None
-    _begin(model, names)
-    return args, kwargs
+    if names is not None:
+        _begin(model, names)
+    if not torch.compiler.is_compiling() and calls().samples:
+        check_media(model, args, kwargs)
+    return None if names is None else (args, kwargs)
 
 
 def _after(model: nn.Module, args: Any, kwargs: Any, output: Any) -> None:

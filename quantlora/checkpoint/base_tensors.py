@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from quantlora.adapters.adapted_model import AdaptedModel
 from quantlora.adapters.adapter_modules import embedding_ends, plain_module
-from quantlora.checkpoint.base_vocabulary import base_vocabulary, vocabulary
+from quantlora.checkpoint.base_vocabulary import base_vocabulary, vocabulary, why_unknown
 from quantlora.checkpoint.keys import base_name
 from quantlora.distributed.gather import is_shard
 from quantlora.errors import AdapterError, AdapterFileError, warn
@@ -53,8 +53,8 @@ def _resized(adapted: AdaptedModel, adapter: str) -> bool:
     if not names or now in (None, before):
         return False
     told = (
-        f"the config of the base's checkpoint, {names[0]}, is not on this machine, so nobody can "
-        f"tell whether the vocabulary was changed. If it was: save_embedding_layers=True."
+        f"{why_unknown(names[0])}, so nobody can tell whether the vocabulary was changed. If it "
+        f"was: save_embedding_layers=True."
         if before is None
         else f"the vocabulary has {now} tokens and that of the base's checkpoint {before}: the "
         f"embeddings are saved with the adapter, for they are nowhere else "

@@ -10,6 +10,13 @@ from typing import Any
 from torch import nn
 
 _CONFIG = "config.json"
+#: On a model that was loaded from a file with its config in it: the tokens of that config.
+_LOADED = "quantlora_vocabulary"
+
+
+def note_vocabulary(model: nn.Module) -> None:
+    """Remember the tokens that ``model`` was loaded with, for no config.json says them later."""
+    vars(model)[_LOADED] = vocabulary(getattr(model, "config", None))
 
 
 def vocabulary(config: Any) -> int | None:
@@ -28,6 +35,9 @@ def base_vocabulary(model: nn.Module, names: Iterable[str]) -> int | None:
     Args:
         names: folders, or ids on the hub whose config is in its cache.
     """
+    if _LOADED in vars(model):
+        loaded: int | None = vars(model)[_LOADED]
+        return loaded
     config = getattr(model, "config", None)
     if config is None or not hasattr(config, "get_text_config"):
         return None
@@ -36,6 +46,13 @@ def base_vocabulary(model: nn.Module, names: Iterable[str]) -> int | None:
         if file is not None:
             return vocabulary(type(config).from_dict(json.loads(file.read_text("utf-8"))))
     return None
+
+
+def why_unknown(name: str) -> str:
+    """Why nobody can tell the vocabulary of the checkpoint ``name``."""
+    if Path(name).exists():
+        return f"the base's checkpoint, {name}, has no {_CONFIG}"
+    return f"the config of the base's checkpoint, {name}, is not on this machine"
 
 
 def _file(name: str, revision: str | None) -> Path | None:

@@ -12,6 +12,7 @@ import math
 import os
 import re
 import struct
+import weakref
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -59,6 +60,7 @@ class TensorFile:
             self._stream = file.open("rb", buffering=0)
         except OSError as error:
             raise ConfigError(f"{file} cannot be read: {error.strerror or error}.") from error
+        weakref.finalize(self, self._stream.close)
         self._header, self._begin = self._read_header()
         self.metadata: dict[str, str] = self._header.pop("__metadata__", {})
         for key, entry in self._header.items():

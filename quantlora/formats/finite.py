@@ -16,8 +16,8 @@ from quantlora.formats.quantizer import Quantizer
 
 def is_finite(tensor: Tensor) -> bool:
     """Whether all values are numbers; one pass without a mask where they are."""
-    if tensor.is_meta or not tensor.is_floating_point():
-        return True
+    if tensor.is_meta or not tensor.is_floating_point() or tensor.element_size() < 2:
+        return True  # of one byte are codes
     wide = torch.promote_types(tensor.dtype, torch.float32)
     return bool(tensor.sum(dtype=wide).isfinite()) or bool(tensor.isfinite().all())
 

@@ -16,16 +16,13 @@ from torch import Tensor, nn
 from quantlora.errors import AdapterError
 from quantlora.files.plain_owners import refuse_plain_owner
 from quantlora.layers.calls import calls, store
+from quantlora.layers.merged_state import expect_note, note_merged, noted_merged
 from quantlora.layers.noted import Standing
 from quantlora.layers.recomputation import follow_checkpoints, next_number, note_traced, standing
 from quantlora.layers.sub_batch import SubBatches, samples_by_adapter, sub_batches
 from quantlora.suggestions import unknown
 
 follow_checkpoints()  # here, for a model may also come out of a pickle
-
-
-#: In the metadata of a state dict: the adapters that are merged into a module's tensors.
-_MERGED = "merged_adapters"
 
 
 class AdapterModule(nn.Module):
@@ -204,18 +201,18 @@ class AdapterModule(nn.Module):
     def _save_to_state_dict(
         self, destination: dict[str, Any], prefix: str, keep_vars: bool
     ) -> None:
-        """As torch's; beside the version, the metadata say what is merged into the tensors."""
+        """As torch's, with a note of what is merged into the tensors."""
         refuse_plain_owner(self.path)
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        if metadata := getattr(destination, "_metadata", None):
-            metadata.setdefault(prefix[:-1], {})[_MERGED] = self.merged_adapters
+        note_merged(destination, prefix, self.merged_adapters)
 
     def _load_from_state_dict(
         self, state_dict: Mapping[str, Any], prefix: str, local_metadata: dict[str, Any], *rest: Any
     ) -> None:
         """As torch's, where both sides have the same merged."""
-        plain = () if self._is_unmerged(state_dict, prefix) else self.merged_adapters
-        theirs = tuple(local_metadata.get(_MERGED, plain))
+        theirs = noted_merged(state_dict, prefix, local_metadata)
+        if theirs is None:
+            theirs = () if self._is_unmerged(state_dict, prefix) else self.merged_adapters
         if theirs != self.merged_adapters:
             mine, others = (", ".join(names) or "none" for names in (self.merged_adapters, theirs))
             raise AdapterError(
@@ -224,6 +221,7 @@ class AdapterModule(nn.Module):
                 f"call quantlora.unmerge(model) before state_dict() and before load_state_dict()."
             )
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *rest)
+        expect_note(prefix, rest[2])
 
     def _is_unmerged(self, state_dict: Mapping[str, Any], prefix: str) -> bool:
         """Whether ``state_dict``, which may not say it, has the base from before the merge."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from quantlora.errors import AdapterError
+from quantlora.formats.flattened import plain_tensors
 from quantlora.layers.adapted_layer import AdaptedLayer
 from quantlora.layers.hooks import move_hooks
 
@@ -183,11 +184,23 @@ class LoraLayer(AdaptedLayer):
         return f"{self.quantizer.name}, {adapters}"
 
     def _is_unmerged(self, state_dict: Mapping[str, Any], prefix: str) -> bool:
+        """It has the base from before, or none at all with other values of a merged adapter."""
         if not self.bases_before_merge:
             return False
+        if not any(key.startswith(f"{prefix}base_layer.") for key in state_dict):
+            return self._changes_merged(state_dict, prefix)
         before = self.bases_before_merge[-1][0].state_dict()
         given = {name: state_dict.get(f"{prefix}base_layer.{name}") for name in before}
         return _same(before, given) and not _same(self.base_layer.state_dict(), given)
+
+    def _changes_merged(self, state_dict: Mapping[str, Any], prefix: str) -> bool:
+        merged = [f"{table}.{name}." for table in self.by_name() for name in self.merged_adapters]
+        here = {
+            name: tensor
+            for name, tensor in self.named_parameters()
+            if f"{name}.".startswith(tuple(merged)) and prefix + name in state_dict
+        }
+        return not _same(here, {name: state_dict[prefix + name] for name in here})
 
 
 def _named(module: nn.Module) -> Iterable[tuple[str, nn.Parameter]]:
@@ -205,10 +218,19 @@ def _dropout(p: float) -> nn.Module:
 
 
 def _same(tensors: Mapping[str, Any], others: Mapping[str, Any]) -> bool:
+    """Whether both have the same names and, in tensors of the same dtypes, the same values."""
     return tensors.keys() == others.keys() and all(
         isinstance(tensor, Tensor)
         and isinstance(other := others[name], Tensor)
         and tensor.dtype == other.dtype
-        and torch.equal(tensor, other.to(tensor.device))
+        and _equal(tensor, other)
         for name, tensor in tensors.items()
+    )
+
+
+def _equal(tensor: Tensor, other: Tensor) -> bool:
+    parts, theirs = list(plain_tensors(tensor)), list(plain_tensors(other))
+    return len(parts) == len(theirs) and all(
+        part.dtype == their.dtype and torch.equal(part, their.to(part.device))
+        for part, their in zip(parts, theirs, strict=True)
     )

@@ -10,6 +10,7 @@ from typing import Any
 from packaging.version import Version
 from torch import nn
 
+from quantlora.checkpoint.base_vocabulary import note_vocabulary
 from quantlora.discovery.registration import AUTO, registry
 from quantlora.errors import BackendError, ConfigError, MissingLibraryError
 from quantlora.formats.model_loader import LoadRequest, ModelLoader
@@ -67,7 +68,9 @@ def load(
     if (loader := claiming_loader(request)) is not None:
         for need in loader.requires:
             need.check().require()
-        return loader.load(request)
+        model = loader.load(request)
+        note_vocabulary(model)
+        return model
     wanted = Wanted(target_modules, exclude_modules, target_experts)
     return _from_transformers(request, wanted, model_class)
 

@@ -21,6 +21,7 @@ from quantlora.adapters.state import has_adapters
 from quantlora.errors import AdapterError, BackendError, ConfigError
 from quantlora.files.shards import ShardWriter
 from quantlora.files.staging import new_folder
+from quantlora.formats.finite import not_finite
 from quantlora.loading.packed_modules import PackedModule, float_tensors, packed_modules
 from quantlora.transformers_models import is_transformers_model
 
@@ -53,7 +54,8 @@ def save_packed(
 
     Raises:
         AdapterError: the model has adapters.
-        BackendError: nothing is packed, or in a format that cannot be written so.
+        BackendError: nothing is packed, in a format that cannot be written so, or from weights
+            that were NaN or infinite.
         ConfigError: it is no Transformers model, or the folder is not empty.
     """
     target = _free(Path(os.path.abspath(folder)))
@@ -63,6 +65,7 @@ def save_packed(
         raise BackendError(
             "save_packed: no layer of the model is packed; save it by model.save_pretrained."
         )
+    _check_finite(modules)
     with new_folder(target) as staging:
         writer = ShardWriter(staging, max_shard_size)
         writer.write(_tensors(model, modules))
@@ -98,6 +101,15 @@ def _tensors(model: nn.Module, modules: list[PackedModule]) -> Iterator[tuple[st
     for module in modules:
         for name, tensor in module.state.tensors.items():
             yield f"{module.path}.{name}", tensor.detach()
+
+
+def _check_finite(modules: list[PackedModule]) -> None:
+    for module in modules:
+        if bad := not_finite(module.state.tensors):
+            raise BackendError(
+                f"{module.path}: its {bad[0]} holds NaN or infinite values, which spoil the layer: "
+                f"load or pack the model anew."
+            )
 
 
 def _check_model(model: nn.Module) -> None:

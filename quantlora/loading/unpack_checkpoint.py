@@ -15,6 +15,7 @@ from quantlora.experts.layout import ExpertsLayout
 from quantlora.experts.packed import PackedExperts
 from quantlora.files.safetensors_file import TENSOR_TYPES
 from quantlora.formats.expert_stack import ExpertStack
+from quantlora.formats.finite import not_finite
 from quantlora.formats.layer_files import PackedState
 
 #: What one module's note is to have, and of which type.
@@ -97,6 +98,11 @@ def _loaded(module: nn.Module, path: str) -> dict[str, Tensor]:
                 f"{path}.{name} is not among the checkpoint's tensors: it is damaged or not whole."
             )
         del tensor._is_hf_initialized  # type: ignore[attr-defined]
+    if bad := not_finite(tensors):
+        raise ConfigError(
+            f"{path}.{bad[0]} holds NaN or infinite values, which spoil the layer: the checkpoint "
+            f"is damaged, or was made of such weights."
+        )
     return tensors
 
 

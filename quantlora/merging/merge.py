@@ -20,7 +20,8 @@ from quantlora.adapters.state import AdapterState
 from quantlora.adapters.switch import activate, check_together, remove_adapters
 from quantlora.distributed.gather import is_shard
 from quantlora.errors import MergeError, warn
-from quantlora.merging.merge_layer import MODES, merge_layer
+from quantlora.formats.finite import not_finite
+from quantlora.merging.merge_layer import MODES, merge_layer, not_finite_text
 from quantlora.merging.merge_report import MergeReport
 from quantlora.merging.tied import untie_merged
 
@@ -62,6 +63,7 @@ def merge_adapters(
     _check_whole(adapted.model)
     floating = outer_dtype(adapted)
     check_together(adapted, active)
+    _check_trained_besides(adapted, names)
     with biases_of(state, active):
         merged = [
             layer_merge
@@ -137,6 +139,22 @@ def check_enabled(state: AdapterState) -> None:
             "the adapters are disabled, and a merged one would count all the same: call "
             "quantlora.enable_adapters(model) before you merge."
         )
+
+
+def _check_trained_besides(adapted: AdaptedModel, names: Sequence[str]) -> None:
+    """Raise `MergeError` where a copy or a bias of the adapters ``names`` holds NaN or infinity."""
+    copies = {
+        (name, path): saved.adapter_tensors(name)
+        for path, saved in adapted.saved_modules.items()
+        for name in names
+        if name in saved.adapters
+    }
+    for name in names:
+        for bias in adapted.state.biases.get(name, ()):
+            copies[name, bias.names[0]] = {"bias": bias.parameter}
+    for (name, path), tensors in copies.items():
+        if bad := not_finite(tensors):
+            raise MergeError(not_finite_text(path, name, bad[0]))
 
 
 def _check_whole(model: nn.Module) -> None:

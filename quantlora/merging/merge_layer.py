@@ -101,14 +101,19 @@ def _check_update(
         return
     for name in names:
         if bad := not_finite(layer.adapter_tensors(name)):
-            raise MergeError(
-                f"{path}: adapter {name!r} holds NaN or infinite values ({bad[0]}), and merging it "
-                f"would spoil the layer: its training has diverged, take an earlier checkpoint."
-            )
+            raise MergeError(not_finite_text(path, name, bad[0]))
     whose = "the base's weight holds" if not_finite(base) else "base and update together have"
     raise MergeError(
         f"{path}: {whose} NaN or infinite values, which cannot be merged: repair the base, or keep "
         f"the adapter unmerged."
+    )
+
+
+def not_finite_text(path: str, name: str, tensor: str) -> str:
+    """What to say of an adapter's ``tensor`` at ``path`` that holds NaN or infinite values."""
+    return (
+        f"{path}: adapter {name!r} holds NaN or infinite values ({tensor}), and merging it "
+        f"would spoil the layer: its training has diverged, take an earlier checkpoint."
     )
 
 

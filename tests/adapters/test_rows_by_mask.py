@@ -80,3 +80,48 @@ def test_the_text_model_behind_it_is_not() -> None:
         warnings.simplefilter("error", AdapterWarning)
         with quantlora.mixed_batch(model, ["a", "b"]):
             pass
+
+
+def with_images(*counts: int) -> dict[str, Any]:
+    """So many images in each sample: four tokens for one."""
+    torch.manual_seed(1)
+    ids = torch.randint(3, 60, (len(counts), 10))
+    for row, count in zip(ids, counts, strict=True):
+        row[1 : 1 + 4 * count] = 63
+    images = torch.randn(sum(counts), 3, 16, 16, dtype=torch.float64)
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": images}
+
+
+@pytest.mark.filterwarnings("ignore:.*tower for images")
+@pytest.mark.parametrize("targets", [r".*vision.*q_proj", r".*projector.linear_1"])
+def test_images_that_are_as_many_as_the_samples_by_chance_are_refused(targets: str) -> None:
+    model, two_in_one = llava(targets), with_images(2, 0)
+    for call in (model, lambda **batch: model.generate(**batch, max_new_tokens=2)):
+        with pytest.raises(AdapterError, match=r"samples \[0\] have one and the others none"):
+            call(**two_in_one, adapter_names=["a", "b"])
+    with (
+        pytest.raises(AdapterError, match="others none"),
+        quantlora.mixed_batch(model, ["a", "__base__"]),
+    ):
+        model(**two_in_one)
+    model(**two_in_one, adapter_names=["a", "a"])
+    model(**two_in_one)
+
+
+@pytest.mark.filterwarnings("ignore:.*tower for images")
+@pytest.mark.parametrize("targets", [r".*vision.*q_proj", r".*(projector.linear_1|v_proj)"])
+def test_with_an_image_in_each_sample_each_is_as_alone(targets: str) -> None:
+    model, batch = llava(targets), with_images(1, 1)
+    found = model(**batch, adapter_names=["a", "b"]).logits
+    for i, name in enumerate("ab"):
+        quantlora.set_adapter(model, name)
+        wanted = model(**batch).logits[i]
+        assert relative(found[i].detach(), wanted.detach()) <= 1e-9
+
+
+@pytest.mark.filterwarnings("error")
+def test_adapters_behind_the_tower_take_any_number_of_images() -> None:
+    model, batch = llava(r".*language_model.*q_proj"), with_images(2, 0)
+    found = model(**batch, adapter_names=["a", "b"]).logits
+    quantlora.set_adapter(model, "b")
+    assert relative(found[1].detach(), model(**batch).logits[1].detach()) <= 1e-9

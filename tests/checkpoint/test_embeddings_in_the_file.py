@@ -11,6 +11,7 @@ from transformers import LlamaForCausalLM, T5Config, T5ForConditionalGeneration
 
 import quantlora
 from quantlora import AdapterError, AdapterFileError, AdapterWarning
+from quantlora.checkpoint.base_vocabulary import note_vocabulary
 
 TOKENS = torch.tensor([[1, 5, 65, 7, 67, 2]])  # 65 and 67 are new
 WITH_TARGETS = {"target_modules": ["q_proj", "embed_tokens", "lm_head"]}
@@ -122,6 +123,27 @@ def test_a_checkpoint_that_is_gone_is_named(make_resized, tmp_path):
     model.name_or_path = "nobody/has-this"
     with pytest.warns(AdapterWarning, match="nobody/has-this, is not on this machine"):
         quantlora.save_adapter(model, tmp_path)
+
+
+def test_a_checkpoint_without_a_config_is_named(make_resized, tmp_path):
+    model = wrapped(make_resized(1), target_modules=["q_proj"])
+    model.name_or_path = str(tmp_path)
+    with pytest.warns(AdapterWarning, match=r"checkpoint, .*, has no config\.json, so nobody"):
+        quantlora.save_adapter(model, tmp_path / "a")
+
+
+def test_what_a_model_was_loaded_with_is_remembered(make_resized, tmp_path):
+    """Of a file that has no config.json beside it, as GGUF's."""
+    model = wrapped(make_resized(1, rows=None), target_modules=["q_proj"])
+    model.name_or_path = str(tmp_path / "model.gguf")
+    note_vocabulary(model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", AdapterWarning)
+        quantlora.save_adapter(model, tmp_path / "a")
+    model.resize_token_embeddings(68, mean_resizing=False)
+    with pytest.warns(AdapterWarning, match="vocabulary has 68 tokens .* checkpoint 64"):
+        quantlora.save_adapter(model, tmp_path / "b")
+    assert "model.embed_tokens.weight" in keys_in(tmp_path / "b")
 
 
 @pytest.mark.filterwarnings("ignore")

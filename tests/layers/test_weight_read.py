@@ -197,8 +197,14 @@ def test_the_fast_path_of_torchs_encoder_has_the_adapter(backend: str) -> None:
     torch.testing.assert_close(fast, model(x), atol=1e-5, rtol=1e-5)
 
 
+STATES = {"state_size": 4, "time_step_rank": 4}
+JAMBA = {"mamba_dt_rank": 4, "mamba_d_state": 4, "use_mamba_kernels": False, "num_experts": 1}
+HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2}
+
 MODELS: dict[str, tuple[str, dict[str, Any], list[str]]] = {
-    "Mamba": ("Mamba", {"state_size": 4, "time_step_rank": 4}, ["dt_proj", "x_proj"]),
+    "Mamba": ("Mamba", STATES, ["dt_proj", "x_proj"]),
+    "FalconMamba": ("FalconMamba", STATES, ["dt_proj", "x_proj"]),
+    "Jamba": ("Jamba", {**JAMBA, **HEADS}, ["dt_proj"]),
     "MobileBert": (
         "MobileBert",
         {"embedding_size": 32, "intra_bottleneck_size": 32, "num_attention_heads": 4},
@@ -231,6 +237,28 @@ def test_models_that_read_weights_train_and_give_what_they_give_merged(
     assert all(bool(one.factors("default")[1].weight.grad.any()) for one in layers)
     quantlora.merge_and_unload(model, mode="dequantize")
     torch.testing.assert_close(model(ids).logits, logits, atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["auto", "bitsandbytes_4bit"])
+def test_the_attention_of_wavlm_has_its_adapters(backend: str) -> None:
+    """It takes the weights of its projections, and calls none of them."""
+    sizes = {**SMALL, "num_attention_heads": 4, "num_conv_pos_embeddings": 16}
+    convolutions = {"conv_dim": [16, 16], "conv_stride": [5, 2], "conv_kernel": [10, 3]}
+    dropouts = dict.fromkeys(("hidden_dropout", "attention_dropout", "layerdrop"), 0)
+    config = transformers.WavLMConfig(**sizes, **convolutions, **dropouts)
+    torch.manual_seed(0)
+    model = transformers.WavLMForCTC(config).double().eval()
+    targets = ["q_proj", "k_proj", "v_proj", "out_proj"]
+    quantlora.wrap(model, backend=backend, r=4, target_modules=targets, init_lora_weights=False)
+    sound = torch.randn(2, 600, dtype=torch.float64)
+    logits = model(sound).logits
+    logits.square().sum().backward()
+    layers = [one for one in model.modules() if isinstance(one, LoraLayer)]
+    assert len(layers) == 4
+    assert all(bool(one.factors("default")[1].weight.grad.any()) for one in layers)
+    quantlora.merge_and_unload(model, mode="dequantize")
+    torch.testing.assert_close(model(sound).logits, logits, atol=1e-6, rtol=1e-6)
 
 
 @pytest.mark.parametrize("sizes", [{}, {"kdim": 24, "vdim": 40}], ids=str)

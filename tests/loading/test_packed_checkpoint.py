@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 import quantlora
@@ -141,3 +142,27 @@ def test_a_note_that_cannot_be_is_named(change: Any, text: str, tmp_path: Path) 
     file.write_text(json.dumps(config))
     with pytest.raises(ConfigError, match=text):
         quantlora.load(tmp_path / "packed")
+
+
+@pytest.mark.parametrize("backend", ["normalfloat", "bitsandbytes_4bit"])
+@pytest.mark.parametrize("make", [mixtral, tiny_llama], ids=["mixtral", "llama"])
+def test_scales_that_are_no_numbers_are_named(make: Any, backend: str, tmp_path: Path) -> None:
+    model = packed(make, backend)
+    quantlora.save_packed(model, tmp_path / "packed")
+    file = tmp_path / "packed" / "model.safetensors"
+    tensors = load_file(file)
+    scale = next(name for name in tensors if "absmax" in name or "scales" in name)
+    scale = next(n for n in tensors if n.startswith(scale) and tensors[n].is_floating_point())
+    tensors[scale].view(-1)[0] = float("nan")
+    save_file(tensors, file, {"format": "pt"})
+    with pytest.raises(ConfigError, match=f"{scale} holds NaN"):
+        quantlora.load(tmp_path / "packed")
+
+
+def test_a_layer_of_nans_is_not_saved(tmp_path: Path) -> None:
+    model = packed(tiny_llama)
+    scales = dict(model.named_buffers())["model.layers.0.mlp.up_proj.scales.values"]
+    scales.view(-1)[0] = float("inf")
+    with pytest.raises(BackendError, match=r"mlp.up_proj: its scales.values holds NaN"):
+        quantlora.save_packed(model, tmp_path / "packed")
+    assert not (tmp_path / "packed").exists()

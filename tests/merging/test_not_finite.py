@@ -58,6 +58,19 @@ def test_of_two_adapters_the_spoilt_one_is_named(kind: str, dora: bool) -> None:
         quantlora.merge(model)
 
 
+@pytest.mark.parametrize("fields", [{"modules_to_save": ["1"]}, {"bias": "all"}])
+def test_what_is_trained_besides_lora_is_looked_at_too(fields: dict[str, Any]) -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+    quantlora.wrap(model, r=2, target_modules=["0"], **fields)
+    trained = {n: p for n, p in model[1].named_parameters() if p.requires_grad and "bias" in n}
+    with torch.no_grad():
+        next(iter(trained.values()))[0] = float("nan")
+    for merge in (quantlora.merge, quantlora.merge_and_unload):
+        with pytest.raises(MergeError, match=r"adapter 'default' holds NaN or infinite .*bias"):
+            merge(model)
+    assert not model[0].merged_adapters
+
+
 def test_a_base_that_is_spoilt_is_named() -> None:
     model = wrapped()
     with torch.no_grad():

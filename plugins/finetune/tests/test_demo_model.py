@@ -29,6 +29,10 @@ def test_a_file_with_another_checksum_is_refused(tmp_path, monkeypatch):
         demo_model._assemble(tmp_path / "model.gguf")
 
 
+def test_what_is_cached_is_of_the_pinned_file():
+    assert demo_model.SHA256[:12] in demo_model._CACHED
+
+
 def test_a_missing_part_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(demo_model, "_PARTS", [("no_such_part", "part00")])
     with pytest.raises(FinetuneError, match=r"part00 of package no_such_part is missing"):

@@ -126,6 +126,12 @@ def test_an_adapter_trains_on_the_blocks_and_comes_back(tmp_path):
         assert torch.equal(again.eval()(IDS).logits, model.eval()(IDS).logits)
 
 
+@pytest.mark.filterwarnings("error::quantlora.AdapterWarning")
+def test_an_adapter_over_a_file_is_saved_without_a_word(tmp_path):
+    model = quantlora.wrap(quantlora.load(write_tiny(tmp_path, "llama")), r=2)
+    quantlora.save_adapter(model, tmp_path / "adapter")
+
+
 def test_what_is_saved_by_transformers_loads_again(tmp_path):
     model = quantlora.load(write_tiny(tmp_path, "gemma3", tied=True))
     model.save_pretrained(tmp_path / "saved")

@@ -1,5 +1,6 @@
 """QERA, PiSSA, OLoRA and orthogonal on quantized layers."""
 
+import copy
 from typing import ClassVar
 
 import pytest
@@ -9,7 +10,7 @@ from quantlora_normalfloat import NormalFloatQuantizer
 from torch import nn
 
 import quantlora
-from quantlora import BackendError, ConfigError
+from quantlora import AdapterFileError, BackendError, ConfigError
 from quantlora.testing import InitializerSuite
 
 R, SIZE = 8, 128
@@ -51,6 +52,19 @@ def test_qera_has_a_smaller_output_error_than_loftq(net, inputs):
         start(twin, init, loftq_config=config)
         errors[init] = output_error(twin, weight, bias, inputs)
     assert errors["qera"] < 0.8 * errors["loftq"]
+
+
+@pytest.mark.parametrize("init", ["loftq", "qera"])
+@pytest.mark.filterwarnings("ignore")
+def test_a_file_from_its_packing_is_refused_on_the_original_base(net, inputs, init, tmp_path):
+    original = copy.deepcopy(net)
+    config = LoftQConfig(loftq_bits=2, calibration=input_mean_squares(net, [inputs]))
+    start(net, init, loftq_config=config)
+    quantlora.save_adapter(net, tmp_path)
+    with pytest.raises(AdapterFileError, match=f"a base that initializer '{init}' has changed"):
+        quantlora.load_adapter(original, tmp_path)
+    again = quantlora.load_adapter(quantlora.unload(copy.deepcopy(net)), tmp_path)
+    assert torch.equal(again(inputs), net(inputs))
 
 
 def test_qera_is_optimal_in_its_metric(net, inputs):
