@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from quantlora.formats.autocast import autocast_off, working_dtype
 
 #: Logits that are there at one time, and the fewest tokens they are of.
-_LOGITS, _TOKENS = 1 << 24, 64
+_LOGITS, _TOKENS = 24 << 20, 64
 #: The label of a token that is not to be predicted, and the loss that this is, as in Transformers.
 _IGNORED, _LOSS = -100, "ForCausalLMLoss"
 #: Whether a model returns what its head gives, by model.
@@ -50,7 +50,7 @@ def causal_lm_loss(
         inputs: its inputs with ``labels`` ``(batch, length)``; -100 is not predicted.
         num_items_in_batch: what the sum is divided by, as Trainer counts it over accumulated
             batches; by default the tokens to predict.
-        tokens_at_once: tokens whose logits are there at one time; as many as 64 MiB hold.
+        tokens_at_once: tokens whose logits are there at one time; as many as 96 MiB hold.
 
     Returns:
         The loss, of no dimensions, with its gradient.
@@ -172,6 +172,7 @@ class _Summed(torch.autograd.Function):
                 total += _sum_with_slope(logits, targets[own])
                 if grad is not None:
                     grad[own] = logits.to(dtype) @ weight
+                del logits  # or it is there beside the next rows' logits
         ctx.save_for_backward(grad)
         return total
 

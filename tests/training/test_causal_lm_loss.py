@@ -150,9 +150,13 @@ def test_the_logits_of_the_batch_are_never_there_at_once() -> None:
     assert peaks[1] < whole / 2
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("size", [(4, 64), (2, 200)], ids=str)
-def test_the_prediction_of_memory_follows(size: tuple[int, int]) -> None:
-    model, (count, length) = wrapped(vocab_size=8192), size
+def test_the_prediction_of_memory_follows(
+    size: tuple[int, int], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(room, "_LOGITS", 1 << 20)  # many parts, as with a large vocabulary
+    model, (count, length) = wrapped(dtype, vocab_size=8192), size
     estimate = quantlora.memory_estimate(model, batch_size=count, length=length, chunked_loss=True)
     ids = torch.zeros(count, length, dtype=torch.long)
     given = {"input_ids": ids, "labels": ids, "attention_mask": torch.ones_like(ids)}
@@ -160,4 +164,4 @@ def test_the_prediction_of_memory_follows(size: tuple[int, int]) -> None:
         quantlora.causal_lm_loss(model, {**given, "use_cache": False}).backward()
         trained = [p.grad for p in model.parameters() if p.grad is not None]
         peak = live.peak(without=trained)
-    assert 0.9 * peak <= estimate.activations <= 1.5 * peak
+    assert 0.95 * peak <= estimate.activations <= 1.1 * peak, (peak, estimate.activations)
