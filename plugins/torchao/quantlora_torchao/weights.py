@@ -91,6 +91,7 @@ class Settings:
         from torchao.quantization import quantize_
 
         quantize_(linear, self.config())
+        vars(linear).pop("extra_repr", None)  # torchao's is a method that cannot be pickled
 
 
 def to_affine(weight: Any) -> AffineWeight | None:

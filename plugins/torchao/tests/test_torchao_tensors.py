@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
 import pytest
@@ -95,3 +96,7 @@ def test_a_weight_that_quantizes_its_inputs_is_not_packed() -> None:
 def test_a_kind_that_is_none_is_refused() -> None:
     with pytest.raises(BackendError, match="kind must be one of int8, intx, float8"):
         registry().quantizer("torchao").quantize(nn.Linear(8, 8), kind="int5")
+
+
+def test_a_layer_packed_here_can_go_to_a_spawned_process(layer) -> None:
+    assert ForkingPickler.dumps(layer)
