@@ -6,8 +6,12 @@ precision. Formats that only read go through the same list in their plugin's tes
 
 from __future__ import annotations
 
+import pytest
+
 from quantlora import registry
 from quantlora.testing.operation_suite import OperationTests
+
+pytestmark = pytest.mark.slow  # each format's own suite has the same list in its usual form
 
 for _quantizer in registry().quantizers.values():
     if _quantizer.can_quantize:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+import pytest
 import torch
 from torch import nn
 
@@ -33,6 +34,7 @@ class TestNf4(Bitsandbytes4bitSuite):
     shapes = (*QuantizerSuite.shapes, (40, 80), (33, 51), (2, 1))
 
 
+@pytest.mark.slow
 class TestNf4WithoutDoubleQuantization(Bitsandbytes4bitSuite):
     options: ClassVar = {"compress_statistics": False, "blocksize": 128}
 
@@ -42,11 +44,13 @@ class TestFp4(Bitsandbytes4bitSuite):
     closeness = 0.2
 
 
+@pytest.mark.slow
 class TestFp4InFloatStorage(Bitsandbytes4bitSuite):
     options: ClassVar = {"quant_type": "fp4", "quant_storage": torch.float32}
     closeness = 0.2
 
 
+@pytest.mark.slow
 class TestNf4InHalfStorage(Bitsandbytes4bitSuite):
     options: ClassVar = {"quant_storage": torch.bfloat16, "compute_dtype": torch.bfloat16}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+import pytest
 import torch
 from torch import nn
 
@@ -33,18 +34,21 @@ class TestFourBits(Gptq):
     shapes = ((128, 128), (96, 64), (40, 64), (32, 32))
 
 
+@pytest.mark.slow
 @needs_library
 class TestTwoBits(Gptq):
     recipe: ClassVar = Recipe(bits=2, group_size=16)
     closeness = 0.7
 
 
+@pytest.mark.slow
 @needs_library
 class TestThreeBits(Gptq):
     recipe: ClassVar = Recipe(bits=3)
     closeness = 0.3
 
 
+@pytest.mark.slow
 @needs_library
 class TestEightBits(Gptq):
     recipe: ClassVar = Recipe(bits=8)

@@ -2,6 +2,7 @@
 
 from typing import ClassVar
 
+import pytest
 from torch import nn
 
 from quantlora.testing import QuantizerSuite
@@ -16,11 +17,13 @@ class Packed(QuantizerSuite):
         return self.format.quantize(linear, **self.options)
 
 
+@pytest.mark.slow
 class TestNF2(Packed):
     options: ClassVar = {"bits": 2}
     closeness = 0.7
 
 
+@pytest.mark.slow
 class TestNF3(Packed):
     options: ClassVar = {"bits": 3, "block_size": 32}
     closeness = 0.3
@@ -30,6 +33,7 @@ class TestNF4(Packed):
     options: ClassVar = {"double_quant": True}
 
 
+@pytest.mark.slow
 class TestNF8(Packed):
     options: ClassVar = {"bits": 8}
 
