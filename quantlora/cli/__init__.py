@@ -20,7 +20,7 @@ app = typer.Typer(
     name="quantlora",
     cls=FriendlyGroup,
     no_args_is_help=True,
-    add_completion=False,
+    add_completion=True,
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -45,10 +45,17 @@ def inspect(
     model: Annotated[
         str, typer.Argument(help="A model's folder or hub id, or an adapter's folder.")
     ],
-    backend: Annotated[str, typer.Option(help="As in `wrap`.")] = "auto",
-    rank: Annotated[int, typer.Option(min=1, help="Rank of the adapter.")] = 8,
-    targets: Annotated[
-        str, typer.Option(help="Comma-separated layer names, or all-linear.")
+    backend: Annotated[str, typer.Option(help="Format to pack to; `auto`: as it is.")] = "auto",
+    rank: Annotated[
+        int, typer.Option("--rank", "-r", min=1, metavar="N", help="Rank of the adapter.")
+    ] = 8,
+    target_modules: Annotated[
+        str,
+        typer.Option(
+            "--target-modules",
+            "--targets",
+            help="`all-linear`, or names with commas between them.",
+        ),
     ] = "all-linear",
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
@@ -65,7 +72,8 @@ def inspect(
 
     if told_of_adapter(model, json):
         return
-    chosen = targets if targets == "all-linear" else targets.split(",")
+    names = [name.strip() for name in target_modules.split(",") if name.strip()]
+    chosen = target_modules if target_modules == "all-linear" else names
     with strays_to_stderr():
         from quantlora.inspection.report import inspect_model
         from quantlora.inspection.show import show

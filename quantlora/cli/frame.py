@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.text import Text
 from typer.core import TyperGroup
 
+from quantlora.cli.any_hyphens import switches_without_type
 from quantlora.cli.plugin_commands import plugin_commands
 from quantlora.env.unforeseen import unforeseen, wants_traceback, was_interrupted
 from quantlora.errors import QuantloraError
@@ -30,6 +31,9 @@ class FriendlyGroup(TyperGroup):
 
     Ours come first; the plugins are loaded only where none of ours is meant.
     """
+
+    def get_params(self, ctx: Any) -> Any:
+        return switches_without_type(super().get_params(ctx))
 
     def list_commands(self, ctx: Any) -> list[str]:
         return list(dict.fromkeys([*super().list_commands(ctx), *plugin_commands()]))

@@ -15,13 +15,14 @@ _COLOURS = {"READY": "green", "DEGRADED": "yellow", "UNAVAILABLE": "red"}
 
 
 def show(report: Report, console: Console) -> None:
-    """Tables, then the commands that fix things, then one line of summary."""
+    """One line of summary, the tables, then the commands that fix things and what to type next."""
+    console.print(Text(f"{summary(report)}\n", style="bold"), soft_wrap=True)
     for section in sections(report):
         console.print(_table(section))
     for whom, fix in remedies(report):
         console.print(Text.assemble("\n", (f"{whom}:", "bold")), soft_wrap=True)
         console.print(Text(fix), soft_wrap=True)
-    console.print(Text(f"\n{summary(report)}", style="bold"), soft_wrap=True)
+    console.print(Text.assemble("\nNext: ", ("quantlora --help", "bold")), soft_wrap=True)
 
 
 def _table(section: Section) -> Table:

@@ -28,6 +28,8 @@ def show(found: Inspection, console: Console) -> None:
             console.print(Text.assemble(("wrap would stop: ", "bold red"), problem), soft_wrap=True)
     for warning in found.warnings:
         console.print(Text.assemble(("wrap would warn: ", "yellow"), warning), soft_wrap=True)
+    if not (found.problem or found.problems):
+        console.print(Text.assemble("Next: ", ("quantlora --help", "bold")), soft_wrap=True)
 
 
 def _head(found: Inspection) -> Iterator[str]:

@@ -5,8 +5,9 @@
 
 What `frozen_linear` and `low_rank` compute one after the other, without the tensors of the output's
 and the input's size in between: adapters are added into the fresh output, in backward into the
-fresh ∂x. For backward x is kept as it came, and ``s · A(x)`` of rank r; the weight is asked for
-again, a dropout mask is drawn again. A second derivative goes through the plain products.
+fresh ∂x. For backward x is kept as it came, where an A is trained (∂A is all that needs it), and
+``s · A(x)`` of rank r; the weight is asked for again, a dropout mask is drawn again. A second
+derivative goes through the plain products.
 """
 
 from __future__ import annotations
@@ -70,6 +71,7 @@ def adapted_linear(
     bias: Tensor | None,
     frozen: FrozenProduct,
     adapters: Sequence[tuple[Branch, Tensor, Tensor]],
+    keeps_input: bool = True,
 ) -> Tensor:
     """The layer's output ``(..., out_features)``, in memory of its own.
 
@@ -77,10 +79,14 @@ def adapted_linear(
         x: ``(..., in_features)``, of any floating dtype.
         bias: ``(out_features,)``.
         adapters: branch, A ``(r, in_features)`` and B ``(out_features, r)`` of each.
+        keeps_input: whether x is kept for backward also where no A is trained (LoRA-FA): for
+            `output_again` and for second derivatives.
     """
     branches = [branch for branch, _, _ in adapters]
     factors = [factor for _, A, B in adapters for factor in (A, B)]
-    y: Tensor = _Adapted.apply(x, bias, frozen, branches, *factors)  # type: ignore[no-untyped-call]
+    y: Tensor = _Adapted.apply(  # type: ignore[no-untyped-call]
+        x, bias, frozen, (branches, keeps_input), *factors
+    )
     return y
 
 
@@ -91,9 +97,10 @@ class _Adapted(torch.autograd.Function):
         x: Tensor,
         bias: Tensor | None,
         frozen: FrozenProduct,
-        branches: Sequence[Branch],
+        chosen: tuple[Sequence[Branch], bool],
         *factors: Tensor,
     ) -> Tensor:
+        branches, keeps_input = chosen
         with autocast_off(x):
             y = _frozen_output(x, bias, frozen)
             hidden = [
@@ -102,7 +109,9 @@ class _Adapted(torch.autograd.Function):
             ]
         ctx.frozen, ctx.branches = frozen, branches
         ctx.bias_dtype = None if bias is None else bias.dtype
-        ctx.save_for_backward(x, *factors, *hidden)
+        ctx.shape, ctx.dtype = x.shape, x.dtype
+        is_kept = keeps_input or any(ctx.needs_input_grad[4::2])
+        ctx.save_for_backward(x if is_kept else None, *factors, *hidden)
         return y
 
     @staticmethod
@@ -152,7 +161,7 @@ def _gradients(ctx: Any, grad: Tensor) -> list[Tensor | None]:
     needs_x, needs = ctx.needs_input_grad[0], ctx.needs_input_grad[4:]
     grad_x, g = None, _rows(grad)
     if needs_x:
-        grad_x = (g.to(ctx.frozen.dtype) @ ctx.frozen.weight(ctx.frozen.dtype)).to(x.dtype)
+        grad_x = (g.to(ctx.frozen.dtype) @ ctx.frozen.weight(ctx.frozen.dtype)).to(ctx.dtype)
     found: list[Tensor | None] = []
     for (branch, A, B), h in zip(_paired(ctx.branches, saved[:count]), saved[count:], strict=True):
         own = g.to(branch.dtype)
@@ -162,7 +171,7 @@ def _gradients(ctx: Any, grad: Tensor) -> list[Tensor | None]:
         needs_A, needs_B = needs[len(found) : len(found) + 2]
         found.append((gh.t() @ _input(x, branch)).to(A.dtype) if needs_A else None)
         found.append((own.t() @ h).to(B.dtype) if needs_B else None)
-    return [None if grad_x is None else grad_x.view_as(x), *found]
+    return [None if grad_x is None else grad_x.view(ctx.shape), *found]
 
 
 def _add_input_gradient(grad_x: Tensor, gh: Tensor, A: Tensor, branch: Branch) -> None:
@@ -175,6 +184,11 @@ def _add_input_gradient(grad_x: Tensor, gh: Tensor, A: Tensor, branch: Branch) -
 def _again(ctx: Any, grad: Tensor) -> list[Tensor | None]:
     """The same with a graph of its own, for a backward through this one."""
     x, *saved = ctx.saved_tensors
+    if x is None:
+        raise RuntimeError(
+            "there is no second derivative where no A is trained: the input is not kept. "
+            "Train A, or use torch.func."
+        )
     factors = saved[: 2 * len(ctx.branches)]
     needs = (ctx.needs_input_grad[0], *ctx.needs_input_grad[4:])
     with torch.enable_grad():

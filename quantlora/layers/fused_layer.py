@@ -15,12 +15,17 @@ from quantlora.layers.product_dtype import HALF, product_dtype
 
 
 def fused_product(
-    layer: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None
+    layer: Any,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    keeps_input: bool = True,
 ) -> Tensor | None:
     """``x · dequantize(Q)ᵀ + bias + Σ s · B(A(x))``; None where something is needed in between.
 
     Args:
         weight: the base's, where it is dequantized already.
+        keeps_input: see `adapted_linear`.
     """
     names = _names(layer, x)
     if not names:
@@ -36,7 +41,7 @@ def fused_product(
     own = layer.frozen_weight(base, quantizer)
     frozen = FrozenProduct(own, layer.base_dtype(x), working_dtype(x, x.dtype), weight)
     given = [(_branch(layer, name, x), A, B) for name, (A, B) in factors.items()]
-    return adapted_linear(x, bias, frozen, given)
+    return adapted_linear(x, bias, frozen, given, keeps_input)
 
 
 def can_draw_again(layer: Any, name: str, x: Tensor) -> bool:

@@ -108,7 +108,8 @@ class LoraLinear(LoraLayer):
 
     def fused_output(self, x: Tensor, weight: Tensor | None) -> Tensor | None:
         """The output as one function with one backward; None where it cannot be one."""
-        return fused_product(self, x, weight, self.quantizer.bias(self.base_layer))
+        bias = self.quantizer.bias(self.base_layer)
+        return fused_product(self, x, weight, bias, keeps_input=False)
 
     def fuses(self, name: str, x: Tensor) -> bool:
         """Whether adapter ``name`` is ``s · B(A(dropout(x)))`` with a mask to draw again."""

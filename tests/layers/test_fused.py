@@ -27,11 +27,12 @@ def given(*batch: int) -> list[Tensor]:
     return [torch.randn(shape, dtype=DOUBLE).requires_grad_() for shape in shapes]
 
 
-def product(x: Tensor, bias: Tensor | None, *factors: Tensor) -> Tensor:
+def product(x: Tensor, bias: Tensor | None, *factors: Tensor, keeps_input: bool = True) -> Tensor:
     weight = torch.linspace(-1, 1, 20, dtype=DOUBLE).view(4, 5)
     scales = (Branch(0.7, DOUBLE), Branch(-1.5, DOUBLE))
     adapters = list(zip(scales, factors[::2], factors[1::2], strict=True))
-    return adapted_linear(x, bias, FrozenProduct(weight.to, DOUBLE, DOUBLE), adapters)
+    frozen = FrozenProduct(weight.to, DOUBLE, DOUBLE)
+    return adapted_linear(x, bias, frozen, adapters, keeps_input)
 
 
 @pytest.mark.parametrize("batch", SHAPES)
@@ -49,6 +50,25 @@ def test_what_needs_no_gradient_gets_none(frozen: int) -> None:
     tensors[frozen].requires_grad_(False)
     product(*tensors).sum().backward()
     assert [i for i, tensor in enumerate(tensors) if tensor.grad is None] == [frozen]
+
+
+def test_the_input_is_not_kept_where_no_down_projection_is_trained() -> None:
+    x, bias, *factors = given(64)
+    for A in factors[::2]:
+        A.requires_grad_(False)
+    kept: list[Any] = []
+    with saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
+        y = product(x, bias, *factors, keeps_input=False)
+    assert max(tensor.numel() for tensor in kept) == 64 * 3  # A(x), of rank 3
+    trained = [x, bias, *factors[1::2]]
+    found = torch.autograd.grad(y.sin().sum(), trained)
+    wanted = torch.autograd.grad(product(x, bias, *factors).sin().sum(), trained)
+    assert all(torch.equal(one, other) for one, other in zip(found, wanted, strict=True))
+    (slope,) = torch.autograd.grad(product(x, None, *factors).sum(), x, create_graph=True)
+    assert slope.requires_grad
+    y = product(x, bias, *factors, keeps_input=False).sum()
+    with pytest.raises(RuntimeError, match="no second derivative where no A is trained"):
+        torch.autograd.grad(y, x, create_graph=True)
 
 
 @pytest.mark.parametrize("shape", [(2, 3), (3,)], ids=str)

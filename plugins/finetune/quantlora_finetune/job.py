@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import Console
 
 from quantlora.errors import FinetuneError
+from quantlora_finetune.options.choices import TrainerName
 from quantlora_finetune.options.finetune_options import FinetuneOptions, check_given
 from quantlora_finetune.prepared_job import prepare
 from quantlora_finetune.run import processes
@@ -40,6 +41,7 @@ def finetune(
     require_libraries(options)
     show = Show(console if console and processes.is_first() else Console(quiet=True))
     run, options = open_run(options, given)
+    require_libraries(options)  # of the run that is resumed, too
     processes.wait_for_all()  # to look at the folder before one begins to write
     if run.is_finished and run.steps_done >= options.steps:
         show.finished_already(run.path, options.steps)
@@ -63,7 +65,8 @@ def _learned(report: dict[str, Any], run: RunFolder) -> dict[str, Any]:
     before, after = report["perplexity"]["before"], report["perplexity"]["after"]
     losses = [step["loss"] for step in report["training"]["steps"]]
     last = losses[-max(1, len(losses) // 4) :]
-    diverged = bool(last) and not sum(last) / len(last) <= losses[0]
+    compares = TrainerName(report["options"]["trainer"]).compares  # they trade perplexity for more
+    diverged = not compares and bool(last) and not sum(last) / len(last) <= losses[0]
     if not math.isfinite(after) or (after > before and diverged):
         raise FinetuneError(
             f"{run.path}: the training has diverged: held-out perplexity went from {before:.4g} to "

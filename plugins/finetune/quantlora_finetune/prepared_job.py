@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
 
@@ -12,12 +13,26 @@ from quantlora import MemoryUse, memory_estimate, save_adapter
 from quantlora.errors import FinetuneError
 from quantlora_finetune.data.dataset import Dataset, collate_with, load_dataset
 from quantlora_finetune.data.examples import TrainingTokenizer
-from quantlora_finetune.model.adaptation import Adaptation, choose_adaptation
+from quantlora_finetune.data.reading_progress import reading_progress
+from quantlora_finetune.data.template import template_text
+from quantlora_finetune.model.adaptation import (
+    Adaptation,
+    choose_adaptation,
+    freeze_down_projections,
+)
 from quantlora_finetune.model.base_model import BaseModel, find_base, load_model
+from quantlora_finetune.model.batch_size import (
+    fitting_batch_size,
+    longer_by,
+    sequences_in_row,
+)
+from quantlora_finetune.model.packing_check import check_packing
 from quantlora_finetune.model.weights_fingerprint import weights_fingerprint
 from quantlora_finetune.options.choices import TrainerName
 from quantlora_finetune.options.finetune_options import FinetuneOptions, with_steps
+from quantlora_finetune.options.training import AUTO
 from quantlora_finetune.reporting.card import model_card
+from quantlora_finetune.reporting.comparison_measure import mean_reward, preferred_share
 from quantlora_finetune.reporting.evaluation import (
     Measurement,
     check_prompt,
@@ -27,11 +42,13 @@ from quantlora_finetune.reporting.evaluation import (
 )
 from quantlora_finetune.reporting.page import write_page
 from quantlora_finetune.reporting.plot import plot_losses
-from quantlora_finetune.reporting.report import Report, model_facts
+from quantlora_finetune.reporting.report import Report, model_facts, short_name
 from quantlora_finetune.run import processes
 from quantlora_finetune.run.limits import require_disk
-from quantlora_finetune.run.run_folder import PAGE, REPORT, RunFolder, write_json
+from quantlora_finetune.run.run_folder import PAGE, REPORT, TEMPLATE, RunFolder, write_json
 from quantlora_finetune.show import Show
+from quantlora_finetune.training.optimizers import optimizer_bytes_of
+from quantlora_finetune.training.reward import reward_function
 from quantlora_finetune.training.trainer import Training, train
 
 
@@ -57,7 +74,15 @@ class Job:
         answer = continuation(self.model, self.tokenizer, prompt, self.base.longest)
         size = self.options.batch_size
         held_out = perplexity(self.model, self.data.held_out, self.collate, size)
-        return Measurement(held_out, prompt, answer)
+        rows = self.data.compared
+        preferred = preferred_share(self.model, rows, self.collate)
+        return Measurement(held_out, prompt, answer, preferred, self._reward())
+
+    def _reward(self) -> float | None:
+        if self.options.reward is None:
+            return None
+        reward, longest = reward_function(self.options.reward), self.options.completion_length
+        return mean_reward(self.model, self.data.compared, self.tokenizer, reward, longest)
 
     def before(self) -> Measurement:
         """The measurement before the first step; a resumed run has it on record."""
@@ -98,6 +123,8 @@ class Job:
             return
         folder = self.run.path
         save_adapter(self.model, folder, card=model_card(report))
+        if self.options.template is not None:
+            (folder / TEMPLATE).write_text(template_text(self.options.template), "utf-8")
         plot_losses(folder / "loss.png", report)
         write_page(folder / PAGE, report)
         write_json(folder / REPORT, report.as_json())
@@ -107,29 +134,48 @@ def prepare(options: FinetuneOptions, run: RunFolder, show: Show) -> Job:
     """Load and check: what is quick to check, first."""
     show.beginning(options, run.steps_done)
     base = find_base(options)
-    tokenizer = TrainingTokenizer(base.tokenizer)
+    tokenizer = TrainingTokenizer(base.tokenizer, options)
     check_prompt(options.prompt, tokenizer, base.longest)
-    data = load_dataset(options, tokenizer)
+    show.template(tokenizer)
+    with reading_progress(show.console, short_name(options.data or "the text"), tokenizer):
+        data = load_dataset(options, tokenizer)
     run.check_same_data(data.fingerprint)
-    options = with_steps(options, len(data.train), processes.count())
     adaptation = choose_adaptation(base, options)
     show.loading(base.name, data.facts())
     loaded = load_model(base, options.dtype)
     weights = weights_fingerprint(loaded)
     run.check_same_model(weights)
     model = _wrapped(loaded, base, adaptation, options)
+    if options.packing:
+        check_packing(model, base.padding)
+    options = _settled(model, options, data, show)
     facts = model_facts(model)
     require_disk(run.path, facts.trained_parameters)
     show.model(facts)
-    length = max(len(example.input_ids) for example in data.train)
-    memory = memory_estimate(
-        model,
-        batch_size=options.batch_size,
-        length=length,
-        chunked_loss=options.trainer is not TrainerName.TRL,
-    )
+    memory = _predicted(model, options, data)
     show.prediction(memory)
     return Job(options, run, base, tokenizer, data, model, memory, weights)
+
+
+def _settled(
+    model: PreTrainedModel, options: FinetuneOptions, data: Dataset, show: Show
+) -> FinetuneOptions:
+    """``options`` with the batch size and the steps as numbers."""
+    if options.batch_size == AUTO:
+        found = fitting_batch_size(model, options, data.longest, len(data.train))
+        show.batch_size(found)
+        options = dataclasses.replace(options, batch_size=found.batch_size)
+    return with_steps(options, len(data.train), processes.count())
+
+
+def _predicted(model: PreTrainedModel, options: FinetuneOptions, data: Dataset) -> MemoryUse:
+    memory = memory_estimate(
+        model,
+        batch_size=options.batch_size * sequences_in_row(options),
+        length=data.longest + longer_by(options),
+        chunked_loss=options.trainer is TrainerName.TRANSFORMERS,
+    )
+    return dataclasses.replace(memory, optimizer=optimizer_bytes_of(model, options))
 
 
 def _wrapped(
@@ -138,6 +184,8 @@ def _wrapped(
     """The model as it is trained, where it is trained."""
     set_seed(options.seed)  # A's first values
     model = adaptation.apply(loaded)
+    if options.lora_fa:
+        freeze_down_projections(model)
     if not base.is_quantized:
         model.to(processes.device())  # type: ignore[arg-type]
     if options.gradient_checkpointing:

@@ -11,7 +11,10 @@ from rich.table import Table
 from rich.text import Text
 
 from quantlora import MemoryUse, format_size
+from quantlora_finetune.data.examples import TrainingTokenizer
+from quantlora_finetune.data.template import split_marks
 from quantlora_finetune.model import demo_model
+from quantlora_finetune.model.batch_size import FoundBatchSize
 from quantlora_finetune.options.finetune_options import FinetuneOptions
 from quantlora_finetune.reporting.evaluation import Measurement
 from quantlora_finetune.reporting.report import ModelFacts, Report
@@ -37,10 +40,22 @@ class Show:
         if options.resume:
             self._say(f"Going on after step {steps_done} of {options.steps}.")
 
+    def template(self, tokenizer: TrainingTokenizer) -> None:
+        """Say where the tokenizer does not know how the template marks turns."""
+        if tokenizer.template is None:
+            return
+        if marks := split_marks(tokenizer.tokenizer):
+            self._say(
+                f"The tokenizer has no token for {', '.join(marks)} of the template: each is "
+                f"written with several, which the model learns as any text.",
+                "yellow",
+            )
+
     def loading(self, name: str, data: dict[str, Any]) -> None:
         self._say(
-            f"Data: {data['name']}: {data['train_examples']} examples to train on, "
-            f"{data['measured_examples']} others to measure on."
+            f"Data: {data['name']}: {data['train_examples']} examples to train on"
+            f"{_in_rows(data)}, {data['measured_examples']} others to measure on, from "
+            f"{data['held_out']}."
         )
         if data["cut_examples"] or data["left_out_examples"]:
             self._say(
@@ -65,6 +80,12 @@ class Show:
 
     def measurement(self, when: str, found: Measurement) -> None:
         self._say(f"Held-out perplexity {when} training: {found.perplexity:.2f}", "bold")
+        if found.preferred is not None:
+            self._say(
+                f"Chosen answers that are the likelier ones, {when}: {found.preferred:.0%}", "bold"
+            )
+        if found.reward is not None:
+            self._say(f"Mean reward of the likeliest answers, {when}: {found.reward:.3f}", "bold")
         text = Text.assemble(
             _INDENT, (_below(found.prompt), "dim"), _below(found.continuation.rstrip())
         )
@@ -73,6 +94,12 @@ class Show:
     def prediction(self, memory: MemoryUse) -> None:
         parts = ", ".join(f"{name} {format_size(count)}" for name, count in memory.rows()[:-1])
         self._say(f"Memory, predicted: {format_size(memory.total)} ({parts}).")
+
+    def batch_size(self, found: FoundBatchSize) -> None:
+        self._say(
+            f"Batch size: {found.batch_size}, by the memory prediction: "
+            f"{format_size(found.needed)} of {format_size(found.free)} that are free."
+        )
 
     def memory(self, predicted: MemoryUse, measured: MemoryUse | None) -> None:
         """Both, component by component; nothing where no step was made to measure."""
@@ -97,7 +124,9 @@ class Show:
             "bold green" if report.fall_percent > 0 else "bold yellow",
         )
         self._say(f"In {folder}: the adapter, report.html, report.json, loss.png and README.md.")
-        self._say(f"Next: {shlex.join(['quantlora', 'chat', str(folder)])}")
+        system = report.options.system
+        more = ["--system", system] if system else []
+        self._say(f"Next: {shlex.join(['quantlora', 'chat', str(folder), *more])}")
         if (folder / _NEW_CARD).exists():
             self._say(f"README.md was edited and stays; {_NEW_CARD} is the card of this run.")
 
@@ -113,6 +142,11 @@ class Show:
 
     def _say(self, text: str, style: str = "") -> None:
         self.console.print(Text(text, style=style), soft_wrap=True)
+
+
+def _in_rows(data: dict[str, Any]) -> str:
+    packed = data["train_rows"] != data["train_examples"]
+    return f" in {data['train_rows']} rows" if packed else ""
 
 
 def _below(text: str) -> str:

@@ -6,10 +6,11 @@ import json
 
 import pytest
 from quantlora_finetune.command.finetune import command
-from quantlora_finetune.options.aliases import ELSEWHERE, SAME, SWITCHES, translated
-from quantlora_finetune.options.choices import option_name
+from quantlora_finetune.options.aliases import translated
+from quantlora_finetune.options.choices import flags, option_name
 from quantlora_finetune.options.config_file import with_config
 from quantlora_finetune.options.finetune_options import FinetuneOptions, with_steps
+from quantlora_finetune.options.spellings import ELSEWHERE, SAME, SWITCHES
 
 from quantlora.errors import ConfigError
 
@@ -18,7 +19,8 @@ OURS = {option_name(name)[2:] for name in FinetuneOptions().as_json()}
 
 def test_every_alias_stands_for_an_option_and_is_none_itself():
     assert set(SAME.values()) <= OURS
-    assert {words[0][2:] for words in SWITCHES.values()} <= OURS
+    words = [word for both in SWITCHES.values() for part in both for word in part[:1]]
+    assert {word[2:] for word in words} <= OURS
     assert not OURS & ({*SAME, *SWITCHES, *ELSEWHERE})
 
 
@@ -31,11 +33,19 @@ def test_every_alias_stands_for_an_option_and_is_none_itself():
         ("--load-in-4bit --steps 3", "--bits 4 --steps 3"),
         ("--load_in_4bit True --bf16 false", "--bits 4"),
         ("--use-dora=true", "--variant dora"),
+        ("--load_in_4bit false", "--bits 16"),
+        ("--load_in_8bit true --load_in_4bit false", "--bits 8"),
+        ("--completion_only_loss true --packing true", "--packing"),
+        ("--completion_only_loss False --packing false", "--train-on-prompt"),
+        ("--gradient_checkpointing --bf16 auto", "--gradient-checkpointing"),
+        ("--lora_target all --stage sft", "--target-modules all-linear --trainer transformers"),
+        ("--rl=dpo --target-modules=all", "--trainer=dpo --target-modules=all-linear"),
+        ("--torch_dtype bf16", "--dtype bfloat16"),
         ("--data my_file.txt -o out", "--data my_file.txt -o out"),
     ],
 )
 def test_what_others_type_is_understood(typed, meant):
-    assert translated(typed.split()) == meant.split()
+    assert translated(typed.split(), flags(FinetuneOptions)) == meant.split()
 
 
 @pytest.mark.parametrize("name", ELSEWHERE)
@@ -71,6 +81,9 @@ def test_a_file_of_options_is_read_before_what_is_typed(tmp_path):
     )
     words = translated(with_config(["--steps", "3", "--config", str(file)]))
     assert words == ["--lr=0.001", "--bits", "4", "--target-modules=q,v", "--steps", "3"]
+    file.write_text("packing: false\nuse_rslora: true\nload_in_4bit: false\n")
+    words = translated(with_config(["--config", str(file)]), flags(FinetuneOptions))
+    assert words == ["--use-rslora", "--bits", "16"]
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from itertools import pairwise
 
@@ -9,8 +10,11 @@ import pytest
 from quantlora_finetune.data.examples import TrainingTokenizer, examples_of
 from quantlora_finetune.data.forms import column_map
 from quantlora_finetune.data.overview import histogram, length_for, overview
+from quantlora_finetune.data.reading_progress import reading_progress
 from quantlora_finetune.data.records import Chat, Exchange, Instruction, Text, record_of
 from quantlora_finetune.data.sources import read_records
+from quantlora_finetune.options.data import DataOptions
+from rich.console import Console
 
 from quantlora.errors import ConfigError, FinetuneError
 from quantlora.testing.models import tiny_tokenizer
@@ -29,6 +33,28 @@ ROWS = {
     "alpaca": ({"instruction": "i", "input": "n", "output": "o"}, Instruction("i", "n", "o")),
     "alpaca, no input": ({"instruction": "i", "output": "o"}, Instruction("i", "", "o")),
     "null input": ({"instruction": "i", "input": None, "output": "o"}, Instruction("i", "", "o")),
+    "alpaca with a system message and earlier rounds": (
+        {
+            "instruction": "i",
+            "input": "n",
+            "output": "o",
+            "system": "s",
+            "history": [["h", "r"]],
+        },
+        Chat(
+            tuple(
+                {"role": role, "content": content}
+                for role, content in (
+                    ("system", "s"),
+                    ("user", "h"),
+                    ("assistant", "r"),
+                    ("user", "i\n\nn"),
+                    ("assistant", "o"),
+                )
+            )
+        ),
+    ),
+    "sharegpt's system message in a column": ({"conversations": SHAREGPT[1:], "system": "s"}, CHAT),
     "question": ({"question": "q", "answer": "a", "id": 1}, Instruction("q", "", "a")),
     "response": ({"prompt": "q", "response": "a"}, Instruction("q", "", "a")),
     "text beside others": ({"text": "t", "instruction": "i", "output": "o"}, Text("t")),
@@ -119,9 +145,8 @@ def test_what_save_to_disk_has_written_is_read(tmp_path, split):
 def test_the_overview_counts_what_a_training_would_see(tmp_path):
     rows = [{"prompt": "q" * n, "completion": "a" * 9} for n in (1, 20, 60)] + [{"text": " "}]
     (tmp_path / "d.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    found = overview(
-        str(tmp_path / "d.jsonl"), "train", {}, TrainingTokenizer(tiny_tokenizer()), 24
-    )
+    options = DataOptions(str(tmp_path / "d.jsonl"), length=24)
+    found = overview(options, TrainingTokenizer(tiny_tokenizer()))
     assert (found.forms, found.empty) == ({"prompts with a completion": 3}, 1)
     assert (len(found.examples), found.cut, found.left_out) == (2, 1, 1)
     assert found.lengths == [12, 31, 71]  # BOS, prompt, answer, EOS
@@ -150,3 +175,14 @@ def test_the_command_shows_forms_lengths_examples_and_what_to_type_next(run, tin
     assert "95 % of them fit into --length" in output
     assert output.count("learned") >= 4
     assert "Next: quantlora finetune" in output
+
+
+def test_tokens_are_counted_while_data_are_read_on_a_terminal():
+    tokenizer = TrainingTokenizer(tiny_tokenizer())
+    file = io.StringIO()
+    console = Console(file=file, force_terminal=True, width=80)
+    with reading_progress(console, "book.txt", tokenizer):
+        for _ in range(3):
+            tokenizer.encode("a" * 1000)
+    assert "reading book.txt: 3,000 tokens" in file.getvalue()
+    assert tokenizer.progress is None

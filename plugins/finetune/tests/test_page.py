@@ -6,17 +6,18 @@ import re
 from pathlib import Path
 
 import pytest
-from quantlora_finetune.options.aliases import SAME, SWITCHES
 from quantlora_finetune.options.choices import option_infos, option_name
 from quantlora_finetune.options.config_file import OPTION
 from quantlora_finetune.options.finetune_options import FinetuneOptions
+from quantlora_finetune.options.spellings import SAME, SWITCHES
 
 DOCS = Path(__file__).parents[3] / "docs"
 PAGE = (DOCS / "finetune.md").read_text()
 
 
 OTHERS = {
-    "--help", "--nproc-per-node", "--multi-gpu", "--num-processes", "--cpu", "--logdir", OPTION,
+    "--help", "--nproc-per-node", "--multi-gpu", "--num-processes", "--cpu", "--logdir",
+    "--install-completion", OPTION,
 }  # fmt: skip
 
 

@@ -40,7 +40,7 @@ def test_a_text_file_is_one_text_whatever_its_ending(tmp_path):
     [
         ('{"text": "fine"}\nnot json', r"data.jsonl, line 2: not a JSON object"),
         ('{"question": 1, "answer": 2}', r'line 1: expected .*"text".* found question, answer'),
-        ('{"chosen": "a", "rejected": "b"}', r"line 1: pairs of a chosen .* DPOTrainer"),
+        ('{"chosen": "a", "rejected": "b"}', r'line 1: a chosen and .* need a "prompt"'),
         (
             '{"conversations": [{"from": "me", "value": "q"}]}',
             r"line 1: who is 'me'\? Known are human",

@@ -36,7 +36,7 @@ def test_the_report_is_complete_and_plain_json(folder):
     report = report_in(folder)
     assert set(report) == {
         "format", "model", "data", "perplexity", "sample", "training", "options", "machine",
-        "versions", "memory",
+        "versions", "memory", "compared",
     }  # fmt: skip
     assert report["data"]["measured_examples"] == 8
     assert report["training"]["tokens_per_second"] > 0
@@ -59,6 +59,9 @@ def test_the_card_names_the_figures_and_no_folder_of_this_machine(folder):
     assert f"{before:.2f} | {after:.2f}" in card
     assert "# LoRA adapter for tiny0" in card
     assert "on text.txt" in card
+    data = report_in(folder)["data"]
+    mean = data["train_tokens"] / data["train_rows"]
+    assert f"12 steps of 2 examples, {mean:.0f} tokens each in the mean and 32 at most" in card
 
 
 def test_the_cards_example_runs(folder, monkeypatch):

@@ -39,7 +39,7 @@ def test_a_sound_record_gives_the_options_it_was_started_with(tmp_path):
         ({"options": {"rank": 0}}, "--rank must be at least 1, got 0"),
         ({"options": {"alpha": "x"}}, "options.alpha is a text ('x'), not a number or null"),
         ({"options": {"output": 3}}, "options.output is a whole number (3), not a text"),
-        ({"options": {"schedule": "up"}}, "not one of linear, cosine, constant"),
+        ({"options": {"dtype": "up"}}, "not one of auto, float32"),
         ({"options": {"new": 1}}, "options.new is no option of this version"),
         ({"data": 3}, "data is a whole number"),
         ({"model": None}, "model is null"),

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from quantlora.commands import command_of
 from quantlora_finetune.options.aliases import translated
+from quantlora_finetune.options.choices import flags
 from quantlora_finetune.options.config_file import with_config
 from quantlora_finetune.options.finetune_options import FinetuneOptions
 
@@ -40,7 +41,7 @@ def finetune(options: FinetuneOptions, given: frozenset[str]) -> None:
 
 
 def _meant(arguments: Sequence[str]) -> list[str]:
-    return translated(with_config(arguments))
+    return translated(with_config(arguments), flags(FinetuneOptions))
 
 
 command = command_of(FinetuneOptions, finetune, _meant)

@@ -5,17 +5,28 @@ Without BOS some models (Gemma among them) give meaningless likelihoods.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from quantlora.errors import FinetuneError
-from quantlora_finetune.data.messages import call_names
-from quantlora_finetune.data.records import Chat, Exchange, Instruction, Record, Text
+from quantlora_finetune.data.messages import call_names, with_system
+from quantlora_finetune.data.records import (
+    Chat,
+    Exchange,
+    Instruction,
+    Labelled,
+    Preference,
+    Record,
+    Text,
+)
+from quantlora_finetune.data.template import check_template, template_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+    from quantlora_finetune.options.data import DataOptions
 
 #: Not counted in the loss (torch's ``ignore_index``).
 IGNORED = -100
@@ -23,27 +34,52 @@ IGNORED = -100
 
 @dataclass(frozen=True)
 class Example:
-    """Token ids, of which the first ``given`` are not learned; whether the end was cut off."""
+    """Token ids, the first ``given`` of them the prompt; whether the end was cut off.
+
+    Only what follows the prompt is learned, or all but the first token, which nothing predicts.
+    """
 
     input_ids: list[int]
     given: int
     is_cut: bool = False
+    learns_prompt: bool = False
 
     @property
     def labels(self) -> list[int]:
-        return [IGNORED] * self.given + self.input_ids[self.given :]
+        return [IGNORED] * self.learned_from + self.input_ids[self.learned_from :]
+
+    @property
+    def learned_from(self) -> int:
+        """The first position that is learned."""
+        return 1 if self.learns_prompt else self.given
 
     @property
     def learned(self) -> int:
         """Tokens that are predicted."""
-        return len(self.input_ids) - self.given
+        return max(0, len(self.input_ids) - self.learned_from)
 
 
 class TrainingTokenizer:
-    """A tokenizer as training needs it: without special tokens of its own choice."""
+    """A tokenizer as training needs it: without special tokens of its own choice.
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+    Args:
+        options: how examples are written: ``template``, ``system``, ``train_on_prompt``.
+
+    Raises:
+        ConfigError: the template cannot be read, or cannot write a question and its answer.
+    """
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, options: DataOptions | None = None
+    ) -> None:
         self.tokenizer: Any = tokenizer
+        self.system = options.system if options else None
+        self.learns_prompts = bool(options and options.train_on_prompt)
+        self.template = options.template if options else None
+        self.progress: Callable[[int], None] | None = None  # told tokens as they are found
+        if self.template is not None:
+            self.tokenizer.chat_template = template_text(self.template)
+            check_template(tokenizer, self.template)
         self.bos: list[int] = _ids(tokenizer.bos_token_id)
         self.eos: list[int] = _ids(tokenizer.eos_token_id)
 
@@ -52,8 +88,15 @@ class TrainingTokenizer:
         """Whether the model has a chat template."""
         return bool(getattr(self.tokenizer, "chat_template", None))
 
+    def ends(self, text: str) -> list[int]:
+        """EOS, where ``text`` was written by a template of another model and lacks it."""
+        mark = getattr(self.tokenizer, "eos_token", None)
+        return [] if self.template is None or (mark and mark in text) else self.eos
+
     def encode(self, text: str) -> list[int]:
         ids: list[int] = self.tokenizer(text, add_special_tokens=False, verbose=False).input_ids
+        if self.progress is not None:
+            self.progress(len(ids))
         return ids
 
     def starting(self, text: str) -> list[int]:
@@ -103,7 +146,8 @@ def _answers(
         for prompt, completion, end in _exchanges(record, tokenizer):
             given = tokenizer.starting(prompt) or tokenizer.bos
             whole = [*given, *tokenizer.encode(completion), *end]
-            yield Example(whole[:length], max(1, len(given)), len(whole) > length)
+            cut = len(whole) > length
+            yield Example(whole[:length], max(1, len(given)), cut, tokenizer.learns_prompts)
 
 
 def _exchanges(
@@ -115,17 +159,35 @@ def _exchanges(
     elif isinstance(record, Instruction):
         yield _instruction(record, tokenizer)
     elif isinstance(record, Chat):
-        for i, message in enumerate(record.messages):
-            if i >= record.start and message["role"] == "assistant":
-                yield *_templated(record.messages[: i + 1], tokenizer, record.tools), []
+        yield from _turns(record, tokenizer)
+    elif isinstance(record, Preference):
+        yield from _exchanges(record.chosen, tokenizer)
+        yield from _exchanges(record.rejected, tokenizer)
+    elif isinstance(record, Labelled):
+        yield from _exchanges(record.answer, tokenizer)
+
+
+def _turns(record: Chat, tokenizer: TrainingTokenizer) -> Iterator[tuple[str, str, list[int]]]:
+    """One for each answer, or the last alone where what comes before it is learned with it."""
+    learned = [
+        i for i, message in enumerate(record.messages)
+        if i >= record.start and message["role"] == "assistant"
+    ]  # fmt: skip
+    for i in learned[-1:] if tokenizer.learns_prompts else learned:
+        messages = with_system(record.messages[: i + 1], tokenizer.system)
+        prompt, answer = _templated(messages, tokenizer, record.tools)
+        yield prompt, answer, tokenizer.ends(answer)
 
 
 def _instruction(record: Instruction, tokenizer: TrainingTokenizer) -> tuple[str, str, list[int]]:
     if not tokenizer.has_template:
-        return record.prompt, record.answer, tokenizer.eos
+        before = f"{tokenizer.system}\n\n" if tokenizer.system else ""
+        return before + record.prompt, record.answer, tokenizer.eos
     user = {"role": "user", "content": record.asked}
     answer = {"role": "assistant", "content": record.answer}
-    return *_templated([user, answer], tokenizer), []
+    messages = with_system([user, answer], tokenizer.system)
+    prompt, completion = _templated(messages, tokenizer)
+    return prompt, completion, tokenizer.ends(completion)
 
 
 def _templated(
@@ -133,10 +195,7 @@ def _templated(
 ) -> tuple[str, str]:
     """The conversation before the last turn, and that turn, as the model's template writes them."""
     if not tokenizer.has_template:
-        raise FinetuneError(
-            'the data has "messages", but this model\'s tokenizer has no chat template: use an '
-            'instruction-tuned model, or give "prompt" and "completion".'
-        )
+        raise _no_template()
     write = partial(
         tokenizer.tokenizer.apply_chat_template, tools=list(tools) or None, tokenize=False
     )
@@ -157,6 +216,23 @@ def _templated(
             f"use a model whose template writes them."
         )
     return after[:shared], after[shared:]
+
+
+def prompt_ids(prompt: str | Sequence[Any], tokenizer: TrainingTokenizer) -> list[int]:
+    """The ids of a prompt that is to be answered: a text, or a conversation."""
+    if isinstance(prompt, str):
+        return tokenizer.starting(prompt)
+    if not tokenizer.has_template:
+        raise _no_template()
+    write = tokenizer.tokenizer.apply_chat_template
+    return tokenizer.starting(write(list(prompt), add_generation_prompt=True, tokenize=False))
+
+
+def _no_template() -> FinetuneError:
+    return FinetuneError(
+        'the data has "messages", but this model\'s tokenizer has no chat template: name one '
+        'with --template, use an instruction-tuned model, or give "prompt" and "completion".'
+    )
 
 
 def _shared_start(first: str, other: str) -> int:

@@ -7,16 +7,15 @@ import importlib
 import io
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from quantlora.errors import FinetuneError
 from quantlora.requirements import Requirement
-from quantlora_finetune.data.records import Record, Text, record_of
+from quantlora_finetune.data.records import ReadRow, Record, Text, record_of
 from quantlora_finetune.data.text_file import text_of
 
-_NO_MAP: Mapping[str, str] = {}
 _PARQUET = Requirement("pyarrow>=15", fix="pip install pyarrow")
 _TEXT = (
     "", ".txt", ".text", ".md", ".markdown", ".rst", ".log", ".tex", ".org", ".adoc",
@@ -25,8 +24,8 @@ _TEXT = (
 )  # fmt: skip
 
 
-def read_file(path: Path, columns: Mapping[str, str] = _NO_MAP) -> Iterator[Record]:
-    """The records of ``path``; ``columns`` as in `record_of`.
+def read_file(path: Path, read: ReadRow = record_of) -> Iterator[Record]:
+    """The records of ``path``, rows by ``read``.
 
     Raises:
         FinetuneError: it cannot be read, or is not of the form that its ending says.
@@ -42,7 +41,7 @@ def read_file(path: Path, columns: Mapping[str, str] = _NO_MAP) -> Iterator[Reco
             f"rename it."
         )
     for location, row in _ROWS[suffix](path):
-        yield record_of(row, location, columns)
+        yield read(row, location)
 
 
 def is_rows(path: Path) -> bool:

@@ -27,10 +27,8 @@ _PAIRS = (
 #: Our names of columns, those that ``--map`` takes.
 COLUMNS = (
     "text", "prompt", "completion", "messages", "tools", "conversations", "instruction", "input",
-    "output", "question", "answer", "query", "response",
+    "output", "question", "answer", "query", "response", "system", "chosen", "rejected", "label",
 )  # fmt: skip
-#: Columns of data that compare two answers.
-_PREFERENCES = {"chosen", "rejected"}
 
 
 def column_map(given: str | None) -> dict[str, str]:
@@ -67,22 +65,17 @@ def renamed(row: Any, columns: Mapping[str, str], location: str) -> Any:
 def known_form(row: Row, location: str) -> Row:
     """``row`` in one of our forms where it is in another program's; else as it is."""
     match row:
-        case {"text": str()} | {"messages": list()} | {"prompt": _, "completion": _}:
+        case {"text": str()} | {"prompt": _, "completion": _}:
             return row
-        case {"conversations": list() as said}:
-            return {**row, "messages": [_message(turn, location) for turn in said]}
+        case {"messages": list() as said} | {"conversations": list() as said}:
+            messages = [sharegpt_message(turn, location) for turn in said]
+            return {**row, "messages": _after_system(row, messages)}
         case {"instruction": str() as instruction, "output": str() as output}:
             return _instruction(row, instruction, output, location)
     for question, answer in _PAIRS:
         match (row.get(question), row.get(answer)):
             case (str() as asked, str() as answered):
                 return {"instruction": asked, "input": "", "output": answered}
-    if set(row) >= _PREFERENCES:
-        raise FinetuneError(
-            f"{location}: pairs of a chosen and a rejected answer are for a preference trainer: "
-            f"wrap the model from Python and give it to TRL's DPOTrainer (docs/training.md). To "
-            f"learn the chosen answers only: --map completion=chosen."
-        )
     return row
 
 
@@ -90,10 +83,41 @@ def _instruction(row: Row, instruction: str, output: str, location: str) -> Row:
     given = row.get("input") or ""
     if not isinstance(given, str):
         raise FinetuneError(f'{location}: its "input" is {type(given).__name__}, not a text.')
-    return {"instruction": instruction, "input": given, "output": output}
+    if not (row.get("system") or row.get("history")):
+        return {"instruction": instruction, "input": given, "output": output}
+    asked = f"{instruction}\n\n{given}" if given else instruction
+    rounds = [*_history(row, location), (asked, output)]
+    said = [
+        {"role": role, "content": text}
+        for pair in rounds for role, text in zip(("user", "assistant"), pair, strict=True)
+    ]  # fmt: skip
+    return {"messages": _after_system(row, said)}
 
 
-def _message(turn: Any, location: str) -> Any:
+def _history(row: Row, location: str) -> list[tuple[str, str]]:
+    """Alpaca's earlier rounds, each a question and its answer; learned as the last one is."""
+    rounds = row.get("history") or []
+    for pair in rounds if isinstance(rounds, list) else [rounds]:
+        if not (isinstance(pair, list) and len(pair) == 2 and all(map(_is_text, pair))):
+            raise FinetuneError(f'{location}: its "history" is no list of [question, answer].')
+    return [(asked, answered) for asked, answered in rounds]
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _after_system(row: Row, messages: list[Any]) -> list[Any]:
+    """``messages`` after the row's own system message, a column beside them."""
+    system = row.get("system")
+    if not (isinstance(system, str) and system.strip()):
+        return messages
+    first = messages[0] if messages else None
+    has_system = isinstance(first, Mapping) and first.get("role") == "system"
+    return messages if has_system else [{"role": "system", "content": system}, *messages]
+
+
+def sharegpt_message(turn: Any, location: str) -> Any:
     """A turn of ShareGPT's; one that is a message already stays as it is."""
     if not isinstance(turn, Mapping) or "from" not in turn:
         return turn

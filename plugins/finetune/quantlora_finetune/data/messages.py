@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from quantlora.errors import FinetuneError
@@ -14,6 +14,13 @@ Message = Mapping[str, Any]
 def turns(messages: list[Any], location: str) -> tuple[Message, ...]:
     """Messages with their content as one string; an error names the ``location`` of a wrong one."""
     return tuple(_turn(message, location) for message in messages)
+
+
+def with_system(messages: Sequence[Message], system: str | None) -> list[Message]:
+    """``messages`` after the message ``system``, where they have none of their own."""
+    has_system = bool(messages) and messages[0]["role"] in ("system", "developer")
+    before = [] if system is None or has_system else [{"role": "system", "content": system}]
+    return [*before, *messages]
 
 
 def _turn(message: Any, location: str) -> Message:

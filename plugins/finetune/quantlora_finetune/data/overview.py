@@ -7,15 +7,30 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from quantlora_finetune.data.examples import Example, TrainingTokenizer, sequences_of
-from quantlora_finetune.data.records import Chat, Exchange, Instruction, Record, Text
+from quantlora_finetune.data.forms import column_map
+from quantlora_finetune.data.packing import packed
+from quantlora_finetune.data.records import (
+    Chat,
+    Exchange,
+    Instruction,
+    Labelled,
+    Preference,
+    Record,
+    Text,
+)
 from quantlora_finetune.data.sources import read_counted
+from quantlora_finetune.data.template import check_conversations
+from quantlora_finetune.options.data import DataOptions
 
 _FORMS = {
     Text: "texts, cut into windows",
     Exchange: "prompts with a completion",
     Chat: "conversations",
     Instruction: "instructions with an answer",
+    Preference: "pairs of a chosen and a rejected answer",
+    Labelled: "answers with a label",
 }
+_TRAINERS = {Preference: "dpo", Labelled: "kto"}
 #: Longer than any example: what it would be uncut.
 _UNCUT = 1 << 24
 #: Bars of the histogram.
@@ -30,6 +45,8 @@ class Overview:
         forms: how many rows are of each form.
         lengths: tokens of each answer's example before it is cut off; none for texts.
         left_out: examples whose prompt alone is as long as ``length``.
+        rows: those that the examples are packed into; None: each is a row.
+        trainer: the one that the rows are for, where it is not the usual one.
     """
 
     forms: dict[str, int]
@@ -38,6 +55,8 @@ class Overview:
     examples: list[Example]
     lengths: list[int]
     left_out: int
+    rows: int | None = None
+    trainer: str | None = None
 
     @property
     def cut(self) -> int:
@@ -52,24 +71,24 @@ class Overview:
         return sum(example.learned for example in self.examples)
 
 
-def overview(
-    data: str | None,
-    split: str,
-    columns: dict[str, str],
-    tokenizer: TrainingTokenizer,
-    length: int,
-) -> Overview:
-    """Read ``data`` as a training would.
+def overview(options: DataOptions, tokenizer: TrainingTokenizer) -> Overview:
+    """Read the data that ``options`` name as a training would.
 
     Raises:
         FinetuneError: see `read_records`.
     """
-    records, empty = read_counted(data, split, columns)
+    length = options.length
+    records, empty = read_counted(options.data, options.split, column_map(options.map))
+    check_conversations(records, options)
     forms = Counter(_FORMS[type(record)] for record in records)
     sequences = sequences_of(records, tokenizer, length)
     examples = [sequence for sequence in sequences if sequence.learned > 0]
     left_out = len(sequences) - len(examples)
-    return Overview(dict(forms), empty, length, examples, _lengths(records, tokenizer), left_out)
+    lengths = _lengths(records, tokenizer)
+    rows = len(packed(examples, length)) if options.packing else None
+    kinds = {type(record) for record in records}
+    trainer = next((name for kind, name in _TRAINERS.items() if kind in kinds), None)
+    return Overview(dict(forms), empty, length, examples, lengths, left_out, rows, trainer)
 
 
 def _lengths(records: Sequence[Record], tokenizer: TrainingTokenizer) -> list[int]:

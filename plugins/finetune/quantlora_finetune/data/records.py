@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from quantlora.errors import FinetuneError
 from quantlora_finetune.data.forms import known_form, renamed
 from quantlora_finetune.data.messages import tools_of, turns
+from quantlora_finetune.data.preference_forms import is_labelled, is_pair, pair_rows
 
 _FORMS = (
     '"text", "prompt" and "completion", "messages", "conversations", "instruction" and "output", '
@@ -63,19 +64,58 @@ class Instruction:
         return f"### Instruction:\n{self.instruction}\n\n{given}### Response:\n"
 
 
-Record = Text | Exchange | Chat | Instruction
+@dataclass(frozen=True)
+class Preference:
+    """Two answers to the same prompt, the first the better one."""
+
+    chosen: Exchange | Chat | Instruction
+    rejected: Exchange | Chat | Instruction
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """An answer that is good, or is not."""
+
+    answer: Exchange | Chat | Instruction
+    is_good: bool
+
+
+@dataclass(frozen=True)
+class Task:
+    """A prompt that the model answers itself; ``columns`` are for whoever rewards the answer."""
+
+    prompt: str | tuple[Mapping[str, Any], ...]
+    columns: Mapping[str, Any]
+
+
+#: What there is one answer in, to be learned.
+Answered = Exchange | Chat | Instruction
+Record = Text | Exchange | Chat | Instruction | Preference | Labelled | Task
+#: A row and where it is, as a record.
+ReadRow = Callable[[Any, str], Record]
 _NO_MAP: Mapping[str, str] = {}
 
 
-def record_of(row: Any, location: str, columns: Mapping[str, str] = _NO_MAP) -> Record:
+def record_of(
+    row: Any, location: str, columns: Mapping[str, str] = _NO_MAP, tasks: bool = False
+) -> Record:
     """One row as a record; an error names its ``location`` and what it holds instead.
 
     Args:
         columns: our name of a column for the row's own, see `column_map`.
+        tasks: rows are prompts to be answered; see `Task`.
     """
     _check_text(row, location)
     row = renamed(row, columns, location)
     if isinstance(row, Mapping):
+        if tasks:
+            return _task(row, location)
+        if is_pair(row):
+            chosen, rejected = (_answered(each, location) for each in pair_rows(row, location))
+            return Preference(chosen, rejected)
+        if is_labelled(row):
+            answer = {name: value for name, value in row.items() if name != "label"}
+            return Labelled(_answered(answer, location), row["label"])
         match known_form(row, location):
             case {"messages": list() as messages}:
                 return Chat(turns(messages, location), tools=tools_of(row, location))
@@ -96,6 +136,34 @@ def record_of(row: Any, location: str, columns: Mapping[str, str] = _NO_MAP) -> 
     raise FinetuneError(
         f"{location}: expected an object with {_FORMS}, found {found or 'no field'}."
     )
+
+
+def _answered(row: Mapping[str, Any], location: str) -> Answered:
+    found = record_of(row, location)
+    assert isinstance(found, Answered)
+    return found
+
+
+def _task(row: Mapping[str, Any], location: str) -> Task:
+    """Its prompt, or its question as a user's message; all other columns beside it."""
+    match row:
+        case {"prompt": str() as text}:
+            return Task(text, row)
+        case {"prompt": list() as talk} | {"messages": list() as talk}:
+            return Task(_unanswered(turns(talk, location)), row)
+        case {"question": str() as question} | {"query": str() as question}:
+            return Task(({"role": "user", "content": question},), row)
+        case {"instruction": str() as wanted}:
+            record = Instruction(wanted, str(row.get("input") or ""), "")
+            return Task(({"role": "user", "content": record.asked},), row)
+    raise FinetuneError(
+        f'{location}: --trainer grpo wants a "prompt", "messages", "question" or "instruction" in '
+        f"each row, found {', '.join(map(str, row)) or 'no field'} (--map names other columns)."
+    )
+
+
+def _unanswered(messages: tuple[Mapping[str, Any], ...]) -> tuple[Mapping[str, Any], ...]:
+    return messages[:-1] if messages and messages[-1]["role"] == "assistant" else messages
 
 
 def _check_text(value: Any, location: str) -> None:
@@ -127,6 +195,12 @@ def has_content(record: Record) -> bool:
     match record:
         case Text(text):
             return bool(text.strip())
+        case Preference(chosen, rejected):
+            return has_content(chosen) and has_content(rejected)
+        case Labelled(answer, _):
+            return has_content(answer)
+        case Task(prompt, _):
+            return bool(prompt)
         case Instruction(_, _, completion) | Exchange(_, completion):
             return bool(completion.strip())
         case Chat(messages, start, _):

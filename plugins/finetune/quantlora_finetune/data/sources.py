@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from quantlora.requirements import Requirement
 from quantlora_finetune.data import demo_text
 from quantlora_finetune.data.files import read_file
 from quantlora_finetune.data.folder import data_files, is_described, is_saved, unread_files
-from quantlora_finetune.data.records import Record, Text, has_content, record_of
+from quantlora_finetune.data.records import ReadRow, Record, Text, has_content, record_of
 
 _NO_MAP: Mapping[str, str] = {}
 _DATASETS = Requirement("datasets>=3", fix="pip install datasets")
@@ -20,24 +21,25 @@ _ENDINGS = (".csv", ".json", ".jsonl", ".md", ".ndjson", ".parquet", ".tsv", ".t
 
 
 def read_records(
-    data: str | None, split: str, columns: Mapping[str, str] = _NO_MAP
+    data: str | None, split: str, columns: Mapping[str, str] = _NO_MAP, tasks: bool = False
 ) -> list[Record]:
     """The records that ``--data`` names and that have something to learn, at least one.
 
     Args:
         columns: our name of a column for the data's own, see `column_map`.
+        tasks: rows are prompts to be answered; see `Task`.
 
     Raises:
         FinetuneError: there is no such file or data set, it is empty, or its form is not known.
     """
-    return read_counted(data, split, columns)[0]
+    return read_counted(data, split, columns, tasks)[0]
 
 
 def read_counted(
-    data: str | None, split: str, columns: Mapping[str, str] = _NO_MAP
+    data: str | None, split: str, columns: Mapping[str, str] = _NO_MAP, tasks: bool = False
 ) -> tuple[list[Record], int]:
     """The same, and the number of rows that are empty."""
-    records = list(_read(data, split, columns))
+    records = list(_read(data, split, partial(record_of, columns=columns, tasks=tasks)))
     filled = [record for record in records if has_content(record)]
     if not filled:
         raise FinetuneError(f"{data}: there is nothing in it to train on.")
@@ -52,22 +54,22 @@ def not_read(data: str | None, split: str) -> list[str]:
     return unread_files(path, split)
 
 
-def _read(data: str | None, split: str, columns: Mapping[str, str]) -> Iterable[Record]:
+def _read(data: str | None, split: str, read: ReadRow) -> Iterable[Record]:
     if data is None:
         return [Text(demo_text.demo_text())]
     path = Path(data).expanduser()
     if path.is_dir() and is_saved(path):
-        return _rows(data, _saved(path, split), columns)
+        return _rows(data, _saved(path, split), read)
     if path.is_dir() and is_described(path):
-        return _through_datasets(data, str(path), None, split, columns)
+        return _through_datasets(data, str(path), None, split, read)
     if path.is_dir():
-        return (record for file in data_files(path, split) for record in read_file(file, columns))
+        return (record for file in data_files(path, split) for record in read_file(file, read))
     if path.is_file():
-        return read_file(path, columns)
+        return read_file(path, read)
     if path.suffix in _ENDINGS or not _may_be_id(data):
         raise FinetuneError(f"there is no file {path} (looked in {Path.cwd()}).")
     name, _, config = data.partition(":")
-    return _through_datasets(data, name, config or None, split, columns)
+    return _through_datasets(data, name, config or None, split, read)
 
 
 def _may_be_id(data: str) -> bool:
@@ -75,7 +77,7 @@ def _may_be_id(data: str) -> bool:
 
 
 def _through_datasets(
-    data: str, name: str, config: str | None, split: str, columns: Mapping[str, str]
+    data: str, name: str, config: str | None, split: str, read: ReadRow
 ) -> Iterator[Record]:
     """The rows of a folder of data files, or of a data set on the hub."""
     _DATASETS.check().require()
@@ -88,12 +90,12 @@ def _through_datasets(
             f"{data}: there is no such file, and as a data set it cannot be loaded (split "
             f"{split!r}): {type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
         ) from error
-    return _rows(data, rows, columns)
+    return _rows(data, rows, read)
 
 
-def _rows(data: str, rows: Iterable[Any], columns: Mapping[str, str]) -> Iterator[Record]:
+def _rows(data: str, rows: Iterable[Any], read: ReadRow) -> Iterator[Record]:
     for number, row in enumerate(rows):
-        yield record_of(row, f"{data}, row {number}", columns)
+        yield read(row, f"{data}, row {number}")
 
 
 def _saved(folder: Path, split: str) -> Iterable[Any]:

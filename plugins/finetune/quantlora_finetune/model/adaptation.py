@@ -13,6 +13,7 @@ from quantlora.errors import ConfigError
 from quantlora.suggestions import unknown
 from quantlora_finetune.model.base_model import BaseModel
 from quantlora_finetune.model.quantization import Format, choose_format
+from quantlora_finetune.options.adapter import names_in
 from quantlora_finetune.options.finetune_options import FinetuneOptions
 
 #: The start of LoRA itself, which needs nothing but the shapes.
@@ -80,12 +81,21 @@ def lora_config(options: FinetuneOptions, model_id_or_path: str) -> LoraConfig:
         "lora_dropout": options.dropout,
         "target_modules": options.targets,
         "init_lora_weights": options.init,
+        "use_rslora": options.use_rslora,
+        "modules_to_save": names_in(options.modules_to_save or "") or None,
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": model_id_or_path,
     }
     if options.init != _PLAIN_START:  # some ask for it; the layers have their bits by then
         fields["loftq_config"] = {"loftq_bits": None}
     return LoraConfig.from_fields(fields | _variant(options.variant))
+
+
+def freeze_down_projections(model: nn.Module) -> None:
+    """LoRA-FA (Zhang et al. 2023, arXiv:2308.03303): A stays as it is, so no input is kept."""
+    for name, parameter in model.named_parameters():
+        if "lora_A" in name or "lora_embedding_A" in name:
+            parameter.requires_grad_(False)
 
 
 def _variant(name: str) -> dict[str, Any]:

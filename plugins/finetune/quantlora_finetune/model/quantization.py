@@ -9,7 +9,9 @@ from quantlora import Quantizer, best_quantizer, registry
 from quantlora.errors import BackendError
 from quantlora_finetune.options.finetune_options import FinetuneOptions
 
-AUTO = "auto"
+AUTO, FLOAT = "auto", "float"
+#: `--bits` that no weight is packed to.
+UNPACKED_BITS = 16
 #: What models are quantized to where nothing is said.
 DEFAULT_BITS = 4
 
@@ -30,15 +32,26 @@ def choose_format(options: FinetuneOptions, is_quantized: bool) -> Format:
         MissingLibraryError: its library is not installed.
     """
     if options.backend is None and is_quantized:
+        _check_bits_of_quantized(options)
         return Format(AUTO, {})
     if options.backend == AUTO:
         return Format(AUTO, {})
+    if options.backend in (None, FLOAT) and options.bits == UNPACKED_BITS:
+        return Format(FLOAT, {})
     if options.backend is None:
         bits = options.bits or DEFAULT_BITS
         chosen = best_quantizer(bits)
         return Format(chosen.name, _settings(chosen, bits))
     chosen = registry().quantizer(options.backend)
     return Format(chosen.name, _settings(chosen, options.bits))
+
+
+def _check_bits_of_quantized(options: FinetuneOptions) -> None:
+    if options.bits is not None:
+        raise BackendError(
+            f"--bits {options.bits}: the model is quantized already and is taken as it is. Leave "
+            f"--bits out, or name the float model."
+        )
 
 
 def _settings(quantizer: Quantizer, bits: int | None) -> dict[str, Any]:

@@ -22,19 +22,20 @@ class Dtype(str, Enum):
     FLOAT16 = "float16"
 
 
-class Schedule(str, Enum):
-    """How the learning rate goes on after its warm-up."""
-
-    LINEAR = "linear"
-    COSINE = "cosine"
-    CONSTANT = "constant"
-
-
 class TrainerName(str, Enum):
     """Who makes the steps."""
 
     TRANSFORMERS = "transformers"
     TRL = "trl"
+    DPO = "dpo"
+    KTO = "kto"
+    ORPO = "orpo"
+    GRPO = "grpo"
+
+    @property
+    def compares(self) -> bool:
+        """Whether it learns from better and worse answers, not from right ones."""
+        return self not in (TrainerName.TRANSFORMERS, TrainerName.TRL)
 
 
 class MergeMode(str, Enum):
@@ -45,17 +46,11 @@ class MergeMode(str, Enum):
     EXACT = "exact"
 
 
-class ReportTo(str, Enum):
-    """Who may look on while it trains; the report at the end comes in any case."""
-
-    NONE = "none"
-    TENSORBOARD = "tensorboard"
-
-
 def option(panel: str, help_text: str, *names: str, **limits: Any) -> Any:
     """For ``Annotated``: an option in the group ``panel``; ``min`` and ``max`` are its limits."""
     if "min" in limits:
-        limits["metavar"] = "N"  # shorter than "<int range>": the limit is shown beside it
+        # shorter than "<int range>": the limit is shown beside it
+        limits.setdefault("metavar", "N")
     return Option(*names, help=help_text, rich_help_panel=panel, **limits)
 
 
@@ -68,6 +63,12 @@ def option_infos(options: type) -> dict[str, OptionInfo]:
 def option_name(field: str) -> str:
     """``--batch-size`` for ``batch_size``."""
     return "--" + field.replace("_", "-")
+
+
+def flags(options: type) -> list[str]:
+    """The names of the options that take no value, without their hyphens."""
+    hints = typing.get_type_hints(options)
+    return [option_name(name)[2:] for name, kind in hints.items() if kind is bool]
 
 
 def settle(options: Any) -> None:

@@ -61,11 +61,11 @@ def _read(file: Path) -> Mapping[str, Any]:
 def _words(file: Path, name: str, value: Any) -> Iterator[str]:
     """As it would be typed; null is the default."""
     option = f"--{name.replace('_', '-')}"
-    if value is True:
-        yield option
+    if isinstance(value, bool):
+        yield f"{option}={str(value).lower()}"
     elif isinstance(value, list) and all(isinstance(part, str) for part in value):
         yield f"{option}={','.join(value)}"
-    elif isinstance(value, (str, int, float)) and value is not False:
+    elif isinstance(value, (str, int, float)):
         yield f"{option}={value}"
-    elif value is not None and value is not False:
+    elif value is not None:
         raise ConfigError(f"{OPTION}: {file}: {name} is {type(value).__name__}, not one value.")

@@ -31,7 +31,8 @@ class DataOptions:
         str | None,
         option(
             _DATA,
-            "Names of columns, ours=theirs: `prompt=question,completion=answer`.",
+            "Names of columns, ours=theirs with commas between them: `prompt=question`, "
+            "`completion=answer`.",
         ),
     ] = None
     split: Annotated[str, option(_DATA, "The part of a hub data set to use.")] = "train"
@@ -47,9 +48,51 @@ class DataOptions:
         float,
         option(_DATA, "Share of the data, at its end, kept for measuring.", min=0.001, max=0.9),
     ] = 0.1
+    validation: Annotated[
+        float | None,
+        option(
+            _DATA,
+            "Share of the rows to measure on, drawn by --seed, in place of the data's end.",
+            min=0.001,
+            max=0.9,
+        ),
+    ] = None
+    eval_data: Annotated[
+        str | None,
+        option(_DATA, "Measure on these data, as --data; all of --data is trained on then."),
+    ] = None
     eval_examples: Annotated[
         int, option(_DATA, "Measure on at most so many held-out examples.", min=1)
     ] = 48
+    template: Annotated[
+        str | None,
+        option(
+            _DATA,
+            "How conversations are written: a Jinja file, or one of alpaca, chatml, gemma, llama3, "
+            "mistral, phi3, vicuna, zephyr. Default: the model's own chat template.",
+            metavar="FILE|NAME",
+        ),
+    ] = None
+    system: Annotated[
+        str | None,
+        option(_DATA, "System message of the conversations that have none."),
+    ] = None
+    train_on_prompt: Annotated[
+        bool,
+        option(
+            _DATA,
+            "Learn prompts and users' turns too, not the answers alone.",
+            "--train-on-prompt",
+        ),
+    ] = False
+    packing: Annotated[
+        bool,
+        option(
+            _DATA,
+            "Put several short examples into one row of --length tokens; none sees another.",
+            "--packing",
+        ),
+    ] = False
     prompt: Annotated[
         str | None,
         option(

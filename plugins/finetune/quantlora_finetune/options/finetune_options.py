@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import re
 import typing
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -16,98 +15,47 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from quantlora.errors import ConfigError
+from quantlora_finetune.options.adapter import AdapterOptions
 from quantlora_finetune.options.choices import (
-    ReportTo,
-    Schedule,
     TrainerName,
     check_limits,
     from_plain,
     option,
+    option_name,
     plain,
     settle,
 )
+from quantlora_finetune.options.comparing import ComparingOptions
 from quantlora_finetune.options.data import DataOptions
 from quantlora_finetune.options.model import ModelOptions
+from quantlora_finetune.options.training import TrainingOptions
 
 #: What NumPy takes.
 LARGEST_SEED = 2**32 - 1
 #: More would be a slip of the keyboard.
 _MANY_EPOCHS = 1e6
-_ADAPTER, _TRAINING, _RUN = "Adapter", "Training", "Output and resuming"
+_RUN = "Output and resuming"
+#: Fields of older records, and what they are called now.
+_RENAMED = {"schedule": "scheduler"}
 
 
 @dataclass(frozen=True)
-class FinetuneOptions(DataOptions, ModelOptions):
+class FinetuneOptions(ComparingOptions, TrainingOptions, AdapterOptions, DataOptions, ModelOptions):
     """The choices of one run; the defaults are the demonstration, which needs no account."""
-
-    rank: Annotated[int, option(_ADAPTER, "Rank of the update.", "--rank", "-r", min=1)] = 8
-    alpha: Annotated[
-        float | None,
-        option(_ADAPTER, "The update is scaled by alpha / rank. Default: twice the rank."),
-    ] = None
-    dropout: Annotated[
-        float, option(_ADAPTER, "Share of the adapter's inputs dropped.", min=0.0, max=0.99)
-    ] = 0.0
-    target_modules: Annotated[
-        str,
-        option(
-            _ADAPTER,
-            "`all-linear`, names with commas between them (`q_proj,v_proj`), or a regular "
-            "expression for the whole path.",
-        ),
-    ] = "all-linear"
-    init: Annotated[
-        str, option(_ADAPTER, "First values of A and B; `quantlora plugins` lists them.")
-    ] = "default"
-    variant: Annotated[str, option(_ADAPTER, "`lora`, or a variant such as `dora`.")] = "lora"
-
-    steps: Annotated[int, option(_TRAINING, "Optimizer steps.", "--steps", "-s", min=1)] = 60
-    epochs: Annotated[
-        float | None,
-        option(_TRAINING, "Passes over the data, in place of --steps."),
-    ] = None
-    batch_size: Annotated[int, option(_TRAINING, "Examples per forward pass.", min=1)] = 4
-    accumulate: Annotated[
-        int, option(_TRAINING, "Forward passes per step; saves memory.", min=1)
-    ] = 1
-    lr: Annotated[float, option(_TRAINING, "Highest learning rate.")] = 5e-4
-    schedule: Annotated[
-        Schedule,
-        option(
-            _TRAINING, "The rate after its warm-up: `linear`, `cosine`, `constant`.", metavar="NAME"
-        ),
-    ] = Schedule.LINEAR
-    warmup: Annotated[int, option(_TRAINING, "Steps until the highest rate.", min=0)] = 3
-    trainer: Annotated[
-        TrainerName,
-        option(
-            _TRAINING,
-            "`transformers`: its Trainer. `trl`: TRL's SFTTrainer, which also logs the accuracy "
-            "and entropy of the predictions, and is slower. Both end with the same adapter.",
-            metavar="NAME",
-        ),
-    ] = TrainerName.TRANSFORMERS
-    gradient_checkpointing: Annotated[
-        bool,
-        option(
-            _TRAINING, "Compute activations twice instead of keeping them.",
-            "--gradient-checkpointing",
-        ),
-    ] = False  # fmt: skip
-    seed: Annotated[int, option(_TRAINING, "Fixes first values, order and dropout.", min=0)] = 0
 
     output: Annotated[
         Path, option(_RUN, "Folder for the adapter and the report.", "--output", "-o")
     ] = Path("quantlora-output")
     report_to: Annotated[
-        ReportTo,
+        str,
         option(
             _RUN,
-            "`tensorboard` writes each step's figures to OUTPUT/tensorboard while it trains; "
-            "`none`: report.html at the end shows them all the same.",
+            "Who is told of each step while it trains: `tensorboard` (in OUTPUT/tensorboard), "
+            "`wandb`, `trackio`, `mlflow` or another one of Transformers' names; commas between "
+            "them. `none`: report.html at the end shows all the same.",
             metavar="NAME",
         ),
-    ] = ReportTo.NONE
+    ] = "none"
     resume: Annotated[
         bool,
         option(_RUN, "Continue the run in --output from its last checkpoint.", "--resume"),
@@ -122,22 +70,39 @@ class FinetuneOptions(DataOptions, ModelOptions):
                 f"--lr must be above 0 and at most 1, got {self.lr:g}; 1e-4 to 1e-3 is usual."
             )
 
+        self._check_batch_and_warmup()
+        self._check_trainer()
         if self.seed > LARGEST_SEED:
             raise ConfigError(f"--seed must be at most {LARGEST_SEED}, got {self.seed}.")
         if self.epochs is not None and not 0 < self.epochs <= _MANY_EPOCHS:
             raise ConfigError(f"--epochs must be above 0, a number, got {self.epochs:g}.")
 
-    @property
-    def lora_alpha(self) -> float:
-        return 2 * self.rank if self.alpha is None else self.alpha
+    def _check_batch_and_warmup(self) -> None:
+        if self.batch_size < 0:
+            raise ConfigError(f"--batch-size must be at least 1, or auto, got {self.batch_size}.")
+        if self.warmup > 1 and self.warmup != int(self.warmup):
+            raise ConfigError(
+                f"--warmup is a whole number of steps, or a share below 1, got {self.warmup:g}."
+            )
 
-    @property
-    def targets(self) -> str | list[str]:
-        """``target_modules`` as `LoraConfig` has it: a list of names, or a pattern."""
-        is_pattern = re.search(r"[\\^$*+?()\[\]{}|]", self.target_modules)
-        if is_pattern or self.target_modules == "all-linear":
-            return self.target_modules
-        return [name.strip() for name in self.target_modules.split(",") if name.strip()]
+    def _check_trainer(self) -> None:
+        """Raise `ConfigError` where the trainer and another option do not go together."""
+        name = f"--trainer {self.trainer.value}"
+        for field in ("packing", "train_on_prompt"):
+            if self.trainer.compares and getattr(self, field):
+                raise ConfigError(f"{name} has no {option_name(field)}: it compares answers.")
+        if (self.reward is None) == (self.trainer is TrainerName.GRPO):
+            raise ConfigError(
+                "--trainer grpo needs --reward module:function, which rewards answers; no other "
+                "trainer takes it."
+            )
+        if self.trainer is TrainerName.GRPO and self.batch_size % self.generations:
+            raise ConfigError(
+                f"--batch-size {self.batch_size} is no multiple of --generations "
+                f"{self.generations}: a batch has whole groups of answers to a prompt."
+            )
+        if self.trainer is TrainerName.KTO and self.batch_size == 1:
+            raise ConfigError("--trainer kto needs a --batch-size of at least 2: TRL mixes them.")
 
     def as_json(self) -> dict[str, Any]:
         """Plain values, to be read back by `from_json`."""
@@ -146,7 +111,13 @@ class FinetuneOptions(DataOptions, ModelOptions):
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> FinetuneOptions:
         hints = typing.get_type_hints(cls)
-        return cls(**{name: from_plain(value, hints[name]) for name, value in values.items()})
+        named = {renamed(name): value for name, value in values.items()}
+        return cls(**{name: from_plain(value, hints[name]) for name, value in named.items()})
+
+
+def renamed(field: str) -> str:
+    """What a field of an older record is called now."""
+    return _RENAMED.get(field, field)
 
 
 def with_steps(options: FinetuneOptions, examples: int, processes: int) -> FinetuneOptions:
@@ -162,3 +133,7 @@ def check_given(given: Collection[str]) -> None:
     """Raise `ConfigError` where two of the options that a user gave say the same thing."""
     if {"epochs", "steps"} <= set(given):
         raise ConfigError("--epochs and --steps both say how long to train: give one of them.")
+    parts = [name for name in ("eval_data", "validation", "held_out") if name in given]
+    if len(parts) > 1:
+        names = " and ".join(map(option_name, parts))
+        raise ConfigError(f"{names} both say what is measured on: give one of them.")

@@ -34,7 +34,8 @@ class ModelOptions:
         ),
     ] = None
     bits: Annotated[
-        int | None, option(_MODEL, "Bits per quantized weight. Default: 4.", min=1, max=16)
+        int | None,
+        option(_MODEL, "Bits per quantized weight; 16: not quantized. Default: 4.", min=1, max=16),
     ] = None
     reference: Annotated[
         str | None,

@@ -30,6 +30,7 @@ def model_card(report: Report) -> ModelCard:
         backend=next(iter(formats)) if len(formats) == 1 else "auto",
         terms=demo_model.TERMS if base.is_demo else "",
         fenced=_fenced,
+        rows="packed rows" if report.options.packing else "examples",
         **vars(report),
     )
     return card

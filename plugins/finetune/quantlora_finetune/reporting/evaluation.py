@@ -24,11 +24,18 @@ _LARGEST = 700
 
 @dataclass(frozen=True)
 class Measurement:
-    """One look at the model."""
+    """One look at the model.
+
+    Args:
+        preferred: the share of held-out pairs whose chosen answer is the likelier one.
+        reward: of the likeliest answers to held-out prompts, in the mean.
+    """
 
     perplexity: float
     prompt: str
     continuation: str
+    preferred: float | None = None
+    reward: float | None = None
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)

@@ -21,7 +21,8 @@ def plot_losses(file: Path, report: Report) -> None:
     axes.plot(steps, losses, color=BLUE, alpha=0.3, linewidth=1, label="each step")
     axes.plot(steps, running_mean(losses), color=BLUE, linewidth=2, label="running mean")
     ends = [math.log(before.perplexity), math.log(after.perplexity)]
-    axes.plot([0, steps[-1]], ends, "o--", color=ORANGE, linewidth=1, label="held-out text")
+    # Two points, and no line: nothing was measured between them.
+    axes.plot([0, steps[-1]], ends, "o", color=ORANGE, label="held-out text, before and after")
     _name_ends(axes, (0, before.perplexity), (steps[-1], after.perplexity))
     axes.set(xlabel="step", ylabel="loss (nats per token)")
     tidy(axes, report.title)

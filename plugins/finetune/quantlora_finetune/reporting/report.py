@@ -72,6 +72,7 @@ class Report:
             "model": base | asdict(self.model),
             "data": self.data,
             "perplexity": self._perplexity(),
+            "compared": self._compared(),
             "sample": self._sample(),
             "training": self.training.as_json(),
             "memory": self._memory(),
@@ -83,6 +84,15 @@ class Report:
     def _perplexity(self) -> dict[str, float]:
         before, after = self.before.perplexity, self.after.perplexity
         return {"before": before, "after": after, "fall_percent": self.fall_percent}
+
+    def _compared(self) -> dict[str, dict[str, float | None]]:
+        """What trainers that compare answers are measured by; nothing for others."""
+        before, after = self.before, self.after
+        found = {
+            "preferred": {"before": before.preferred, "after": after.preferred},
+            "reward": {"before": before.reward, "after": after.reward},
+        }
+        return {name: both for name, both in found.items() if both["before"] is not None}
 
     def _memory(self) -> dict[str, dict[str, int] | None]:
         memory = {name: use.as_json() for name, use in self.memory.items()}

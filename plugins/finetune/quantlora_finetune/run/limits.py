@@ -12,10 +12,13 @@ import torch
 from quantlora.errors import FinetuneError
 from quantlora.requirements import Requirement
 from quantlora_finetune.model.cache import require_space
-from quantlora_finetune.options.choices import ReportTo, TrainerName
+from quantlora_finetune.options.choices import TrainerName
 from quantlora_finetune.options.finetune_options import FinetuneOptions
+from quantlora_finetune.training.optimizers import check_optimizer, optimizer_libraries
+from quantlora_finetune.training.reports import report_libraries
+from quantlora_finetune.training.reward import reward_function
+from quantlora_finetune.training.schedules import check_scheduler
 
-_TENSORBOARD = [Requirement("tensorboard>=2.10", fix="pip install tensorboard")]
 _TRL = [Requirement(spec, fix="pip install trl datasets") for spec in ("trl>=0.20", "datasets>=3")]
 _LIBRARIES = tuple(
     Requirement(spec, fix='pip install "quantlora[demo]"')
@@ -34,10 +37,14 @@ _TORCH_REFUSALS = ("PytorchStreamWriter failed", "inline_container.cc")
 def require_libraries(options: FinetuneOptions) -> None:
     """Raise `MissingLibraryError`, with the line that brings it, where one is not here."""
     wanted = list(_LIBRARIES)
-    wanted += _TENSORBOARD if options.report_to is ReportTo.TENSORBOARD else []
-    wanted += _TRL if options.trainer is TrainerName.TRL else []
+    wanted += [*report_libraries(options.report_to), *optimizer_libraries(options.optim)]
+    wanted += _TRL if options.trainer is not TrainerName.TRANSFORMERS else []
     for library in wanted:
         library.check().require()
+    check_optimizer(options)
+    check_scheduler(options)
+    if options.reward is not None:
+        reward_function(options.reward)
 
 
 def require_disk(folder: Path, trained_parameters: int) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from quantlora.errors import FinetuneError
+from quantlora_finetune.data.template import TEMPLATES, template_text
 from quantlora_finetune.options.choices import option_name
 from quantlora_finetune.options.finetune_options import FinetuneOptions
 from quantlora_finetune.run.limits import existing
@@ -74,9 +75,12 @@ def _resumed(run: RunFolder, options: FinetuneOptions, given: Collection[str]) -
 
 
 def _absolute(options: FinetuneOptions) -> dict[str, Any]:
-    """Paths that still hold in another working directory."""
-    named = {"model": options.model, "data": options.data, "reference": options.reference}
-    return {k: str(Path(v).expanduser().resolve()) for k, v in named.items() if v and _exists(v)}
+    """Paths that still hold in another working directory, and a template's own text."""
+    named = {name: getattr(options, name) for name in ("model", "data", "reference", "eval_data")}
+    found = {k: str(Path(v).expanduser().resolve()) for k, v in named.items() if v and _exists(v)}
+    if options.template is None or options.template in TEMPLATES:
+        return found
+    return found | {"template": template_text(options.template)}
 
 
 def _exists(path: str) -> bool:

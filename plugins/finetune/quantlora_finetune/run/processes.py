@@ -35,3 +35,10 @@ def _state() -> Any:
     from accelerate import PartialState
 
     return PartialState(cpu=only_cpu())
+
+
+def least(value: int) -> int:
+    """The least of the values that the processes come with."""
+    from accelerate.utils import gather_object
+
+    return int(min(gather_object([value])))

@@ -18,7 +18,9 @@ from quantlora.errors import FinetuneError
 from quantlora_finetune.training.checkpoints import last_checkpoint, step_of
 
 RUN, REPORT, PAGE = "run.json", "report.json", "report.html"
-CHECKPOINTS, TENSORBOARD = "checkpoints", "tensorboard"
+#: Where Transformers looks for the chat template of a tokenizer.
+TEMPLATE = "chat_template.jinja"
+CHECKPOINTS = "checkpoints"
 
 
 @dataclass

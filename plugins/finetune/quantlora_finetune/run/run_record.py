@@ -9,7 +9,7 @@ from types import NoneType
 from typing import Any
 
 from quantlora.errors import ConfigError, FinetuneError
-from quantlora_finetune.options.finetune_options import FinetuneOptions
+from quantlora_finetune.options.finetune_options import FinetuneOptions, renamed
 
 #: Fields by their path; those of the options are `FinetuneOptions`' own.
 _KINDS: dict[str, Any] = {
@@ -38,7 +38,8 @@ def started_with(file: Path, record: dict[str, Any]) -> FinetuneOptions:
     if "model" in record:
         _check(file, "model", record["model"], str)
     hints = typing.get_type_hints(FinetuneOptions)
-    for name, value in record["options"].items():
+    for given, value in record["options"].items():
+        name = renamed(given)
         if name not in hints:
             raise _damaged(file, f"options.{name} is no option of this version")
         _check(file, f"options.{name}", value, hints[name])

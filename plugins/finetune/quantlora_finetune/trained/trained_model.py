@@ -66,7 +66,7 @@ def open_trained(path: Path, model: str | None = None) -> TrainedModel:
         move: Any = loaded.to
         move(processes.device())
     loaded.train(False)
-    return TrainedModel(folder, base, loaded, TrainingTokenizer(base.tokenizer))
+    return TrainedModel(folder, base, loaded, TrainingTokenizer(base.tokenizer, folder.options))
 
 
 def _backend(path: Path) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 from transformers import Trainer
 
@@ -15,6 +17,8 @@ from quantlora import (
     memory_of,
     optimizer_bytes,
 )
+from quantlora_finetune.data.dataset import tokens_in
+from quantlora_finetune.training.adjusted_trainer import Adjusted
 from quantlora_finetune.training.speed import Speed
 
 if TYPE_CHECKING:
@@ -37,7 +41,16 @@ class Measured(_Base):
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any
     ) -> Any:
-        self.speed.count(inputs["attention_mask"])
+        is_batch = isinstance(inputs, Mapping)  # GRPO's is made in the step, by generation
+        seen = self.state.num_input_tokens_seen
+        if is_batch:
+            self.speed.count(tokens_in(inputs))
+        loss = self._measured_step(model, inputs, *args, **kwargs)
+        if not is_batch:
+            self.speed.count(torch.tensor(self.state.num_input_tokens_seen - seen))
+        return loss
+
+    def _measured_step(self, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         if self.activations is not None:
             return super().training_step(model, inputs, *args, **kwargs)
         with LiveBytes() as live:
@@ -67,7 +80,7 @@ class Measured(_Base):
         )
 
 
-class MeasuredTrainer(Measured, Trainer):
+class MeasuredTrainer(Measured, Adjusted, Trainer):
     """Transformers' own, with the loss by `causal_lm_loss`."""
 
     def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:

@@ -28,9 +28,9 @@ class Speed(TrainerCallback):
     def of_all(self) -> float:
         return self.tokens / self.seconds if self.seconds else 0.0
 
-    def count(self, attention_mask: Tensor) -> None:
+    def count(self, tokens: Tensor) -> None:
         """Add the tokens of a batch; the number stays on the device until the step is over."""
-        self._tokens.append(attention_mask.sum())
+        self._tokens.append(tokens)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any

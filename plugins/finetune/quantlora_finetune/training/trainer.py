@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+import math
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,19 +12,20 @@ from safetensors.torch import load_file
 from transformers import (
     PreTrainedModel,
     PrinterCallback,
-    TrainerCallback,
     TrainerState,
 )
 
 from quantlora import MemoryUse, StopOnNaN
 from quantlora_finetune.data.dataset import Collate, Dataset
 from quantlora_finetune.data.examples import TrainingTokenizer
-from quantlora_finetune.options.choices import ReportTo, Schedule
 from quantlora_finetune.options.finetune_options import FinetuneOptions
 from quantlora_finetune.run import processes
-from quantlora_finetune.run.run_folder import TENSORBOARD, RunFolder
+from quantlora_finetune.run.run_folder import RunFolder
 from quantlora_finetune.training.checkpoints import MarkComplete, remove_incomplete
+from quantlora_finetune.training.optimizers import optimizer_settings
 from quantlora_finetune.training.progress import ShowProgress
+from quantlora_finetune.training.reports import reports
+from quantlora_finetune.training.schedules import scheduler_settings
 from quantlora_finetune.training.speed import Speed
 from quantlora_finetune.training.trainers import make_trainer
 
@@ -31,6 +33,8 @@ _REMEDY = (
     "Start anew, in another --output, with a lower --lr, a longer --warmup or --dtype float32; "
     "where the loss was not finite at step 1, look at the data and the model."
 )
+#: What trainers that compare answers log of them.
+_TOLD = ("reward", "kl", "completions/mean_length")
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,8 @@ class Step:
     learning_rate: float
     gradient_norm: float
     tokens_per_second: float
+    #: What else the trainer logs, such as rewards.
+    others: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -83,12 +89,17 @@ def train(
     checkpoint, done = run.checkpoint, run.steps_done
     speed = Speed(processes.count())
     progress = ShowProgress(console, speed)
-    callbacks = [StopOnNaN(_REMEDY), MarkComplete(), speed, progress, *_reports(options, run)]
+    callbacks = [
+        StopOnNaN(_REMEDY),
+        MarkComplete(),
+        speed,
+        progress,
+        *reports(options.report_to, run.path),
+    ]
     settings = _settings(options, run.checkpoints)
-    trainer = make_trainer(
-        options.trainer, model, settings, data.train, collate, tokenizer, callbacks
-    )
+    trainer = make_trainer(options, model, settings, data.train, collate, tokenizer, callbacks)
     trainer.speed = speed
+    vars(trainer)["lr_ratio"] = options.loraplus_lr_ratio
     trainer.remove_callback(PrinterCallback)
     try:
         if checkpoint is not None and done >= options.steps:
@@ -108,22 +119,15 @@ def _steps(state: TrainerState) -> list[Step]:
             log["learning_rate"],
             float(log.get("grad_norm", "nan")),
             log["tokens_per_second"],
+            {name: value for name, value in log.items() if _is_told(name, value)},
         )
         for log in state.log_history
         if "loss" in log
     ]
 
 
-def _reports(options: FinetuneOptions, run: RunFolder) -> list[TrainerCallback]:
-    """For whoever looks on from outside: only the first process's callback writes."""
-    if options.report_to is not ReportTo.TENSORBOARD:
-        return []
-    from torch.utils.tensorboard import SummaryWriter
-    from transformers.integrations import integration_utils
-
-    writer = SummaryWriter(str(run.path / TENSORBOARD)) if processes.is_first() else None
-    make: Any = integration_utils.TensorBoardCallback  # untyped upstream
-    return [make(writer)]
+def _is_told(name: str, value: Any) -> bool:
+    return name.startswith(_TOLD) and isinstance(value, int | float) and math.isfinite(value)
 
 
 def _state_at(checkpoint: Path, model: PreTrainedModel) -> TrainerState:
@@ -141,8 +145,8 @@ def _settings(options: FinetuneOptions, folder: Path) -> dict[str, Any]:
         "per_device_train_batch_size": options.batch_size,
         "gradient_accumulation_steps": options.accumulate,
         "learning_rate": options.lr,
-        "lr_scheduler_type": _TRAINERS_NAMES[options.schedule],
-        "warmup_steps": min(options.warmup, options.steps - 1),
+        **optimizer_settings(options),
+        **scheduler_settings(options),
         "seed": options.seed,
         "logging_steps": 1,
         "logging_nan_inf_filter": False,  # a NaN is to be seen, not replaced by an average
@@ -152,14 +156,8 @@ def _settings(options: FinetuneOptions, folder: Path) -> dict[str, Any]:
         "remove_unused_columns": False,
         "dataloader_pin_memory": False,
         "disable_tqdm": True,
-        "report_to": "none",
+        "report_to": "none",  # see `reports`
+        "run_name": folder.parent.name,
         "use_cpu": processes.only_cpu(),
         "ddp_find_unused_parameters": False,
     }
-
-
-_TRAINERS_NAMES = {
-    Schedule.LINEAR: "linear",
-    Schedule.COSINE: "cosine",
-    Schedule.CONSTANT: "constant_with_warmup",
-}

@@ -16,7 +16,7 @@ def loftq(
     bits: Annotated[int, Option(help="Bits per weight.")] = 4,
     iterations: Annotated[int, Option("--iter", help="LoftQ rounds.")] = 5,
     rank: Annotated[int, Option(help="Rank of the adapter.")] = 16,
-    alpha: Annotated[float | None, Option(help="lora_alpha; the rank where not given.")] = None,
+    alpha: Annotated[float | None, Option(help="lora_alpha. Default: twice the rank.")] = None,
     backend: Annotated[str | None, Option(help="Weight format; chosen by the bits.")] = None,
     target_modules: Annotated[
         str, Option(help="Names, with commas between them, or 'all-linear'.")
@@ -46,7 +46,7 @@ def loftq(
         bits=bits,
         iterations=iterations,
         rank=rank,
-        alpha=rank if alpha is None else alpha,
+        alpha=2 * rank if alpha is None else alpha,
         backend=backend,
         target_modules=targets,
         exclude_modules=exclude_modules.split(",") if exclude_modules else None,
