@@ -12,13 +12,14 @@ from quantlora.formats.quantizer import Quantizer
 
 #: What to do about layers that an adapter has left.
 LEFT = (
-    'quantlora.merge_and_unload(model, mode="dequantize") makes a model that runs, and '
-    "quantlora.disable_adapters in place of unload the base; now they can be saved or wrapped again"
+    "they can be saved as they are. To run the model here, wrap it again: then "
+    'quantlora.merge_and_unload(model, mode="dequantize") makes one that runs anywhere, and '
+    "quantlora.disable_adapters, in place of unload, runs the base"
 )
 #: The same for layers that no adapter was ever on.
 WITHOUT = (
-    'give them one (target_modules="all-linear"), or load the model where they can run; that does '
-    "not matter for layers that are never called"
+    'give each of them one (target_modules="all-linear"), or load the model where they can run; '
+    "layers that are never called do no harm"
 )
 
 

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
+
+#: Arguments of ``from_pretrained`` that say where on the hub, or in its cache, a file is.
+_WHERE = ("revision", "token", "cache_dir", "local_files_only")
+_CONFIG = "config.json"
 
 
 class HubError(Exception):
@@ -30,6 +36,32 @@ def download(
         line = next(iter(str(error).strip().splitlines()), "")
         raise HubError(f"{type(error).__name__}: {line}") from error
     return Path(found)
+
+
+def read_config(source: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """``config.json`` of the folder or hub id ``source``; empty where it cannot be read.
+
+    A hub id's is fetched into the hub's cache, or found there.
+
+    Args:
+        arguments: those of ``from_pretrained``; ``revision``, ``subfolder`` and so on count.
+    """
+    folder, inner = Path(source).expanduser(), arguments.get("subfolder") or ""
+    try:
+        if folder.exists():
+            found = json.loads((folder / inner / _CONFIG).read_text("utf-8"))
+        else:
+            found = json.loads(_fetched(source, inner, arguments).read_text("utf-8"))
+    except Exception:  # the hub's client has many; whoever loads the model says what is wrong
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _fetched(name: str, subfolder: str, arguments: Mapping[str, Any]) -> Path:
+    from huggingface_hub import hf_hub_download
+
+    given = {key: arguments[key] for key in _WHERE if key in arguments}
+    return Path(hf_hub_download(name, _CONFIG, subfolder=subfolder or None, **given))
 
 
 def with_blobs(folder: Path) -> list[Path]:

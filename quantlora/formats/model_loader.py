@@ -5,10 +5,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, ClassVar
 
 from torch import nn
 
+from quantlora.files.hub import read_config
 from quantlora.requirements import AnyRequirement
 
 
@@ -21,12 +23,23 @@ class LoadRequest:
         backend: ``"auto"``, or the format that float layers are to be packed in.
         options: that format's settings, ``bits`` among them.
         arguments: what is meant for ``from_pretrained``: ``dtype``, ``gguf_file``, ``revision``.
+        model_class: Transformers' class or auto class that is wanted; None: the loader's choice.
     """
 
     source: str
     backend: str = "auto"
     options: Mapping[str, Any] = field(default_factory=dict)
     arguments: Mapping[str, Any] = field(default_factory=dict)
+    model_class: Any = None
+
+    @cached_property
+    def config(self) -> Mapping[str, Any]:
+        """``config.json`` of the folder, or of the repository on the hub; empty if there is none.
+
+        Read when first asked for; a hub id's is kept in the hub's cache, where Transformers finds
+        it again. A config that cannot be read is empty too: whoever loads the model says why.
+        """
+        return read_config(self.source, self.arguments)
 
 
 @dataclass(frozen=True)

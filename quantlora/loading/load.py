@@ -64,7 +64,7 @@ def load(
             f"load: {', '.join(options)} are settings of a format, and backend='auto' packs "
             f"nothing: name the format that is to pack."
         )
-    request = LoadRequest(os.fspath(model_id_or_path), backend, options, arguments)
+    request = LoadRequest(os.fspath(model_id_or_path), backend, options, arguments, model_class)
     if (loader := claiming_loader(request)) is not None:
         for need in loader.requires:
             need.check().require()
@@ -72,7 +72,7 @@ def load(
         note_vocabulary(model)
         return model
     wanted = Wanted(target_modules, exclude_modules, target_experts)
-    return _from_transformers(request, wanted, model_class)
+    return _from_transformers(request, wanted)
 
 
 def claiming_loader(request: LoadRequest) -> ModelLoader | None:
@@ -88,7 +88,7 @@ def claiming_loader(request: LoadRequest) -> ModelLoader | None:
     return found[0] if found else None
 
 
-def _from_transformers(request: LoadRequest, wanted: Wanted, model_class: Any) -> nn.Module:
+def _from_transformers(request: LoadRequest, wanted: Wanted) -> nn.Module:
     from quantlora.loading.pack_on_arrival import PackOnArrival, StoppedError
     from quantlora.loading.transformers_quantizer import PackingConfig, register
 
@@ -101,7 +101,7 @@ def _from_transformers(request: LoadRequest, wanted: Wanted, model_class: Any) -
         _check_version()
         job = PackOnArrival(registry().quantizer(request.backend), request.options, wanted)
         arguments["quantization_config"] = PackingConfig(job=job)
-    kind = model_class or _class_of(config)
+    kind = request.model_class or _class_of(config)
     try:
         model: nn.Module = pretrained(source, lambda: kind.from_pretrained(source, **arguments))
     except StoppedError as stopped:

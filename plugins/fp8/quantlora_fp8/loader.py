@@ -1,9 +1,8 @@
-"""FP8 folders stay FP8 where Transformers, which has no kernel there, would dequantize them."""
+"""FP8 checkpoints stay FP8 where Transformers, which has no kernel there, would dequantize them."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
@@ -19,32 +18,35 @@ _KEEP: ContextVar[bool] = ContextVar("keep", default=False)
 
 
 class Fp8Loader(ModelLoader):
-    """A folder whose config.json says ``"quant_method": "fp8"``, for ``backend="auto"``."""
+    """A folder or hub id whose config says ``"quant_method": "fp8"``, for ``backend="auto"``."""
 
     name: ClassVar[str] = "fp8"
     requires = (TRANSFORMERS,)
 
     def claims(self, request: LoadRequest) -> bool:
-        config = Path(request.source).expanduser() / "config.json"
-        if request.backend not in ("auto", "fp8") or not config.is_file():
+        if request.backend not in ("auto", "fp8") or "gguf_file" in request.arguments:
             return False
-        try:
-            found = json.loads(config.read_text())["quantization_config"]
-            return bool(found["quant_method"] == "fp8" and not found.get("dequantize"))
-        except (ValueError, KeyError, TypeError):
-            return False
+        found = request.config.get("quantization_config")
+        kept = isinstance(found, Mapping) and not found.get("dequantize")
+        return kept and found.get("quant_method") == "fp8"
 
     def load(self, request: LoadRequest) -> nn.Module:
-        import transformers
-        from transformers import AutoConfig, AutoModelForCausalLM
-
-        source = str(Path(request.source).expanduser())
-        config = AutoConfig.from_pretrained(source)
-        kind: Any = getattr(transformers, (config.architectures or [""])[0], AutoModelForCausalLM)
+        folder = Path(request.source).expanduser()
+        source = str(folder.resolve()) if folder.is_dir() else request.source
+        kind, arguments = _class_of(request), dict(request.arguments)
         _register()
         with _kept():
-            arguments = dict(request.arguments)
             return pretrained(source, lambda: kind.from_pretrained(source, **arguments))  # type: ignore[no-any-return]
+
+
+def _class_of(request: LoadRequest) -> Any:
+    """The class that was asked for, else the one that the checkpoint names."""
+    import transformers
+
+    names = request.config.get("architectures") or [""]
+    remote = "auto_map" in request.config
+    found = None if remote else getattr(transformers, names[0], None)
+    return request.model_class or found or transformers.AutoModelForCausalLM
 
 
 @contextmanager
@@ -65,8 +67,10 @@ def _register() -> None:
 
     class KeptFp8(theirs):  # type: ignore[misc]
         def validate_environment(self, *args: Any, **kwargs: Any) -> None:
+            if kept := _KEEP.get():
+                self.quantization_config.dequantize = True  # theirs would say that it will
             super().validate_environment(*args, **kwargs)
-            if _KEEP.get():
+            if kept:
                 self.quantization_config.dequantize = False
 
     mapping: Any = AUTO_QUANTIZER_MAPPING

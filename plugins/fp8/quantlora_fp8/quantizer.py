@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from quantlora import BackendError, InferenceCopy, Quantizer, dense_copy
-from quantlora_fp8.requires import KERNEL, TRANSFORMERS
+from quantlora_fp8.requires import TRANSFORMERS, WHY
 from quantlora_fp8.scales import DTYPES, NAMES, block_size, check, grid, is_fp8, largest, multiply
 
 
@@ -93,7 +93,7 @@ class Fp8Quantizer(Quantizer):
     def not_runnable(self, layer: nn.Module) -> str:
         if "transformers" not in type(layer).__module__ or _has_kernel(layer):
             return ""
-        return f"{KERNEL.text.split('. ')[0]}. {KERNEL.fix}"
+        return WHY
 
     def packed_parameter(self, layer: nn.Module) -> Tensor | None:
         return layer.weight  # type: ignore[return-value]

@@ -7,9 +7,11 @@ from quantlora import Check, Note, Requirement
 #: Its `FP8Linear` is what is packed; layers of any library are read.
 TRANSFORMERS = Requirement("transformers>=5.0", fix='pip install "transformers>=5"')
 
+#: Why a layer by itself cannot run here.
+WHY = "Transformers' kernel for FP8 layers needs a GPU of compute capability 8.9 or newer"
+
 KERNEL = Note(
-    "Transformers multiplies its FP8 layers by a kernel for GPUs of compute capability 8.9 and "
-    "newer, and dequantizes FP8 files while it loads them anywhere else. Layers that are in FP8 "
+    f"{WHY}; anywhere else it dequantizes FP8 files while it loads them. Layers that are in FP8 "
     "are trained on every device: quantlora multiplies with the dequantized weight.",
     'To run the merged model without that kernel: merge with mode="dequantize".',
 )

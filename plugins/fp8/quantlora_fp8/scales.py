@@ -39,14 +39,14 @@ def scale_of(layer: Any) -> Any:
 
 
 def block_size(layer: Any) -> tuple[int, int]:
-    """Rows and columns that share a scale."""
+    """Rows and columns that share a scale; a layer's that is smaller are the declared ones too."""
     rows, columns = layer.weight.shape
-    scale = scale_of(layer)
-    if scale.numel() == 1:
+    declared, scale = getattr(layer, "block_size", None), scale_of(layer)
+    if scale.numel() == 1 and not declared:
         return rows, columns
-    if _is_row(layer):
+    if scale.numel() > 1 and _is_row(layer):
         return 1, columns
-    return tuple(getattr(layer, "block_size", None) or BLOCK)
+    return tuple(declared or BLOCK)
 
 
 def grid(layer: Any) -> Tensor:
@@ -62,8 +62,9 @@ def multiply(codes: Tensor, scales: Tensor, block: tuple[int, int]) -> Tensor:
     rows, columns = codes.shape
     scales = scales.repeat_interleave(block[0], 0)[:rows]
     whole = columns // block[1]
-    torch.unflatten(codes[:, : whole * block[1]], 1, (whole, -1)).mul_(scales[:, :whole, None])
-    codes[:, whole * block[1] :].mul_(scales[:, whole:])
+    inner, rest = codes[:, : whole * block[1]], codes[:, whole * block[1] :]
+    torch.unflatten(inner, 1, (whole, block[1])).mul_(scales[:, :whole, None])
+    rest.mul_(scales[:, whole:])
     return codes
 
 

@@ -69,6 +69,59 @@ def test_a_folder_is_loaded_as_it_is(written) -> None:
         assert torch.equal(registry().match(path, layer).dequantize(layer), weight)
 
 
+@pytest.fixture
+def hub_id(written, tmp_path, monkeypatch) -> str:
+    """A cache of the hub that holds the folder as a download would leave it; no network."""
+    import huggingface_hub.constants as hub
+
+    monkeypatch.setattr(hub, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(hub, "HF_HUB_OFFLINE", True)
+    repo, revision = tmp_path / "models--someone--fp8-model", "0" * 40
+    snapshot, blobs = repo / "snapshots" / revision, repo / "blobs"
+    for folder in (snapshot, blobs, repo / "refs"):
+        folder.mkdir(parents=True)
+    (repo / "refs" / "main").write_text(revision)
+    for number, file in enumerate(written[0].iterdir()):
+        (blobs / str(number)).write_bytes(file.read_bytes())
+        (snapshot / file.name).symlink_to(f"../../blobs/{number}")
+    return "someone/fp8-model"
+
+
+def test_a_hub_id_is_loaded_as_it_is(written, hub_id) -> None:
+    model: Any = quantlora.load(hub_id, dtype=torch.float32)
+    for path, weight in written[1].items():
+        assert model.get_submodule(path).weight.dtype == E4M3
+        assert torch.equal(
+            registry().quantizer("fp8").dequantize(model.get_submodule(path)), weight
+        )
+
+
+def test_a_revision_of_a_hub_id_that_is_not_there_is_an_error(hub_id) -> None:
+    with pytest.raises(quantlora.ConfigError, match=f"{hub_id}: .* cannot be fetched"):
+        quantlora.load(hub_id, revision="1" * 40)
+
+
+def test_the_class_that_is_asked_for_is_loaded(written) -> None:
+    from transformers import AutoModel, LlamaModel
+
+    model: Any = quantlora.load(written[0], model_class=AutoModel)
+    assert type(model) is LlamaModel
+    assert model.layers[0].mlp.up_proj.weight.dtype == E4M3
+
+
+def test_a_layer_that_cannot_run_here_is_told_with_what_to_do(written) -> None:
+    model: Any = quantlora.load(written[0], dtype=torch.float32)
+    quantlora.wrap(model, r=2, target_modules="all-linear", exclude_modules=["lm_head"])
+    with pytest.warns(
+        UserWarning, match=r"and 6 more: .* cannot run here.*mode=.dequantize."
+    ) as said:
+        quantlora.unload(model)
+    assert len(said) == 1
+    quantlora.wrap(model, r=2, target_modules="all-linear", exclude_modules=["lm_head"])
+    quantlora.merge_and_unload(model, mode="dequantize")
+    assert model(input_ids=tokens()).logits.isfinite().all()
+
+
 def test_others_load_the_folder_as_before(written) -> None:
     from transformers import AutoModelForCausalLM
 
@@ -132,6 +185,16 @@ def test_blocks_at_the_edges_are_smaller(block) -> None:
     rows, columns = (torch.arange(size) // step for size, step in zip((33, 50), block, strict=True))
     scales = layer.weight_scale_inv[rows][:, columns]
     assert torch.equal(found.dequantize(layer), layer.weight.float() * scales)
+
+
+def test_layers_smaller_than_a_block_are_saved_beside_larger_ones(tmp_path) -> None:
+    model: Any = tiny_llama(num_hidden_layers=1, intermediate_size=160)
+    quantlora.quantize(model, backend="fp8", exclude_modules=["lm_head"])
+    model.save_pretrained(tmp_path)
+    again, found = quantlora.load(tmp_path, dtype=torch.float32), registry().quantizer("fp8")
+    for path in (UP, "model.layers.0.self_attn.k_proj"):
+        layers = (part.get_submodule(path) for part in (model, again))
+        assert torch.equal(*(found.dequantize(layer) for layer in layers))
 
 
 def test_scales_that_are_powers_of_two_stay_so() -> None:

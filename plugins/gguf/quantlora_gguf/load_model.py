@@ -22,11 +22,14 @@ from quantlora_gguf.transformers_format import GgmlBlocksConfig, register
 _NAMED = 4
 
 
-def load_gguf(path: Path, dtype: torch.dtype | str | None = None, **arguments: Any) -> Any:
+def load_gguf(
+    path: Path, dtype: torch.dtype | str | None = None, model_class: Any = None, **arguments: Any
+) -> Any:
     """The model in the file at ``path``, in evaluation mode.
 
     Args:
         dtype: of the float parts and of what is computed; default float32.
+        model_class: Transformers' class or auto class; default: a language model, if it is one.
         arguments: further ones of ``from_pretrained``: ``device_map``, ``attn_implementation``.
 
     Raises:
@@ -35,7 +38,7 @@ def load_gguf(path: Path, dtype: torch.dtype | str | None = None, **arguments: A
     """
     file = GgufFile(path)
     config = model_config(file)
-    model = without_weights(config)
+    model = without_weights(config) if model_class is None else _of_class(model_class, config)
     names = TensorNames(model, file.architecture)
     plan = ModelPlan.of(file, model, names)
     _warn(path, plan)
@@ -62,6 +65,11 @@ def without_weights(config: Any) -> Any:
     auto: Any = next(known, AutoModel)
     with torch.device("meta"):
         return auto.from_config(config)
+
+
+def _of_class(model_class: Any, config: Any) -> Any:
+    with torch.device("meta"):
+        return getattr(model_class, "from_config", model_class)(config)
 
 
 def _dtype(asked: torch.dtype | str | None) -> torch.dtype:

@@ -40,7 +40,7 @@ class GgufLoader(ModelLoader):
             )
         arguments = dict(request.arguments)
         path = _file(request.source, arguments.pop("gguf_file", None))
-        model: nn.Module = load_gguf(path, **arguments)
+        model: nn.Module = load_gguf(path, model_class=request.model_class, **arguments)
         return model
 
     def describe(self, request: LoadRequest) -> StoredModel:

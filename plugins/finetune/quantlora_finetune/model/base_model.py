@@ -107,7 +107,7 @@ def load_model(base: BaseModel, dtype: Dtype) -> PreTrainedModel:
     if base.is_quantized and torch.cuda.is_available():
         where["device_map"] = {"": torch.cuda.current_device()}
     chosen = compute_dtype(dtype)
-    if is_model_file(base.model_id_or_path):
+    if base.is_quantized:  # as its file has it, where Transformers would dequantize
         return cast(PreTrainedModel, load(base.model_id_or_path, dtype=chosen, **where))
     model: PreTrainedModel = pretrained(
         base.model_id_or_path,
