@@ -44,16 +44,33 @@ class Prepared:
 
         Raises `BackendError` with the first failure, when all is done.
         """
-        failures = [
+        _tell([*self._release_layers(), *self._release_model()])
+
+    def release_layers(self) -> None:
+        """The same of layers alone, while LoRA layers without an adapter are left around them.
+
+        What a library does to a model as a whole (unpack it at its first forward) would reach the
+        layers within ours.
+        """
+        _tell(self._release_layers())
+
+    def _release_layers(self) -> list[str]:
+        return [
             why
             for path, layer, quantizer in reversed(self.layers)
             if (why := _failure(path, quantizer, partial(read, quantizer.release, layer)))
         ]
-        for quantizer, layers in reversed(self.adapted.items()):
-            release = partial(quantizer.release_model, self.model, layers)
-            failures += filter(None, [_failure("the model", quantizer, release)])
-        if failures:
-            raise BackendError(failures[0])
+
+    def _release_model(self) -> list[str]:
+        return [
+            why
+            for quantizer, layers in reversed(self.adapted.items())
+            if (
+                why := _failure(
+                    "the model", quantizer, partial(quantizer.release_model, self.model, layers)
+                )
+            )
+        ]
 
 
 def other_layers(
@@ -68,6 +85,11 @@ def other_layers(
         if id(module) not in known and not isinstance(module, LoraLayer):
             for quantizer in registry().candidates(module):
                 yield path, module, quantizer
+
+
+def _tell(failures: list[str]) -> None:
+    if failures:
+        raise BackendError(failures[0])
 
 
 def _failure(path: str, quantizer: Quantizer, release: Callable[[], object]) -> str:

@@ -130,7 +130,7 @@ def delete_adapter(model: nn.Module, name: str) -> None:
             f"another one with quantlora.set_adapter.",
         )
     if not state.configs:
-        Prepared.of(adapted).release()
+        Prepared.of(adapted).release_layers()  # the model itself once our layers are gone
 
 
 def rename_adapter(model: nn.Module, old: str, new: str) -> None:
@@ -174,7 +174,7 @@ def remove_adapters(model: nn.Module) -> None:
             model.set_submodule(path, module.base_layer)
     set_state(model, None)
     try:
-        if adapted.state.configs:
+        if adapted.state.configs or adapted.lora_layers:
             Prepared.of(adapted).release()
     finally:
         note_packed(model)

@@ -2,8 +2,9 @@
 
 wrap, load_adapter     check_model, prepare_model, prepare for each layer
 forward, backward      undo_repacking for each layer, where there are gradients
-unload, the last       release for each layer, release_model
-adapter is deleted
+the last adapter       release for each layer
+is deleted
+unload                 release for each layer, release_model
 """
 
 from __future__ import annotations
@@ -69,6 +70,8 @@ class Preparation:
 
     def release_model(self, model: nn.Module, layers: Mapping[str, nn.Module]) -> None:
         """Take back what `prepare_model` has done, after `release` of every layer.
+
+        Called by `unload`, when no LoRA layer is left: one without an adapter reads its base still.
 
         Args:
             layers: those that had an adapter, by path.

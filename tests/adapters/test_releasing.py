@@ -144,7 +144,20 @@ def test_the_last_adapter_that_is_deleted_releases(packed: nn.Sequential, kept: 
     assert packed[2].base_layer.ready
     quantlora.delete_adapter(packed, "default")
     assert not packed[0].base_layer.ready
-    assert not kept.table
+    assert kept.table == [packed]
+
+
+def test_a_model_whose_last_adapter_is_deleted_is_not_unpacked(
+    packed: nn.Sequential, kept: KeptFormat
+) -> None:
+    x = torch.randn(3, 4)
+    wrap(packed)
+    with quantlora.adapters_disabled(packed):
+        base = packed(x)
+    quantlora.delete_adapter(packed, "default")
+    assert not hasattr(packed, "hook")
+    assert torch.equal(packed(x), base)
+    quantlora.unload(packed)
     assert hasattr(packed, "hook")
 
 
@@ -273,5 +286,5 @@ def test_wrap_load_and_explain_name_layers_that_get_no_adapter(
 
 
 def test_quantize_says_that_its_layers_need_an_adapter(idle: KeptFormat) -> None:
-    with pytest.warns(quantlora.AdapterWarning, match="give them one"):
+    with pytest.warns(quantlora.AdapterWarning, match="give each of them one"):
         quantlora.quantize(nn.Sequential(nn.Linear(4, 4)), backend="kept", target_modules=["0"])
