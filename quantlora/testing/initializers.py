@@ -16,8 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from quantlora.adapters.adapter_modules import lora_layers
+from quantlora.adapters.switch import set_adapter
 from quantlora.checkpoint.save import save_adapter
 from quantlora.discovery.registration import registry
+from quantlora.errors import ConfigError
 from quantlora.initializers.initializer import InitContext, Initializer
 from quantlora.operations.reference import relative
 from quantlora.wrapped_model import load_adapter, wrap
@@ -104,6 +106,25 @@ class InitializerSuite:
             bases.set_submodule(path, layer.base_layer)
         bare = nn.Sequential(*bases.children())
         assert relative(load_adapter(bare, tmp_path)(x), model(x)) < 1e-5
+
+    def test_a_second_adapter_leaves_the_first_as_it_was(self) -> None:
+        """One that changes the base is for the first adapter alone, and refused after it."""
+        model, x = self.model(), torch.randn(5, self.shapes[0][1])
+        fields = {"r": 4, "target_modules": r"\d+", **self.fields}
+        wrap(model, adapter_name="first", **{**fields, "init_lora_weights": False})
+        before = model(x)
+        try:
+            self._wrapped_again(model)
+        except ConfigError as error:
+            if "first adapter only" not in str(error):
+                raise
+        set_adapter(model, "first")
+        assert relative(model(x), before) < 1e-6
+
+    def _wrapped_again(self, model: nn.Module) -> None:
+        fields = {"r": 4, "target_modules": r"\d+", **self.fields}
+        fields.pop("backend", None)
+        wrap(model, adapter_name="second", init_lora_weights=self.initializer, **fields)
 
     def test_a_changed_base_is_made_up_for(self) -> None:
         for path, layer in lora_layers(self.wrapped()):

@@ -69,7 +69,8 @@ class FreshAdapter(NewAdapter):
 def initialize(initializer: Initializer, layer: LoraLayer, context: InitContext) -> None:
     """`Initializer.initialize`; a base that it changes is noted on the layer.
 
-    Raises `ConfigError` where it changes the base without declaring it, or changes it in place.
+    Raises `ConfigError` where it changes the base without declaring it, in place, or under another
+    adapter.
     """
     if type(initializer) in RANDOM:
         return initializer.initialize(layer, context)
@@ -91,6 +92,11 @@ def initialize(initializer: Initializer, layer: LoraLayer, context: InitContext)
             f"have. Its author must set changes_base = True on the class (docs/plugins.md)."
         )
     asked = str(context.config.init_lora_weights).lower()  # with its number, "pissa_niter_4"
+    if others := [name for name in layer.adapters if name != context.adapter]:
+        raise ConfigError(
+            f"{context.path}: {initializer.name!r} changes the base, which {', '.join(others)} "
+            f"uses too. Use it for the first adapter only."
+        )
     with torch.no_grad():
         original, changed = quantizer.dequantize(base), layer.quantizer.dequantize(layer.base_layer)
         change = BaseChange(

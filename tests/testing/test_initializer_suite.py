@@ -1,8 +1,11 @@
 """The suite for initializers bites: a change of the base that is not declared fails it."""
 
 import pytest
+import torch
+from torch import nn
 
-from quantlora import Initializer, linear_from, registry
+import quantlora
+from quantlora import ConfigError, Initializer, linear_from, registry
 from quantlora.testing import InitializerSuite
 
 
@@ -40,6 +43,16 @@ def test_a_fault_is_found(fault, test, monkeypatch):
     watching = "only_where" in test
     with pytest.raises(AssertionError):
         getattr(suite, test)(*([monkeypatch] if watching else []))
+
+
+def test_a_changed_base_under_another_adapter_is_refused(monkeypatch):
+    monkeypatch.setitem(registry().initializers, "halves", Declared())
+    model, x = nn.Sequential(nn.Linear(8, 4)), torch.randn(3, 8)
+    quantlora.wrap(model, adapter_name="first", r=2, init_lora_weights=False)
+    before = model(x)
+    with pytest.raises(ConfigError, match="'halves' changes the base, which first uses too"):
+        quantlora.wrap(model, adapter_name="second", r=2, init_lora_weights="halves")
+    assert torch.equal(model(x), before)
 
 
 class TestDefault(InitializerSuite):
