@@ -62,9 +62,9 @@ class DequantizeTests(SuiteBase):
 
     def test_it_does_not_change_the_layer(self) -> None:
         layer = self.layer()
-        before = _contents(layer)
+        before = contents(layer)
         self.format.dequantize(layer)
-        assert _same(before, _contents(layer))
+        assert _same(before, contents(layer))
 
     def test_it_is_the_same_under_inference_mode(self) -> None:
         """It must also work where autograd is off altogether, as in generation."""
@@ -75,7 +75,8 @@ class DequantizeTests(SuiteBase):
         assert torch.equal(inside.clone(), self.format.dequantize(layer))
 
 
-def _contents(layer: nn.Module) -> dict[str, Any]:
+def contents(layer: nn.Module) -> dict[str, Any]:
+    """Class, dtype and bytes of each tensor of ``layer``, by name."""
     tensors = {**dict(layer.named_parameters()), **dict(layer.named_buffers())}
     return {name: (type(t), t.dtype, _bytes(t)) for name, t in tensors.items()}
 

@@ -9,6 +9,7 @@ from quantlora.testing.gradients import GradientTests
 from quantlora.testing.memory import MemoryTests
 from quantlora.testing.merging import MergeTests
 from quantlora.testing.operation_suite import OperationTests
+from quantlora.testing.optional import OptionalTests
 from quantlora.testing.quantize import QuantizeTests
 from quantlora.testing.recognition import RecognitionTests
 from quantlora.testing.roundtrip import RoundTripTests
@@ -25,6 +26,7 @@ class QuantizerSuite(
     MergeTests,
     OperationTests,
     RoundTripTests,
+    OptionalTests,
 ):
     """Subclass it as ``class TestMyFormat(QuantizerSuite)`` and set ``quantizer``.
 

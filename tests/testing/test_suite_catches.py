@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from quantlora import Quantizer, registry
+from quantlora import (
+    AffineWeight,
+    InferenceCopy,
+    PackedState,
+    Quantizer,
+    dense_copy,
+    registry,
+)
 from quantlora.testing import QuantizerSuite
 
 
@@ -179,6 +187,54 @@ class PacksInPlace(Sound):
         if like is not None:
             like.codes.copy_(packed.codes)
         return packed
+
+
+class OnAGrid(Sound):
+    def group_size(self, layer: nn.Module) -> int:
+        return int(layer.in_features)
+
+    def affine(self, layer: nn.Module) -> AffineWeight:
+        zeros = torch.full_like(layer.scale, self.zero)
+        codes = (layer.codes.to(torch.int16) + 128).to(torch.uint8)
+        return AffineWeight(codes, layer.scale, zeros, 8, layer.in_features)
+
+    zero = 128
+
+
+@found_by("test_affine_is_the_weight", **DEFAULT)
+class WrongGrid(OnAGrid):
+    zero = 127
+
+
+@found_by("test_from_affine_holds_any_zero_point", bias=True)
+class RoundsZeros(OnAGrid):
+    def from_affine(self, weight: AffineWeight, bias: Tensor | None) -> nn.Module:
+        codes = weight.codes.to(torch.int16) - weight.zeros.round().to(torch.int16)
+        return Codes(codes.to(torch.int8), weight.scales, bias)
+
+
+@found_by("test_a_packed_state_is_the_layer", bias=True, dtype=torch.float32)
+class LosesBiasInFiles(Sound):
+    def packed_state(self, layer: nn.Module) -> PackedState:
+        return PackedState({}, {"codes": layer.codes, "scale": layer.scale})
+
+    def from_packed_state(self, state: PackedState) -> nn.Module:
+        return Codes(state.tensors["codes"], state.tensors["scale"], None)
+
+
+@found_by("test_generation_follows_the_layer_s_tensors")
+class KeepsOldCopies(Sound):
+    def inference_copy(self, layer: nn.Module, dtype: torch.dtype) -> InferenceCopy:
+        return dense_copy(partial(self.dequantize_to, layer, dtype), self.shape(layer), dtype)
+
+    def weight_tensors(self, layer: nn.Module) -> list[Tensor]:
+        return []
+
+
+@found_by("test_unload_gives_the_layer_back_as_it_was")
+class LeavesATrace(Sound):
+    def prepare(self, layer: nn.Module, path: str) -> None:
+        layer.prepared = True
 
 
 @pytest.mark.parametrize(

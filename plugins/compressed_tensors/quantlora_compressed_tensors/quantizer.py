@@ -82,7 +82,9 @@ class CompressedTensorsQuantizer(Quantizer):
         return pack(linear, new_scheme(name, group_size, linear.in_features), None)
 
     def group_size(self, layer: Any) -> int | None:
-        return layer.quantization_scheme.weights.group_size or None
+        args = layer.quantization_scheme.weights
+        whole_rows = args.type == "int" and args.strategy == "channel"
+        return layer.in_features if whole_rows else args.group_size or None
 
     def affine(self, layer: Any) -> AffineWeight | None:
         args = layer.quantization_scheme.weights
