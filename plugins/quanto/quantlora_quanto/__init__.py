@@ -1,0 +1,1 @@
+"""quanto for quantlora: the layers of optimum-quanto, their weights alone quantized."""
