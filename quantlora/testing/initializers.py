@@ -18,11 +18,12 @@ from torch import Tensor, nn
 from quantlora.adapters.adapter_modules import lora_layers
 from quantlora.adapters.switch import set_adapter
 from quantlora.checkpoint.save import save_adapter
-from quantlora.discovery.registration import registry
-from quantlora.errors import ConfigError
+from quantlora.discovery.registration import best_quantizer, registry
+from quantlora.errors import BackendError, ConfigError
 from quantlora.initializers.initializer import InitContext, Initializer
 from quantlora.operations.reference import relative
 from quantlora.wrapped_model import load_adapter, wrap
+from quantlora.wrapping.quantize import quantize
 
 
 class InitializerSuite:
@@ -115,11 +116,26 @@ class InitializerSuite:
         before = model(x)
         try:
             self._wrapped_again(model)
+        except BackendError as error:
+            pytest.skip(f"it does not work on this base: {error}")
         except ConfigError as error:
             if "first adapter only" not in str(error):
                 raise
         set_adapter(model, "first")
         assert relative(model(x), before) < 1e-6
+
+    @pytest.mark.filterwarnings("ignore")
+    def test_a_packed_base_stays_in_its_format(self) -> None:
+        """``layer.quantizer.quantize(linear, like=layer.base_layer)`` gives a base in it."""
+        packed = best_quantizer(4).name
+        model = quantize(self.model(), backend=packed, target_modules=r"\d+")
+        try:
+            self.wrapped(model)
+        except BackendError as error:
+            pytest.skip(f"it does not work on {packed}: {error}")
+        for path, layer in lora_layers(model):
+            assert layer.quantizer.name == packed, path
+            assert layer.quantizer.matches(layer.base_layer), path
 
     def _wrapped_again(self, model: nn.Module) -> None:
         fields = {"r": 4, "target_modules": r"\d+", **self.fields}

@@ -97,6 +97,13 @@ def initialize(initializer: Initializer, layer: LoraLayer, context: InitContext)
             f"{context.path}: {initializer.name!r} changes the base, which {', '.join(others)} "
             f"uses too. Use it for the first adapter only."
         )
+    if not layer.quantizer.matches(layer.base_layer):
+        raise ConfigError(
+            f"{context.path}: initializer {initializer.name!r} has put a "
+            f"{type(layer.base_layer).__name__} in place of a layer in format "
+            f"{layer.quantizer.name!r}: layer.quantizer.quantize(linear, like=layer.base_layer) "
+            f"gives one in it (docs/plugins.md)."
+        )
     with torch.no_grad():
         original, changed = quantizer.dequantize(base), layer.quantizer.dequantize(layer.base_layer)
         change = BaseChange(

@@ -29,6 +29,16 @@ class InPlace(Halves):
         layer.base_layer.weight.detach().div_(2)
 
 
+class PutsFloat(Initializer):
+    """In place of whatever the base was."""
+
+    name, changes_base = "halves", True
+
+    def initialize(self, layer, context):
+        layer.lora_A[context.adapter].weight.data.fill_(0.1)
+        layer.base_layer = linear_from(layer.dequantize(), layer.base_bias)
+
+
 FAULTS = [
     (Halves(), "test_the_base_changes_only_where_that_is_declared"),
     (InPlace(), "test_the_base_changes_only_where_that_is_declared"),
@@ -53,6 +63,13 @@ def test_a_changed_base_under_another_adapter_is_refused(monkeypatch):
     with pytest.raises(ConfigError, match="'halves' changes the base, which first uses too"):
         quantlora.wrap(model, adapter_name="second", r=2, init_lora_weights="halves")
     assert torch.equal(model(x), before)
+
+
+def test_a_base_of_another_format_is_refused(monkeypatch):
+    monkeypatch.setitem(registry().initializers, "halves", PutsFloat())
+    model = quantlora.quantize(nn.Sequential(nn.Linear(64, 64)), backend="normalfloat")
+    with pytest.raises(ConfigError, match="a Linear in place of a layer in format 'normalfloat'"):
+        quantlora.wrap(model, r=2, init_lora_weights="halves")
 
 
 class TestDefault(InitializerSuite):
