@@ -9,9 +9,18 @@ from quantlora.errors import ConfigError, MergeError, QuantloraError
 from quantlora.operations.results import WrongResultError, hold
 from quantlora.operations.trial import Trial
 
-#: What the errors say that are wanted where an operation cannot be done.
-_PACKS = (MergeError, 'mode="dequantize"')
-_VARIES = (ConfigError, "cannot be combined")
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why an operation cannot be done, the error that is wanted then, and a part of its text."""
+
+    error: type[QuantloraError]
+    text: str
+    reason: str
+
+
+_PACKS = Refusal(MergeError, 'mode="dequantize"', "the format cannot quantize: it is only read")
+_VARIES = Refusal(ConfigError, "cannot be combined", "an adapter is of one variant")
 
 
 @dataclass(frozen=True)
@@ -41,22 +50,24 @@ class Operation:
         if refusal is None:
             self.run(trial)
         else:
-            self._check_refused(trial, *refusal)
+            self._check_refused(trial, refusal)
 
-    def refusal(self, trial: Trial) -> tuple[type[QuantloraError], str] | None:
-        """The error that is wanted, and a part of its text; None where it can be done."""
+    def refusal(self, trial: Trial) -> Refusal | None:
+        """Why it cannot be done on what is tried; None where it can."""
         if self.packs and not trial.format.can_quantize:
             return _PACKS
         clash = self.varies and trial.variant not in ("lora", self.variant)
         return _VARIES if clash else None
 
-    def _check_refused(self, trial: Trial, error: type[QuantloraError], text: str) -> None:
+    def _check_refused(self, trial: Trial, refusal: Refusal) -> None:
         try:
             self.run(trial)
-        except error as raised:
-            hold(text in str(raised), f"the error does not say {text!r}: {raised}")
+        except refusal.error as raised:
+            said = refusal.text in str(raised)
+            hold(said, f"the error does not say {refusal.text!r}: {raised}")
         else:
-            raise WrongResultError(f"{self.name!r} should be refused by a {error.__name__}")
+            wanted = refusal.error.__name__
+            raise WrongResultError(f"{self.name!r} should be refused by a {wanted}")
 
 
 def operation(

@@ -27,8 +27,9 @@ class Fp8Loader(ModelLoader):
         if request.backend not in ("auto", "fp8") or "gguf_file" in request.arguments:
             return False
         found = request.config.get("quantization_config")
-        kept = isinstance(found, Mapping) and not found.get("dequantize")
-        return kept and found.get("quant_method") == "fp8"
+        if not isinstance(found, Mapping) or found.get("dequantize"):
+            return False
+        return bool(found.get("quant_method") == "fp8")
 
     def load(self, request: LoadRequest) -> nn.Module:
         folder = Path(request.source).expanduser()

@@ -41,7 +41,8 @@ def dequantize(weight: Any) -> Tensor:
         values = values * scale - shift.float()
     else:
         values = (values - shift.float()) * scale
-    return values.view(weight.shape)
+    found: Tensor = values.view(weight.shape)
+    return found
 
 
 def _general(weight: Any) -> Any:
