@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from quantlora.adapters.adapted_model import AdaptedModel
 from quantlora.checkpoint.key_mapping import KeyMapping
-from quantlora.checkpoint.keys import PREFIX, base_name, split_key
+from quantlora.checkpoint.keys import PREFIX, SINGLE, base_name, split_key
 from quantlora.checkpoint.renamed_config import renamed_config
 from quantlora.config.lora_config import LoraConfig
 from quantlora.errors import AdapterFileError
@@ -67,7 +67,9 @@ def current_names(
 
 def _current(key: str, paths: set[str], renames: list[Rename]) -> str:
     """``key`` by the first of its possible names whose module ``paths`` has, or as it is."""
-    return next((name for name in _possible(key, renames) if _module(name) in paths), key)
+    every = list(_possible(key, renames))
+    found = next((name for name in every if _module(name) in paths), "")
+    return found or next((name for name in every if _experts(name) in paths), key)
 
 
 def _possible(key: str, renames: list[Rename]) -> Iterator[str]:
@@ -95,6 +97,12 @@ def _module(key: str) -> str:
     """The path of the module whose tensor ``key`` is."""
     inner = _layer(key)  # of an attention's out_proj: attn.base_layer.out_proj
     return outer_path(inner) or base_name(key).rpartition(".")[0]
+
+
+def _experts(key: str) -> str:
+    """The path of the experts, where ``key`` is a tensor of one of them: ``experts.3.w1``."""
+    found = SINGLE.fullmatch(_layer(key))
+    return found["experts"] if found else ""
 
 
 def _layer(key: str) -> str:

@@ -22,6 +22,9 @@ _LORA_KEY = re.compile(
     r"(?P<path>.+?)\.(?P<name>(base_layer\.)*lora_(?!.*\.lora_).*|token_adapter\.trainable_.*)"
 )
 
+#: A layer of one expert, where files hold experts one by one.
+SINGLE = re.compile(r"(?P<experts>.+)\.(?P<number>\d+)\.(?P<projection>[^.]+)")
+
 #: What PEFT puts between a module's path and the names of its frozen tensors.
 _FROZEN = (".token_adapter.base_layer.", ".base_layer.", ".original_module.")
 

@@ -24,6 +24,10 @@ from quantlora.layers.parameters import LoraParameters, picked_parameters
 from quantlora.names import plain_path
 
 _SINCE = Version("0.19")
+_BY_VERSION = (
+    " Their shapes fit both layouts, so the version alone decides: where PEFT 0.19 or later has "
+    'written the file, put its "peft_version" into adapter_config.json.'
+)
 #: Keys of A and B in the file, and the number of experts, outputs and inputs.
 _Pair = tuple[str, str, tuple[int, int, int]]
 
@@ -42,6 +46,7 @@ def without_old_layout(
     warn(
         f"{source}: its adapters on experts are in the layout of PEFT before 0.19 "
         f"(peft_version {file.peft_version or 'not given'}) and were turned over."
+        + ("" if _told_by_shape(pairs) else _BY_VERSION)
     )
     new = dict(tensors)
     for A, B, (experts, _, _) in pairs:
@@ -53,7 +58,7 @@ def _is_old(tensors: Mapping[str, Tensor], pairs: list[_Pair], file: SavedAdapte
     told = [(tensors[A].shape[1], tensors[B].shape[0], sizes) for A, B, sizes in pairs]
     if any((into, out) != sizes[:0:-1] for into, out, sizes in told):
         return all((out, into) == sizes[:0:-1] for into, out, sizes in told)
-    if any(out != into for _, out, into in (sizes for _, _, sizes in told)):
+    if _told_by_shape(pairs):
         return False
     if file.note.get("quantlora"):
         return False
@@ -61,6 +66,11 @@ def _is_old(tensors: Mapping[str, Tensor], pairs: list[_Pair], file: SavedAdapte
         return Version(file.peft_version or "0") < _SINCE
     except InvalidVersion:
         return False
+
+
+def _told_by_shape(pairs: list[_Pair]) -> bool:
+    """Whether some parameter has not as many inputs as outputs."""
+    return any(out != into for _, _, (_, out, into) in pairs)
 
 
 def _turned(A: Tensor, B: Tensor, experts: int) -> tuple[Tensor, Tensor]:

@@ -16,6 +16,7 @@ from quantlora.checkpoint.location import CONFIG, SIDE, WEIGHTS, AdapterLocation
 from quantlora.checkpoint.old_experts import without_old_layout
 from quantlora.checkpoint.saved_adapter import SavedAdapter
 from quantlora.checkpoint.side_file import read_note
+from quantlora.checkpoint.single_experts import stacked_experts
 from quantlora.checkpoint.weights_file import read_weights
 from quantlora.config.lora_config import LoraConfig
 from quantlora.errors import AdapterFileError
@@ -66,8 +67,9 @@ def read_for(adapted: AdaptedModel, location: AdapterLocation) -> MatchedAdapter
     source, file = str(folder), read_adapter(folder)
     saved = match_base(file, adapted.model, source)
     named = current_names(source, adapted, saved.config, saved.tensors, location.key_mapping)
-    tensors = without_old_layout(source, adapted, *named, file)
-    return MatchedAdapter(source, file, named[0], tensors)
+    config, tensors = stacked_experts(source, adapted, *named)
+    tensors = without_old_layout(source, adapted, config, tensors, file)
+    return MatchedAdapter(source, file, config, tensors)
 
 
 def _identity(folder: Path) -> list[tuple[int, ...]]:

@@ -29,11 +29,12 @@ from quantlora.checkpoint.location import CONFIG, PICKLE, SIDE, WEIGHTS, folders
 from quantlora.checkpoint.model_card import card_files
 from quantlora.checkpoint.portable import portable as plain_lora
 from quantlora.checkpoint.side_file import side_text
+from quantlora.checkpoint.split_experts import PER_EXPERT, STACKED, has_experts, split_experts
 from quantlora.checkpoint.target_names import written_targets
 from quantlora.checkpoint.variant_fields import file_config
 from quantlora.checkpoint.weights_file import write_weights
 from quantlora.distributed.gather import one_writes
-from quantlora.errors import AdapterFileError, warn
+from quantlora.errors import AdapterFileError, ConfigError, warn
 from quantlora.files.atomic_file import Writer
 from quantlora.files.atomic_set import write_set
 from quantlora.formats.finite import not_finite
@@ -51,6 +52,7 @@ def save_adapter(
     save_embedding_layers: bool | str = "auto",
     convert: bool | None = None,
     portable: bool = False,
+    experts: str = STACKED,
     card: ModelCard | None = None,
 ) -> Path:
     """Write the adapter ``adapter_name`` of ``model``, for quantlora, PEFT and vLLM to read.
@@ -75,6 +77,10 @@ def save_adapter(
             which must be saved too. None converts where that loses nothing, else warns.
         portable: write it so that every server computes the same: scales are
             multiplied into B, ranks made equal with zeros; rsLoRA and patterns are gone then.
+        experts: how adapters on fused experts are written: ``"stacked"``, as PEFT has them, or
+            ``"per_expert"``: one for each layer of each expert, by the names that checkpoints on
+            the hub have, for vLLM, SGLang and Transformers 4 (with ``portable=True`` where a server
+            takes one rank).
         card: the model card, with what you have to say of the adapter; default: a short one. Where
             somebody has edited the card that is there, this one goes to ``README.new.md``.
 
@@ -84,15 +90,19 @@ def save_adapter(
     Raises:
         AdapterError: there is no such adapter.
         AdapterFileError: the folder cannot be written to, a tensor is empty, or the adapter cannot
-            be converted.
+            be converted, or its experts not be written one by one.
+        ConfigError: ``experts`` is none of the two.
     """
+    if experts not in (STACKED, PER_EXPERT):
+        raise ConfigError(f"experts must be {STACKED!r} or {PER_EXPERT!r}, got {experts!r}.")
     adapted = AdaptedModel.of(model)
     adapted.state.known(adapter_name)
     root, location = folders_of(folder, adapter_name)
     embeddings = save_embedding_layers
     return write_adapter(
-        adapted, location, adapter_name, state_dict, root, embeddings, convert, portable, card
-    )
+        adapted, location, adapter_name, state_dict, root, embeddings, convert, portable,
+        experts, card,
+    )  # fmt: skip
 
 
 def write_adapter(
@@ -104,6 +114,7 @@ def write_adapter(
     save_embedding_layers: bool | str = "auto",
     convert: bool | None = None,
     portable: bool = False,
+    experts: str = STACKED,
     card: ModelCard | None = None,
 ) -> Path:
     """Write ``adapter`` to the folder ``location`` itself, whatever its name."""
@@ -123,6 +134,9 @@ def write_adapter(
     if converted:
         config = converted_config(adapted, config, adapter)
         add_first_values(adapted, adapter, tensors)
+    if experts == PER_EXPERT and has_experts(adapted, adapter):
+        config, tensors = split_experts(adapted, config, tensors, adapter)
+        targets = written_targets(adapted, config, adapter)
     if portable:
         config, tensors = plain_lora(config, tensors, adapter)
     base = vars(adapted.model).get("name_or_path") or None

@@ -14,6 +14,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from quantlora.files.hub_conversions import reversed_conversions
+
 #: Stacks of matrices; in a packed export only these are float and of three dimensions.
 _STACKED = 3
 
@@ -27,7 +29,7 @@ def hub_names(
         packed: some are the codes of packed layers: these are renamed, and neither split nor
             joined, for which they would have to be unpacked.
     """
-    conversions = _reversed(model)
+    conversions = reversed_conversions(model)
     if conversions is None:
         yield from tensors
         return
@@ -72,29 +74,3 @@ class _Backwards:
 
         renamed: str = apply_renamings(name, self.renamings)
         return renamed
-
-
-def _reversed(model: Any) -> tuple[list[Any], list[Any]] | None:
-    """Converters and renamings from the model's names to the files'; None where there are none."""
-    try:
-        from transformers import conversion_mapping
-        from transformers.core_model_loading import (
-            PrefixChange,
-            WeightConverter,
-            apply_converters,  # noqa: F401  # the first version of the loader has none
-        )
-    except ImportError:  # Transformers 4 has the hub's names in memory
-        return None
-    known = getattr(model, "_weight_conversions", None)
-    if known is None:  # not from a checkpoint, so no prefix is known to have been there
-        every = conversion_mapping.get_model_conversion_mapping(model, add_legacy=False)
-        known = [each for each in every if not isinstance(each, PrefixChange)]
-    own = [each for each in known if not _reads_packed(each)]
-    turned = [each.reverse_transform() for each in reversed(own)]
-    converters = [each for each in turned if isinstance(each, WeightConverter)]
-    return converters, [each for each in turned if not isinstance(each, WeightConverter)]
-
-
-def _reads_packed(conversion: Any) -> bool:
-    """Whether it is a quantizer's, which puts packed tensors together."""
-    return any(hasattr(step, "hf_quantizer") for step in getattr(conversion, "operations", ()))

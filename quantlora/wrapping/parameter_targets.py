@@ -21,7 +21,10 @@ from quantlora.wrapping.target import Target
 
 
 def parameter_targets(
-    modules: Mapping[str, nn.Module], config: LoraConfig, layers: Collection[str]
+    modules: Mapping[str, nn.Module],
+    config: LoraConfig,
+    layers: Collection[str],
+    strict: bool = True,
 ) -> list[Target]:
     """The modules with picked parameters, each once.
 
@@ -30,7 +33,8 @@ def parameter_targets(
     Args:
         layers: paths that get an adapter as a whole; they cannot have another one inside.
 
-    Raises `TargetError` where a name matches nothing, or no parameter that can be adapted.
+    Raises `TargetError` where a name matches no parameter that can be adapted, or ``strict`` and
+    none at all: PEFT puts ``gate.weight`` into files of models that call their router otherwise.
     """
     if not config.target_parameters:
         return []
@@ -38,7 +42,8 @@ def parameter_targets(
     every = names_of.items()
     picked = {path: picked_parameters(path, dict.fromkeys(n), config) for path, n in every}
     targets = {path: names for path, names in picked.items() if path and names}
-    _check_names(config.target_parameters, names_of)
+    if strict or not targets:
+        _check_names(config.target_parameters, names_of)
     found = []
     for path, names in targets.items():
         _check_owner(path, modules[path], names, layers)

@@ -71,7 +71,7 @@ def find_targets(search: Search, strict: bool = True) -> list[Target]:
     layers = [Target.of(p, search.modules[p], config) for p in search.paths if p not in inner]
     check_reachable(search.modules, inner, search.wants)
     whole = [target.path for target in (*layers, *attentions, *tokens)]
-    parameters = parameter_targets(search.modules, config, whole)
+    parameters = parameter_targets(search.modules, config, whole, strict)
     targets = [*layers, *attentions, *parameters, *tokens]
     if not targets:
         raise TargetError(_nothing(config, search.modules))

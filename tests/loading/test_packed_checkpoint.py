@@ -88,6 +88,14 @@ def test_what_comes_back_trains_and_merges(tmp_path: Path) -> None:
     assert_same(quantlora.load(tmp_path / "merged"), model.eval())
 
 
+def test_an_export_of_what_comes_back_has_the_names_of_the_hub(tmp_path: Path) -> None:
+    quantlora.save_packed(packed(mixtral), tmp_path / "packed")
+    model = quantlora.wrap(quantlora.load(tmp_path / "packed"), r=2)
+    quantlora.export_merged(model, tmp_path / "merged", progress=False)
+    names = load_file(tmp_path / "merged" / "model.safetensors").keys()
+    assert "model.layers.1.block_sparse_moe.experts.3.w1.weight" in names
+
+
 def test_tied_embeddings_stay_tied(tmp_path: Path) -> None:
     def tied() -> Any:
         return tiny_llama(tie_word_embeddings=True)
