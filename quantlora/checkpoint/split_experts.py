@@ -9,9 +9,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from quantlora.adapters.adapted_model import AdaptedModel
 from quantlora.checkpoint.expert_parts import ExpertParts
@@ -53,7 +53,7 @@ def split_experts(
         if isinstance(layer, LoraExperts):
             _split(layer, adapter, where, projections, config, new, (ranks, alphas))
             continue
-        if isinstance(layer, LoraParameters) and [*layer.lora_A[adapter]] != ["weight"]:
+        if isinstance(layer, LoraParameters) and _parameters(layer, adapter) != ["weight"]:
             raise AdapterFileError(
                 f"{path}: adapters on parameters that are no layer's weight in any checkpoint "
                 f'cannot be written one by one: save it without experts="per_expert".'
@@ -62,14 +62,19 @@ def split_experts(
         ranks[where] = by_pattern(name, config.rank_pattern, config.r)
         alphas[where] = by_pattern(name, config.alpha_pattern, config.lora_alpha)
     names = {path: renamed(path) for path in ranks}
-    values = [{names[path]: value for path, value in found.items()} for found in (ranks, alphas)]
-    return _config(adapted, config, *values), {_key(k, renamed): t for k, t in new.items()}
+    ranks = {names[path]: rank for path, rank in ranks.items()}
+    alphas = {names[path]: alpha for path, alpha in alphas.items()}
+    return _config(adapted, config, ranks, alphas), {_key(k, renamed): t for k, t in new.items()}
 
 
 def has_experts(adapted: AdaptedModel, adapter: str) -> bool:
     """Whether ``adapter`` is on fused experts."""
     layers = adapted.lora_layers.values()
     return any(isinstance(layer, LoraExperts) and adapter in layer.adapters for layer in layers)
+
+
+def _parameters(layer: LoraParameters, adapter: str) -> list[str]:
+    return [*cast(nn.ModuleDict, layer.lora_A[adapter])]
 
 
 def _split(
@@ -82,7 +87,7 @@ def _split(
     values: _Values,
 ) -> None:
     """Put the parts of one module of experts in the place of its tensors; note their values."""
-    names = [*layer.lora_A[adapter]]
+    names = _parameters(layer, adapter)
     if missing := [name for name in names if name not in projections]:
         raise AdapterFileError(
             f"{path}: checkpoints of this architecture hold {missing[0]} of all experts in one "
