@@ -55,6 +55,10 @@ from .errors import (
     QuantloraError as QuantloraError,
     TargetError as TargetError,
 )
+from .experts.inputs import (
+    expert_inputs as expert_inputs,
+    has_fused_experts as has_fused_experts,
+)
 from .exporting.export import ExportReport as ExportReport, export_merged as export_merged
 from .files.atomic_file import write_file as write_file
 from .files.atomic_set import write_set as write_set

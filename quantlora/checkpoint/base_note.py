@@ -28,8 +28,10 @@ from quantlora.discovery.registration import registry
 from quantlora.errors import AdapterFileError, ConfigError, QuantloraError
 from quantlora.formats.offloaded import read
 from quantlora.layers.base_change import SKETCH, BaseChange, sketch
+from quantlora.layers.experts import experts_layout
 from quantlora.layers.layer import LoraLayer
 from quantlora.names import plain_path
+from quantlora.wrapping.expert_formats import parameters_format
 
 _BASES = ("original", "changed")
 _FIELDS = ("r", "lora_alpha", "rank_pattern", "alpha_pattern")
@@ -186,6 +188,8 @@ def _weight(path: str, module: nn.Module) -> Tensor | None:
     """The weight of the base at ``path``; None where it is not to be had."""
     if isinstance(module, LoraLayer):
         module, quantizer = module.plain_base
+    elif experts_layout(module) is not None:
+        quantizer = parameters_format(module)
     else:
         try:
             quantizer = registry().match(path, module)

@@ -45,7 +45,7 @@ def is_converted(adapted: AdaptedModel, adapter: str, asked: bool | None) -> boo
     changes = changed_layers(adapted, adapter)
     if not changes or asked is False:
         return False
-    path, (layer, change) = max(changes.items(), key=lambda item: item[1][1].gap)
+    path, (layer, change) = max(changes.items(), key=lambda item: _worst(item[1][1]))
     gap = f"{change.gap:.1%}"
     impossible = change.factors is None or change.gap >= _LARGE or not layer.scaling[adapter]
     if impossible and asked:
@@ -65,6 +65,11 @@ def is_converted(adapted: AdaptedModel, adapter: str, asked: bool | None) -> boo
     if change.gap > _SMALL:
         _warn(f"{path}: converted, the adapter is off by {gap} of the weight: evaluate it.")
     return True
+
+
+def _worst(change: BaseChange) -> tuple[bool, float]:
+    """What cannot be made up for counts before any gap."""
+    return change.factors is None, change.gap
 
 
 def _remedy(model: nn.Module) -> str:

@@ -46,6 +46,9 @@ class Initializer(ABC):
     name: ClassVar[str]
     #: Whether another base may be put in place. Then files say so, and are checked when loaded.
     changes_base: ClassVar[bool] = False
+    #: Whether it can be shown the packed experts of a mixture one by one, each as a linear layer at
+    #: a path of its own (``...experts.down_proj.3``). Else experts are left out, with a warning.
+    takes_experts: ClassVar[bool] = False
 
     def answers_to(self, name: str) -> bool:
         """Whether ``init_lora_weights=name`` (in small letters) means this one.

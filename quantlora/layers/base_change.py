@@ -9,6 +9,8 @@ from torch import Tensor
 
 #: Numbers in a sketch.
 SKETCH = 16
+#: Inputs that a layer with one output may have.
+_LONG = 2**17
 
 
 def sketch(weight: Tensor) -> Tensor:
@@ -17,8 +19,20 @@ def sketch(weight: Tensor) -> Tensor:
     The squared distance of two sketches is on average ``SKETCH`` times that of the weights, so
     rounding a weight moves its sketch by little, and another weight has another one.
     """
+    weight = _as_matrix(weight)
     out, width = (_signs(size, salt, weight) for salt, size in enumerate(weight.shape))
     return ((weight.float() @ width) * out).sum(0, dtype=torch.float64).cpu()
+
+
+def _as_matrix(weight: Tensor) -> Tensor:
+    """A long row, which several stacks of matrices are, as rows and columns: signs for each of its
+    numbers would be sixteen times as large as itself.
+    """
+    rows, numbers = weight.shape
+    if rows > 1 or numbers <= _LONG:
+        return weight
+    columns = next(n for n in range(int(numbers**0.5), 0, -1) if numbers % n == 0)
+    return weight.reshape(-1, columns)
 
 
 def _signs(size: int, salt: int, like: Tensor) -> Tensor:

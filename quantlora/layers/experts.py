@@ -98,6 +98,21 @@ class LoraExperts(LoraParameters):
             return first, second
         return second.transpose(1, 2), first.transpose(1, 2)
 
+    def stacked_factors(self, name: str) -> dict[str, tuple[Tensor, Tensor]]:
+        """A ``(experts, r, in)`` and B ``(experts, out, r)`` by the stack they are beside."""
+        return {key: self._stacked(key, *pair) for key, pair in self._factors(name).items()}
+
+    def scale_of(self, name: str, key: str) -> float:
+        """The factor of the update of stack ``key``."""
+        return self._scale(name, key)
+
+    @torch.no_grad()
+    def set_expert(self, name: str, key: str, expert: int, A: Tensor, B: Tensor) -> None:
+        """Give one expert its A ``(r, in)`` and B ``(out, r)``."""
+        first, second = self.stacked_factors(name)[key]
+        first[expert].copy_(A)
+        second[expert].copy_(B)
+
     def _groups(self, hidden: Tensor) -> _Groups:
         """Adapters by sub-batch. Tokens are in order, as many for each sample."""
         if self.sample_adapters is None or not self.enabled:

@@ -9,6 +9,7 @@ from torch import nn
 
 from quantlora.config.lora_config import LoraConfig
 from quantlora.config.picked_paths import TargetNames
+from quantlora.discovery.registration import registry
 from quantlora.layers.experts import LoraExperts, experts_layout
 from quantlora.layers.layer import LoraLayer
 from quantlora.names import plain_path
@@ -34,10 +35,15 @@ def why_no_experts(config: LoraConfig) -> str:
         "lora_bias": config.lora_bias,
         "fan_in_fan_out": config.fan_in_fan_out,
         f"init_lora_weights={config.init_lora_weights!r}": (
-            config.init_lora_weights not in (True, False, "gaussian")
+            not (is_random(config) or registry().initializer(config).takes_experts)
         ),
     }
     return ", ".join(name for name, given in asked.items() if given)
+
+
+def is_random(config: LoraConfig) -> bool:
+    """Whether first values look at no weight."""
+    return config.init_lora_weights in (True, False, "gaussian")
 
 
 def _names(modules: Mapping[str, nn.Module], targets: TargetNames) -> list[str]:

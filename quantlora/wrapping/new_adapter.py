@@ -6,6 +6,7 @@ An initializer is watched: whether it changes the base, and whether it says so.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -14,15 +15,20 @@ from torch import Tensor
 
 from quantlora.adapters.modules_to_save import ModulesToSaveWrapper
 from quantlora.config.lora_config import LoraConfig
-from quantlora.errors import ConfigError
+from quantlora.errors import BackendError, ConfigError
+from quantlora.experts.packed import PackedExperts
 from quantlora.files.reference import Reference
 from quantlora.formats.fingerprint import fingerprint, same
 from quantlora.initializers.initializer import InitContext, Initializer
-from quantlora.initializers.random_init import RANDOM
+from quantlora.initializers.random_init import RANDOM, Default
 from quantlora.layers.base_change import BaseChange, sketch
+from quantlora.layers.experts import LoraExperts, experts_layout
 from quantlora.layers.layer import LoraLayer
+from quantlora.layers.parameters import LoraParameters
 from quantlora.layers.trained_bias import TrainedBias
 from quantlora.wrapping.bases import as_linear, reference_for
+from quantlora.wrapping.expert_start import start_experts
+from quantlora.wrapping.expert_targets import is_random
 from quantlora.wrapping.plan import PlannedLayer
 
 
@@ -54,8 +60,37 @@ class FreshAdapter(NewAdapter):
     def start(self, planned: PlannedLayer, layer: LoraLayer) -> None:
         if planned.target.tokens:
             return  # they start as they are
-        initialize(self.initializer, layer, self._context(planned))
+        if isinstance(layer, LoraExperts) and not is_random(self.config):
+            self._start_experts(planned, layer)
+        else:
+            initialize(self.initializer, layer, self._context(planned))
         layer.finish_adapter(self.name, self.config)
+
+    def _start_experts(self, planned: PlannedLayer, layer: LoraExperts) -> None:
+        """One by one where they are packed; float ones have lost nothing and start at random."""
+        context = InitContext(planned.path, self.name, self.config, fresh=planned.quantize)
+        Default().initialize(layer, context)
+        if isinstance(layer.base_layer, PackedExperts):
+            weight = self._expert_weight(planned)
+            run = partial(start_experts, self.initializer, layer, context, weight)
+            watched(self.initializer, layer, context, run)
+
+    def _expert_weight(self, planned: PlannedLayer) -> Callable[[str, int], Tensor]:
+        """The float matrices from before packing, ``(out, in)``."""
+        module, layout = planned.layer, experts_layout(planned.layer)
+        if not planned.quantize or layout is None:
+            raise BackendError(
+                f"{planned.path}: init_lora_weights={self.config.init_lora_weights!r} takes first "
+                f"values from float experts, and these are packed already: wrap the float model "
+                f"with a backend, or leave them out with target_experts=False."
+            )
+
+        def weight(name: str, expert: int) -> Tensor:
+            stack: Tensor = module._parameters[name]  # type: ignore[assignment]
+            found = stack.detach()[expert]
+            return found.t() if layout.transposed else found
+
+        return weight
 
     def _context(self, planned: PlannedLayer) -> InitContext:
         path, layer = planned.path, planned.layer
@@ -72,11 +107,17 @@ def initialize(initializer: Initializer, layer: LoraLayer, context: InitContext)
     Raises `ConfigError` where it changes the base without declaring it, in place, or under another
     adapter.
     """
-    if type(initializer) in RANDOM:
-        return initializer.initialize(layer, context)
+    run = partial(initializer.initialize, layer, context)
+    return run() if type(initializer) in RANDOM else watched(initializer, layer, context, run)
+
+
+def watched(
+    initializer: Initializer, layer: LoraLayer, context: InitContext, run: Callable[[], None]
+) -> None:
+    """``run``, the initializer's work on ``layer``, with the errors of `initialize`."""
     base, quantizer = layer.base_layer, layer.quantizer
     before = fingerprint(base)
-    initializer.initialize(layer, context)
+    run()
     if not same(before, fingerprint(base)):
         raise ConfigError(
             f"{context.path}: initializer {initializer.name!r} has changed the base's tensors in "
@@ -105,18 +146,19 @@ def initialize(initializer: Initializer, layer: LoraLayer, context: InitContext)
             f"gives one in it (docs/plugins.md)."
         )
     with torch.no_grad():
-        original, changed = quantizer.dequantize(base), layer.quantizer.dequantize(layer.base_layer)
         change = BaseChange(
             asked if initializer.answers_to(asked) else initializer.name,
             context.adapter,
             _first_values(layer, context.adapter),
-            sketch(original),
-            sketch(changed),
+            sketch(quantizer.dequantize(base)),
+            sketch(layer.quantizer.dequantize(layer.base_layer)),
         )
     layer.base_change = change.after(layer.base_change)
 
 
 def _first_values(layer: LoraLayer, adapter: str) -> tuple[Tensor, Tensor] | None:
+    if isinstance(layer, LoraParameters):
+        return None  # those of several stacks
     tensors = layer.adapter_tensors(adapter)
     A, B = (tensors.get(f"lora_{side}.weight") for side in "AB")
     if A is None or B is None or A.ndim != 2 or B.ndim != 2:

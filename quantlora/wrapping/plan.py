@@ -19,6 +19,7 @@ from quantlora.formats.quantizer import Quantizer
 from quantlora.layers.adapter_module import AdapterModule
 from quantlora.layers.experts import LoraExperts, parameters_wrapper
 from quantlora.layers.layer import LoraLayer
+from quantlora.layers.parameters import LoraParameters
 from quantlora.layers.tied import TiedLayer
 from quantlora.layers.trained_tokens import TrainedTokens
 from quantlora.wrapping.all_linear import left_out
@@ -28,6 +29,7 @@ from quantlora.wrapping.expert_formats import (
     why_not_replaced,
     why_parameters_not_packed,
 )
+from quantlora.wrapping.expert_targets import is_random
 from quantlora.wrapping.modules_to_save import find_saved
 from quantlora.wrapping.never_called import never_called
 from quantlora.wrapping.sizes import check_not_empty, check_rank, too_wide
@@ -158,7 +160,7 @@ def _plan_parameters(target: Target, config: LoraConfig, asked: Quantizer | None
         del given["lora_dropout"]  # a whole attention, where it has no effect, as in PEFT
     given["fan_in_fan_out"] = config.fan_in_fan_out
     given[f"variant {config.variant!r}"] = config.variant != "lora"
-    given["init_lora_weights"] = config.init_lora_weights not in (True, False, "gaussian")
+    given["init_lora_weights"] = not (is_random(config) or _starts(config, wrapper))
     if faults := [name for name, is_set in given.items() if is_set]:
         raise ConfigError(
             f"{target.path}: adapters on parameters (target_parameters) cannot have "
@@ -174,6 +176,11 @@ def _plan_parameters(target: Target, config: LoraConfig, asked: Quantizer | None
     if why := why_parameters_not_packed(target, current, asked, wrapper):
         raise _backend_error(target.path, asked, why)
     return PlannedLayer(target, PackedStacks(asked), True, wrapper)
+
+
+def _starts(config: LoraConfig, wrapper: type[LoraParameters]) -> bool:
+    """Whether the initializer is one for fused experts, and these are some."""
+    return issubclass(wrapper, LoraExperts) and registry().initializer(config).takes_experts
 
 
 def _plan_tokens(target: Target, config: LoraConfig) -> PlannedLayer:

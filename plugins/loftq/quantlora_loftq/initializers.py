@@ -40,6 +40,7 @@ class LoftQ(Initializer):
 
     name: ClassVar[str] = "loftq"
     changes_base: ClassVar[bool] = True
+    takes_experts: ClassVar[bool] = True
 
     def check(self, config: LoraConfig) -> None:
         loftq_options(config.loftq_config, self.name)

@@ -13,9 +13,11 @@ from torch import nn
 
 from quantlora import (
     ConfigError,
+    LoraConfig,
     LoraLayer,
     WeightFiles,
     folder_or_download,
+    has_fused_experts,
     lora_layers,
     unmatched_patterns,
     wrap,
@@ -53,6 +55,7 @@ class Source:
         self.linears = {path: m for path, m in modules if isinstance(m, nn.Linear)}
         config = recipe.lora_config()
         config.exclude_modules = [*(recipe.exclude_modules or []), *_kept_float(self.model)]
+        _check_experts(self.model, config)
         wrap(self.model, config)
 
     @cached_property
@@ -69,6 +72,21 @@ class Source:
         (r,), (scaling,) = layer.r.values(), layer.scaling.values()
         bits = self.recipe.bits_for(path)
         return LayerPlan(path, self.files.key(path), shape, bits, r, scaling, layer)
+
+
+def _check_experts(model: nn.Module, config: LoraConfig) -> None:
+    """Transformers has no packed form of fused experts that the result could be loaded with."""
+    names = [path for path, module in model.named_modules() if has_fused_experts(module)]
+    if (
+        names
+        and config.target_modules == "all-linear"
+        and "experts" not in (config.exclude_modules or ())
+    ):
+        raise ConfigError(
+            f"{names[0]}: fused experts cannot be written by this command: quantlora.wrap(model, "
+            f'backend=..., init_lora_weights="loftq"), then save_packed and save_adapter; or '
+            f"--exclude-modules experts leaves them float."
+        )
 
 
 def _kept_float(model: nn.Module) -> list[str]:
