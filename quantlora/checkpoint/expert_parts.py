@@ -66,8 +66,8 @@ class ExpertParts:
             i = self.projections.index(projection)
             start = sum(ranks[:i])
             A[expert, start : start + len(first)] = first
-            place = B[expert, i * self.rows : (i + 1) * self.rows, start : start + len(first)]
-            place.copy_(second if factor == scale else second * (factor / scale))
+            block = B[expert, i * self.rows : (i + 1) * self.rows, start : start + len(first)]
+            block.copy_(second if factor == scale else second * (factor / scale))
         return A.reshape(-1, into), B.permute(1, 2, 0).reshape(out, -1)
 
     def divide(self, A: Tensor, B: Tensor, scale: float) -> None:
