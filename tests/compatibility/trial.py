@@ -60,8 +60,8 @@ def run_trial(family: str) -> Findings:
     try:
         config_class, model_class = classes(family)
         found.model = model_class.__name__
-        base = _model(config_class, model_class)
-        inputs = _inputs(base)
+        base = model_of(config_class, model_class)
+        inputs = inputs_of(base)
     except Exception as error:
         return _all(found, f"not tried: {reason(error)}")
     plain = copy.deepcopy(base)
@@ -115,7 +115,7 @@ def _raised(error: Exception, text: str) -> str:
 # -- the model
 
 
-def _model(config_class: Any, model_class: Any) -> nn.Module:
+def model_of(config_class: Any, model_class: Any) -> nn.Module:
     """Of tiny size, in float64, with random weights that no part of it hides."""
     try:
         config = tiny_config(config_class)
@@ -134,7 +134,7 @@ def _model(config_class: Any, model_class: Any) -> nn.Module:
     return double
 
 
-def _inputs(model: nn.Module) -> dict[str, Tensor]:
+def inputs_of(model: nn.Module) -> dict[str, Tensor]:
     found = usable_inputs(model)
     if found is None:
         raise HoleError("no inputs could be made from its signature")
