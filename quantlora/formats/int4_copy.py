@@ -65,7 +65,8 @@ def has_kernel() -> bool:
 
 def _product(weight: AffineWeight, group_size: int) -> Product:
     aten: Any = torch.ops.aten
-    packed = aten._convert_weight_to_int4pack_for_cpu(weight.codes.to(torch.int32), 1)
+    codes = weight.codes.to(torch.int32).contiguous()  # AWQ's are read transposed
+    packed = aten._convert_weight_to_int4pack_for_cpu(codes, 1)
     scales, zeros = weight.scales.float(), weight.zeros.float()
     both = torch.stack([scales.t(), ((8 - zeros) * scales).t()], -1)
     both = both.to(torch.bfloat16, memory_format=torch.contiguous_format)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from quantlora.errors import AdapterError
 from quantlora.files.plain_owners import refuse_plain_owner
-from quantlora.layers.calls import calls, store
+from quantlora.layers.calls import NO_CALLS, calls, store
 from quantlora.layers.merged_state import expect_note, note_merged, noted_merged
 from quantlora.layers.noted import Standing
 from quantlora.layers.recomputation import follow_checkpoints, next_number, note_traced, standing
@@ -155,6 +155,17 @@ class AdapterModule(nn.Module):
         if not self.enabled:
             return ()
         return tuple(name for name in self.standing.active if name not in self.merged_adapters)
+
+    @property
+    def adapters_for_all(self) -> tuple[str, ...] | None:
+        """`active_unmerged` outside of traced graphs, quickly; None in a mixed batch."""
+        if calls() is not NO_CALLS:
+            if self.sample_adapters is not None and self.enabled:
+                return None
+            return self.active_unmerged
+        if not self._enabled:
+            return ()
+        return self.active_unmerged if self.merged_adapters else self.active
 
     @property
     def sample_adapters(self) -> tuple[str, ...] | None:

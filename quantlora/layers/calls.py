@@ -37,13 +37,14 @@ class Calls:
     again: Notes | None = None
 
 
-_NONE = Calls()
+#: Of a thread for which nothing holds.
+NO_CALLS = Calls()
 
 
 def calls() -> Calls:
     """Those of this thread."""
     if not torch._C._is_key_in_tls(_KEY):
-        return _NONE
+        return NO_CALLS
     found: Calls = torch._C._get_obj_in_tls(_KEY)
     return found
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -49,6 +50,24 @@ class DoraLinear(Magnitudes, LoraLinear):
         y = scaled_by_gain(u, self.gain(names[0], weight))
         bias = self.quantizer.bias(self.base_layer)
         return y if bias is None else y + bias.to(y.dtype)
+
+    def adds(self, names: Sequence[str]) -> bool:
+        """With a magnitude it is ``g · (product + s · B(A(x)))``, for one adapter alone."""
+        kind = type(self)
+        if kind.delta is not DoraLinear.delta or kind.base_product is not LoraLinear.base_product:
+            return False
+        if not any(map(self.has_magnitude, names)):
+            return True
+        return len(names) == 1 and not self.merged_adapters
+
+    def adapted(self, product: Tensor, x: Tensor, names: Sequence[str]) -> Tensor:
+        if not names or not self.has_magnitude(names[0]):
+            return super().adapted(product, x, names)
+        u = product if product.dtype == x.dtype else product.to(x.dtype)
+        self._add_to(u, names[0], x)
+        u.mul_(self.inference_gain(names[0], None))
+        bias = self.quantizer.bias(self.base_layer)
+        return u if bias is None else u.add_(bias)
 
     def fuses(self, name: str, x: Tensor) -> bool:
         """With dropout the base's product is taken of two inputs."""

@@ -17,6 +17,7 @@ LoRA: Hu et al. 2021, arXiv:2106.09685, eq. 3.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
@@ -35,6 +36,7 @@ from quantlora.formats.transforms import transformed
 from quantlora.layers.autograd import Weight, add_low_rank, frozen_linear, low_rank
 from quantlora.layers.fused_layer import can_draw_again, fused_product
 from quantlora.layers.layer import LoraLayer
+from quantlora.layers.one_token import inferred
 from quantlora.layers.sub_batch import only_input
 
 if TYPE_CHECKING:
@@ -60,6 +62,9 @@ class LoraLinear(LoraLayer):
         x = only_input(args, kwargs, self.path)
         if not x.is_floating_point():  # else integer weights would be multiplied, without a word
             raise LayerError(f"{self.path}: the input is {x.dtype}, a linear layer takes floats.")
+        token = inferred(self, x)
+        if token is not None:
+            return token
         if self.called:
             y = product = cast(Tensor, self.base_layer(x))
             weight = None
@@ -105,6 +110,24 @@ class LoraLinear(LoraLayer):
         add_low_rank(y, x, A.weight, B.weight, scale)
         if B.bias is not None:
             y.add_(B.bias, alpha=self.scaling[name])
+
+    # -- while nothing is trained (`inferred`)
+
+    def adds(self, names: Sequence[str]) -> bool:
+        """Whether the output is the base's, changed in place by the adapters ``names``."""
+        kind = type(self)
+        return kind.delta is LoraLinear.delta and kind.base_product is LoraLinear.base_product
+
+    def adapted(self, product: Tensor, x: Tensor, names: Sequence[str]) -> Tensor:
+        """The output of ``names``, for which `adds` holds.
+
+        Args:
+            product: ``x · dequantize(Q)ᵀ``, in memory of its own, which is changed.
+        """
+        y = self._with_bias(product, x)
+        for name in names:
+            self._add_to(y, name, x)
+        return y
 
     def fused_output(self, x: Tensor, weight: Tensor | None) -> Tensor | None:
         """The output as one function with one backward; None where it cannot be one."""

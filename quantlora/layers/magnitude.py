@@ -88,10 +88,10 @@ class Magnitudes(LoraLayer):
         """
 
         if infers(self):
-            return self._inference_gain(name, weight)
+            return self.inference_gain(name, weight)
         return self._gain(name, weight)
 
-    def _inference_gain(self, name: str, weight: Tensor | None) -> Tensor:
+    def inference_gain(self, name: str, weight: Tensor | None) -> Tensor:
         """`gain`, the same for every token."""
         of = tuple(self._gain_tensors(name)), self.scaling[name]
         kept = kept_gain(self, name, *of)

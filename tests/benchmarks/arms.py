@@ -36,6 +36,7 @@ FORMATS: dict[str, dict[str, Any]] = {
     "bitsandbytes_8bit": {},
     "normalfloat": {"bits": 4},
     "gptq": {"bits": 4, "group_size": 64},
+    "awq": {"bits": 4, "group_size": 64},
     "float": {},
 }
 #: Formats whose library has its own layer that PEFT wraps on a CPU.
@@ -80,6 +81,15 @@ def _as_upstream(model: nn.Module) -> nn.Module:
         if hasattr(layer, "support_avx512bf16_for_cpu"):
             layer.support_avx512bf16_for_cpu = type(layer)(32, 32).support_avx512bf16_for_cpu
     return model
+
+
+def repacks(model: nn.Module) -> bool:
+    """Whether a forward in eval mode repacks weights of ``model``, and makes PEFT's DoRA wrong.
+
+    bitsandbytes does so where its CPU kernel is: what `dequantize_4bit` gives from then on, and
+    PEFT takes the norms of, is noise.
+    """
+    return any(getattr(m, "support_avx512bf16_for_cpu", False) for m in model.modules())
 
 
 def ours(base: nn.Module, size: Size, **fields: Any) -> nn.Module:

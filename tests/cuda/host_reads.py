@@ -12,7 +12,11 @@ from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import (
+    TorchDispatchMode,
+    is_traceable_wrapper_subclass,
+    transform_subclass,
+)
 
 #: Operations whose result the host waits for.
 READS = ("_local_scalar_dense", "is_nonzero", "nonzero", "masked_select", "equal")
@@ -47,11 +51,21 @@ def moved(module: nn.Module, move: Callable[[Tensor], Tensor]) -> nn.Module:
             table.update({n: _moved(t, move) for n, t in table.items() if t is not None})
         if hasattr(part, "state"):  # of bitsandbytes' 8-bit layers
             _move_attributes(part.state, move)
+        if isinstance(meta := vars(part).get("meta"), dict):  # of HQQ's
+            meta.update({n: _plain(t, move) for n, t in meta.items() if isinstance(t, Tensor)})
+            _move_attributes(part, move)
     return module
 
 
+def _plain(tensor: Tensor, move: Callable[[Tensor], Tensor]) -> Tensor:
+    return move(tensor.detach().as_subclass(Tensor))
+
+
 def _moved(tensor: Any, move: Callable[[Tensor], Tensor]) -> Any:
-    plain = move(tensor.detach().as_subclass(Tensor))
+    if is_traceable_wrapper_subclass(tensor):  # torchao's
+        inner = transform_subclass(tensor.detach(), lambda _, part: _plain(part, move))
+        return nn.Parameter(inner, False)
+    plain = _plain(tensor, move)
     if type(tensor) is Tensor:
         return plain
     new = Tensor._make_subclass(type(tensor), plain, tensor.requires_grad)
@@ -63,6 +77,6 @@ def _moved(tensor: Any, move: Callable[[Tensor], Tensor]) -> Any:
 def _move_attributes(owner: Any, move: Callable[[Tensor], Tensor]) -> None:
     for name, value in list(vars(owner).items()):
         if isinstance(value, Tensor):
-            setattr(owner, name, move(value.detach().as_subclass(Tensor)))
+            setattr(owner, name, _plain(value, move))
         elif type(value).__name__ == "QuantState":
             _move_attributes(value, move)

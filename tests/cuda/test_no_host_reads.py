@@ -13,8 +13,9 @@ import quantlora
 from tests.cuda.host_reads import HostReads, moved
 
 LIBRARIES = {"bitsandbytes_4bit": "bitsandbytes", "bitsandbytes_8bit": "bitsandbytes",
-             "gptq": "gptqmodel"}  # fmt: skip
-BACKENDS = ("float", "normalfloat", *LIBRARIES)
+             "gptq": "gptqmodel", "awq": "gptqmodel", "hqq": "hqq", "torchao": "torchao",
+             "compressed_tensors": "compressed_tensors", "gguf": "gguf"}  # fmt: skip
+BACKENDS = ("float", "normalfloat", "fp8", *LIBRARIES)
 VARIANTS: dict[str, dict[str, Any]] = {
     "lora": {},
     "dropout": {"lora_dropout": 0.1},
@@ -81,11 +82,13 @@ def test_the_groups_of_a_gptq_layer_are_compared_once(monkeypatch: pytest.Monkey
     model(given).sum().backward()
 
 
+@pytest.mark.parametrize("variant", ["lora", "dora"])
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_a_token_asks_for_no_value(backend: str) -> None:
-    model = on_meta(wrapped(backend)).eval()
+def test_a_token_asks_for_no_value(backend: str, variant: str) -> None:
+    model = on_meta(wrapped(backend, **VARIANTS[variant])).eval()
     with torch.no_grad(), HostReads() as reads:
-        model(x(torch.bfloat16))
+        for _ in range(2):  # the second finds what the first has kept
+            model(x(torch.bfloat16))
     assert not reads.found
 
 

@@ -16,12 +16,15 @@ FORM = "codes for torch's int4 kernel"
 FORMATS = {
     "normalfloat": {"bits": 4, "quant_type": "uniform", "block_size": 32},
     "gptq": {"bits": 4, "group_size": 32},
+    "awq": {"bits": 4, "group_size": 32},
+    "compressed_tensors": {"bits": 4, "group_size": 32},
 }
+LIBRARIES = {"gptq": "gptqmodel", "awq": "gptqmodel", "compressed_tensors": "compressed_tensors"}
 
 
 def wrapped(backend: str, shape: tuple[int, int] = (48, 128), **options: Any) -> nn.Module:
-    if backend == "gptq":
-        pytest.importorskip("gptqmodel")
+    if backend in LIBRARIES:
+        pytest.importorskip(LIBRARIES[backend])
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(shape[1], shape[0], dtype=torch.bfloat16))
     given = {"quantize_options": FORMATS[backend] | options, "backend": backend}

@@ -16,8 +16,8 @@ from quantlora import (
     BackendError,
     InferenceCopy,
     Quantizer,
-    dense_copy,
     fit_affine,
+    grid_copy,
     refit_affine,
 )
 from quantlora_awq.layout import BITS, check, is_awq, read, write
@@ -56,8 +56,11 @@ class AwqQuantizer(Quantizer):
             .to(dtype)
         )
 
-    def inference_copy(self, layer: nn.Module, dtype: torch.dtype) -> InferenceCopy:
-        return dense_copy(partial(self.dequantize_to, layer, dtype), self.shape(layer), dtype)
+    def inference_copy(self, layer: Any, dtype: torch.dtype) -> InferenceCopy:
+        """Codes for torch's int4 kernel where it takes them, else floats."""
+        shape, dense = self.shape(layer), partial(self.dequantize_to, layer, dtype)
+        size = shape[1] // layer.scales.shape[0]
+        return grid_copy(partial(read, layer), dense, shape, dtype, layer.bits, size)
 
     def prepare(self, layer: Any, path: str) -> None:
         check(layer, path)

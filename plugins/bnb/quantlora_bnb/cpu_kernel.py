@@ -42,11 +42,16 @@ def cpu_copy(codes: Tensor, absmax: Tensor, state: Any) -> InferenceCopy:
 
     def make() -> Any:
         packed, scales = repack(codes, shape), rounded(absmax, shape[0])
-        kernel = torch.ops.bitsandbytes.gemv_4bit.default
+        kernel = upstreams_kernel()
         return lambda x: kernel(x, packed, shape, scales, levels, blocksize)
 
     nbytes = codes.numel() + 2 * absmax.numel()
     return InferenceCopy("the CPU layout of bitsandbytes", nbytes, make)
+
+
+def upstreams_kernel() -> Any:
+    """``(x, packed, shape, scales, levels, blocksize)`` to ``x · Wᵀ``."""
+    return torch.ops.bitsandbytes.gemv_4bit.default
 
 
 def repack(codes: Tensor, shape: tuple[int, int]) -> Tensor:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from quantlora import check_packable, checked_options
-from quantlora_bnb import llm_int8
+from quantlora_bnb import int8_terms, llm_int8
 from quantlora_bnb.library import library
 from quantlora_bnb.quantizer import BitsandbytesQuantizer, frozen
 from quantlora_bnb.rows import packed_rows
@@ -66,8 +66,8 @@ class Bitsandbytes8bit(BitsandbytesQuantizer):
     def matmul(self, layer: nn.Module, x: Tensor) -> Tensor | None:
         """Multiply with the codes, scale the result: no float weight has to be scaled.
 
-        Exact: 8-bit codes are exact in bfloat16 and float32. Declined in float16, where the
-        unscaled product can overflow.
+        Exact: 8-bit codes are exact in bfloat16 and float32 (`int8_terms` says what a few rows of
+        bfloat16 lose). Declined in float16, where the unscaled product can overflow.
         """
         if llm_int8.is_on(layer):
             codes, absmax = self._codes_and_absmax(layer)
@@ -77,7 +77,10 @@ class Bitsandbytes8bit(BitsandbytesQuantizer):
         codes, scale = self._parts(layer)
         if _is_decoding_on_cpu(x):
             flat = x.reshape(-1, x.shape[-1]).contiguous()
-            y = torch._weight_int8pack_mm(flat, codes, scale.to(x.dtype))
+            if int8_terms.takes(flat):
+                y = int8_terms.product(flat, codes, scale)
+            else:
+                y = torch._weight_int8pack_mm(flat, codes, scale.to(x.dtype))
             return y.reshape(*x.shape[:-1], codes.shape[0])
         return F.linear(x, codes.to(x.dtype)).mul_(scale)
 

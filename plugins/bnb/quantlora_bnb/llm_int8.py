@@ -31,7 +31,7 @@ def int8_activations(model: nn.Module, enabled: bool = True) -> None:
 
 
 def is_on(layer: nn.Module) -> bool:
-    return bool(getattr(layer, _SWITCH, False))
+    return bool(vars(layer).get(_SWITCH, False))  # asked for each token
 
 
 def copy_switch(source: nn.Module, target: nn.Module) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 import quantlora
-from quantlora import LoraLinear
+from quantlora import LoraLinear, Quantizer
 
 peft = pytest.importorskip("peft")
 
@@ -171,3 +171,19 @@ def test_an_active_adapter_is_not_dropped_in_silence(load: Load) -> None:
     quantlora.set_adapter(model, ["one", "two"])
     with pytest.raises(quantlora.MergeError, match="two"):
         quantlora.merge_and_unload(model, ["one"])
+
+
+def test_pefts_dora_takes_its_norms_of_noise_once_a_weight_is_repacked(
+    four_bit: Quantizer, repack: Callable[[nn.Module], None]
+) -> None:
+    """Why docs/benchmarks.md has no time of PEFT's DoRA on processors with AVX512-BF16."""
+    from peft.utils.integrations import dequantize_module_weight
+
+    torch.manual_seed(0)
+    layer = four_bit.quantize(nn.Linear(128, 64, bias=False), compress_statistics=False)
+    wanted = four_bit.dequantize(layer)
+    assert distance(dequantize_module_weight(layer), wanted) < 1e-2
+    repack(nn.Sequential(layer))
+    found = dequantize_module_weight(layer).float()
+    assert distance(found, wanted) > 0.5
+    assert distance(found.norm(dim=1), wanted.norm(dim=1)) > 0.02

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from quantlora import AffineWeight, BackendError, InferenceCopy, Quantizer, dense_copy
+from quantlora import AffineWeight, BackendError, InferenceCopy, Quantizer, grid_copy
 from quantlora_compressed_tensors.hook import HOOKED, give_back, keep_packed
 from quantlora_compressed_tensors.layer import check, decompress, is_compressed, state
 from quantlora_compressed_tensors.packing import new_scheme, pack
@@ -36,8 +36,13 @@ class CompressedTensorsQuantizer(Quantizer):
     def dequantize(self, layer: nn.Module) -> Tensor:
         return decompress(layer)["weight"].float()
 
-    def inference_copy(self, layer: nn.Module, dtype: torch.dtype) -> InferenceCopy:
-        return dense_copy(partial(self.dequantize_to, layer, dtype), self.shape(layer), dtype)
+    def inference_copy(self, layer: Any, dtype: torch.dtype) -> InferenceCopy:
+        """Codes for torch's int4 kernel where it takes them, else floats."""
+        dense, shape = partial(self.dequantize_to, layer, dtype), self.shape(layer)
+        args = layer.quantization_scheme.weights
+        on_grid = args.type == "int" and args.strategy == "group"
+        size = args.group_size if on_grid else None
+        return grid_copy(partial(self.affine, layer), dense, shape, dtype, args.num_bits, size)
 
     def prepare(self, layer: nn.Module, path: str) -> None:
         check(layer, path)

@@ -48,7 +48,7 @@ def models_of(
     base = arms.packed(size, form, device, layers)
     mine = arms.ours(base, size, **fields)
     models = {"base": base, "quantlora": mine}
-    if form in arms.PEERS and not fields:  # PEFT's DoRA is 11 % off on layers with this kernel
+    if form in arms.PEERS and not (fields and arms.repacks(base)):
         models["peft"] = arms.peft(base, mine, form, size, **fields)
     return {name: model.eval() for name, model in models.items()}
 

@@ -29,6 +29,7 @@ def run(size: Size, device: str) -> Result:
         wanted = _wanted(mine, x, names)
         calls = {"peft": _theirs(theirs, x, names), "quantlora": _mine(mine, x, names)}
         errors = {name: checked(name, call, wanted, LIMIT) for name, call in calls.items()}
+        calls["base"] = _bare(mine, x)
         times = interleaved(calls, "peft", size.rounds)
         result.add(f"batch of {len(x)} samples, {count} adapters", times, errors)
     return result
@@ -88,6 +89,17 @@ def _mine(model: nn.Module, x: Tensor, names: list[str]) -> Callable[[], Tensor]
     def call() -> Tensor:
         with quantlora.mixed_batch(model, names):
             return model(x)  # type: ignore[no-any-return]
+
+    return call
+
+
+def _bare(model: nn.Module, x: Tensor) -> Callable[[], Tensor]:
+    """The frozen layers by themselves: what both have in common, and no adapter can save."""
+    linears = nn.Sequential(*(layer.base_layer for _, layer in quantlora.lora_layers(model)))
+
+    @torch.no_grad()
+    def call() -> Tensor:
+        return linears(x)  # type: ignore[no-any-return]
 
     return call
 
