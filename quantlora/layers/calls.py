@@ -79,5 +79,5 @@ def _count(model: object, change: int) -> None:
 
 
 def store(new: Calls) -> None:
-    """Let ``new`` be those of this thread."""
-    torch._C._stash_obj_in_tls(_KEY, new)
+    """Let ``new`` be those of this thread; the same object whenever nothing holds."""
+    torch._C._stash_obj_in_tls(_KEY, NO_CALLS if new == NO_CALLS else new)
