@@ -30,7 +30,7 @@ def plot(file: Path, found: dict[str, Any]) -> None:
     _lines(axes, result) if lines else _bars(axes, result)
     axes.set_title(result["title"], loc="left", fontsize=12, weight="bold")
     axes.spines[["top", "right"]].set_visible(False)
-    place = {"loc": "upper left", "bbox_to_anchor": (1, 1)}
+    place: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1, 1)}
     if not lines:
         place = {"loc": "lower right", "bbox_to_anchor": (1, 1), "ncols": 6}
     axes.legend(frameon=False, fontsize=8, **place)
@@ -47,7 +47,9 @@ def _height(result: dict[str, Any]) -> float:
 
 def _bars(axes: Any, result: dict[str, Any]) -> None:
     """Shares of the reference arm's, with the lowest and highest of one round."""
-    height, middles, drawn = 0, [], set()
+    height = 0
+    middles: list[float] = []
+    drawn: set[str] = set()
     for case in _cases(result):
         rows = [row for row in result["rows"] if row["case"] == case]
         rows.sort(key=lambda row: list(COLORS).index(row["arm"]))
@@ -80,8 +82,10 @@ def _label(axes: Any, height: float, row: dict[str, Any], result: dict[str, Any]
 
 def _amount(value: float, unit: str) -> str:
     """Three digits; from a second on in seconds."""
-    value, unit = (value / 1e3, "s") if unit == "ms" and value >= 1e3 else (value, unit)
-    return f"{value:.{max(0, 2 - math.floor(math.log10(max(value, 1e-9))))}f} {unit}"
+    if unit == "ms" and value >= 1e3:
+        value, unit = value / 1e3, "s"
+    digits = 2 - math.floor(math.log10(max(value, 1e-2)))
+    return f"{value:.{max(0, digits)}f} {unit}"
 
 
 def _share(ratio: float) -> str:
