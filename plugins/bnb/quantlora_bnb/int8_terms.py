@@ -11,6 +11,9 @@ has room for 127² in rows of 133,000 inputs.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -30,7 +33,7 @@ def multiplies_int8() -> bool:
 
     Others would sum pairs in 16 bits, which overflow, or take a loop.
     """
-    describe = getattr(torch.cpu, "get_capabilities", dict)
+    describe: Callable[[], dict[str, Any]] = getattr(torch.cpu, "get_capabilities", dict)
     return bool(describe().get("avx512_vnni"))
 
 
