@@ -28,20 +28,27 @@ def note_packed(model: nn.Module) -> None:
     if not is_transformers_model(model):
         return
     loaded: Any = model
-    packed = _packed_layers(model)
-    if not packed:
-        if not _packed_experts(model):
-            _forget(loaded)
+    packed, experts = _packed_layers(model), _packed_experts(model)
+    if experts and packed:
+        _warn(packed, "the checkpoint's experts are packed too, and config.json names one format.")
+    elif experts:
+        return
+    elif not packed:
+        _forget(loaded)
     elif getattr(model, "hf_quantizer", None) is None:
         found, why = _checkpoint_config(loaded, packed)
         if found is not None:
             loaded.config.quantization_config = found
         elif getattr(loaded.config, "quantization_config", None) is None:
-            warn(
-                f"{next(iter(packed))} and others stay packed, and model.save_pretrained would "
-                f"write them so that nobody could load them again: {why} To save the model, call "
-                f"quantlora.export_merged while its adapters are on."
-            )
+            _warn(packed, why)
+
+
+def _warn(packed: Mapping[str, object], why: str) -> None:
+    warn(
+        f"{next(iter(packed))} and others stay packed, and model.save_pretrained would "
+        f"write them so that nobody could load them again: {why} To save the model, call "
+        f"quantlora.export_merged while its adapters are on."
+    )
 
 
 def writable_base(model: nn.Module) -> bool:

@@ -137,6 +137,13 @@ def test_an_export_is_the_merged_model(mode, model, tmp_path):
         )
 
 
+def test_layers_packed_beside_the_experts_are_said_not_to_load_again(model):
+    fields = {"target_experts": False, "exclude_modules": ["lm_head"], "r": 2}
+    quantlora.wrap(model, backend="normalfloat", **fields)
+    with pytest.warns(UserWarning, match="experts are packed too, and config.json names one"):
+        quantlora.unload(model)
+
+
 BROKEN: dict[str, tuple[dict[str, Any], str]] = {
     "NaN": ({f"{UP}_scales": torch.full((4, 64, 2), 255, dtype=torch.uint8)}, "a scale is NaN"),
     "cut": ({f"{UP}_blocks": torch.zeros(4, 64, 1, 16, dtype=torch.uint8)}, r"shapes \(4, 64, 1"),
