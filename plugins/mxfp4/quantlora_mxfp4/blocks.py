@@ -46,7 +46,7 @@ def pack(weight: Tensor, like: Tensor | None = None) -> tuple[Tensor, Tensor]:
     Args:
         like: scales of the same shape that are kept where they do as well.
     """
-    groups = weight.unflatten(-1, (-1, BLOCK))
+    groups = torch.unflatten(weight, -1, (-1, BLOCK))
     shape = groups.shape[:-1]
     groups, old = groups.reshape(-1, BLOCK), None if like is None else like.reshape(-1)
     blocks = torch.empty(len(groups), BLOCK // 2, dtype=torch.uint8, device=weight.device)

@@ -87,4 +87,5 @@ class _Product(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        return grad @ unpack(*ctx.saved_tensors, grad.dtype), None, None
+        blocks, scales = ctx.saved_tensors
+        return grad @ unpack(blocks, scales, grad.dtype), None, None

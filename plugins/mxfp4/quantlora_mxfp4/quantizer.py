@@ -98,7 +98,8 @@ class Mxfp4Quantizer(Quantizer):
         return stack.packed_state()
 
     def from_experts_state(self, state: PackedState) -> ExpertStack:
-        return Mxfp4Experts(**state.tensors, dtype=getattr(torch, state.settings["dtype"]))
+        blocks, scales = state.tensors["blocks"], state.tensors["scales"]
+        return Mxfp4Experts(blocks, scales, getattr(torch, state.settings["dtype"]))
 
     def describe(self, layer: nn.Module) -> dict[str, Any]:
         return {"bits": 4, "block_size": BLOCK}

@@ -48,7 +48,11 @@ def _is_ours(conversion: Any) -> bool:
     return any(isinstance(step, KeepBlocks) for step in getattr(conversion, "operations", ()))
 
 
-class KeptMxfp4(Mxfp4HfQuantizer):
+_Theirs: Any = Mxfp4HfQuantizer  # mostly untyped, as are its operations
+_Operation: Any = ConversionOps
+
+
+class KeptMxfp4(_Theirs):  # type: ignore[misc]
     """Mxfp4HfQuantizer, and for models that were loaded inside `kept_packed` one that trains."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -64,7 +68,10 @@ class KeptMxfp4(Mxfp4HfQuantizer):
             super()._process_model_before_weight_loading(model, **kwargs)
 
     def get_load_operations(self) -> dict[str, Any]:
-        return {"deserialize": KeepBlocks} if self.kept else super().get_load_operations()
+        if self.kept:
+            return {"deserialize": KeepBlocks}
+        found: dict[str, Any] = super().get_load_operations()
+        return found
 
     def get_state_dict_and_metadata(self, model: Any) -> Any:
         return (model.state_dict(), {}) if self.kept else super().get_state_dict_and_metadata(model)
@@ -74,7 +81,7 @@ class KeptMxfp4(Mxfp4HfQuantizer):
         return self.kept or bool(super().is_trainable)
 
 
-class KeepBlocks(ConversionOps):  # type: ignore[misc]
+class KeepBlocks(_Operation):  # type: ignore[misc]
     """Puts the blocks and scales of one stack of experts into the model as they are."""
 
     def __init__(self, hf_quantizer: Any) -> None:
