@@ -19,7 +19,19 @@ from .checkpoint.diffusers_layout import (
     to_diffusers as to_diffusers,
 )
 from .checkpoint.hot_swap import hot_swap as hot_swap, prepare_hot_swap as prepare_hot_swap
+from .checkpoint.plain_adapter import (
+    Factors as Factors,
+    PlainAdapter as PlainAdapter,
+    plain_adapter as plain_adapter,
+)
 from .checkpoint.save import save_adapter as save_adapter
+from .checkpoint.serving import (
+    Effect as Effect,
+    Remedy as Remedy,
+    ServingReason as ServingReason,
+    ServingVerdict as ServingVerdict,
+    check_serving as check_serving,
+)
 from .checkpoint.vllm import check_vllm as check_vllm
 from .checks import Check as Check, Note as Note, Status as Status, Verdict as Verdict
 from .combining.combination import add_weighted_adapter as add_weighted_adapter

@@ -68,7 +68,11 @@ def _save(
         write_trained(model, folder, values)
     if len(active) == 1:
         write_adapter(
-            AdaptedModel.of(model), folder, active[0], values, save_embedding_layers=embeddings
+            AdaptedModel.of(model),
+            folder,
+            active[0],
+            state_dict=values,
+            save_embedding_layers=embeddings,
         )
         return
     for name in active:

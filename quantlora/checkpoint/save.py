@@ -98,17 +98,25 @@ def save_adapter(
     adapted = AdaptedModel.of(model)
     adapted.state.known(adapter_name)
     root, location = folders_of(folder, adapter_name)
-    embeddings = save_embedding_layers
     return write_adapter(
-        adapted, location, adapter_name, state_dict, root, embeddings, convert, portable,
-        experts, card,
-    )  # fmt: skip
+        adapted,
+        location,
+        adapter_name,
+        state_dict=state_dict,
+        root=root,
+        save_embedding_layers=save_embedding_layers,
+        convert=convert,
+        portable=portable,
+        experts=experts,
+        card=card,
+    )
 
 
 def write_adapter(
     adapted: AdaptedModel,
     location: Path,
     adapter: str,
+    *,
     state_dict: Mapping[str, Tensor] | None = None,
     root: Path | None = None,
     save_embedding_layers: bool | str = "auto",

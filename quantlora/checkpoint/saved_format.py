@@ -38,13 +38,13 @@ def quantize_as_saved(
         BackendError, MissingLibraryError: as `quantize`.
     """
     folder = location.find()
+    parameters = read_config(folder, base_is_noted=True)[0].target_parameters or []
     formats = read_note(folder).get("formats")
     if not formats:
         raise AdapterFileError(
             f"{folder}: its files do not say in which format the base was (PEFT writes no "
             f'quantlora.json): name it, for example backend="bitsandbytes_4bit".'
         )
-    parameters = read_config(folder, base_is_noted=True)[0].target_parameters or []
     modules = {plain_path(path): module for path, module in AdaptedModel(model).modules.items()}
     for facts in formats:
         quantizer = registry().quantizer(facts["quantizer"])

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from quantlora.checkpoint.match_tensors import check_finite, check_shapes
+from quantlora.checkpoint.zero_filled import zero_filled
 from quantlora.config.lora_config import LoraConfig
 from quantlora.config.patterns import by_pattern
 from quantlora.errors import AdapterError
@@ -102,7 +103,6 @@ def _shape_at(layer: LoraLayer, key: str, tensor: Tensor, r: int) -> tuple[int, 
 def widened(layer: LoraLayer, key: str, tensor: Tensor, like: Tensor) -> Tensor:
     """``tensor`` with zeros up to the rank of ``like``, in its dtype and on its device."""
     groups = layer.rank_multiple if key == layer.factor_names[0] else 1
-    wide = torch.zeros_like(like).reshape(groups, -1, *like.shape[1:])
+    wide = like.reshape(groups, -1, *like.shape[1:]).shape
     narrow = tensor.to(like).reshape(groups, -1, *tensor.shape[1:])
-    wide[tuple(slice(size) for size in narrow.shape)] = narrow
-    return wide.reshape(like.shape)
+    return zero_filled(narrow, wide).reshape(like.shape)

@@ -44,7 +44,7 @@ def check_vllm(
     ranks = {tensor.shape[0] for key, tensor in plain.items() if "lora_A" in key}
     ranks |= {saved.config.r} if nested else set()  # there A holds those of all experts
     reasons = _refused(saved.config)
-    if saved.config.target_parameters and (why := _not_both(saved.tensors, nested)):
+    if saved.config.target_parameters and (why := not_both(saved.tensors, nested)):
         reasons.append(why)
     if any(".base_layer." in split_key(key)[0] for key in saved.tensors):
         reasons.append("nn.MultiheadAttention: vLLM has no adapter for it. Merge the adapter.")
@@ -80,7 +80,7 @@ def _refused(config: LoraConfig) -> list[str]:
     return [reason for reason, given in faults.items() if given]
 
 
-def _not_both(keys: Iterable[str], nested: set[str]) -> str:
+def not_both(keys: Iterable[str], nested: set[str]) -> str:
     """Why vLLM would take the tensors of one stack for the other's; empty where it would not."""
     alone = {path for path, _ in map(split_key, keys) if path.endswith("experts")} - nested
     if not alone:

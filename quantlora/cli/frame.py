@@ -15,6 +15,7 @@ from quantlora.cli.any_hyphens import switches_without_type
 from quantlora.cli.plugin_commands import plugin_commands
 from quantlora.env.unforeseen import unforeseen, wants_traceback, was_interrupted
 from quantlora.errors import QuantloraError
+from quantlora.suggestions import near
 
 #: What a shell expects of a program that ended by SIGINT.
 INTERRUPTED = 130
@@ -40,6 +41,15 @@ class FriendlyGroup(TyperGroup):
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         return super().get_command(ctx, cmd_name) or plugin_commands().get(cmd_name)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """As typer does it, with near names of the plugins' commands too."""
+        name = next(iter(args), "-")
+        if not name.startswith("-") and self.get_command(ctx, name) is None:
+            close = " or ".join(map(repr, near(name, self.list_commands(ctx))))
+            hint = f" Did you mean {close}?" if close else ""
+            ctx.fail(f"no command {name!r}.{hint}")
+        return super().resolve_command(ctx, args)
 
     def make_context(self, *args: Any, **kwargs: Any) -> Any:
         with answered():

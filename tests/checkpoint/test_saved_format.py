@@ -69,3 +69,10 @@ def test_a_note_of_an_impossible_setting_leaves_the_model_as_it_was(tmp_path):
     with pytest.raises(quantlora.BackendError, match="block_size"):
         quantlora.load_adapter(model, tmp_path / "a", backend="saved")
     assert all(type(m) is torch.nn.Linear for n, m in model.named_modules() if "q_proj" in n)
+
+
+def test_a_folder_of_several_adapters_names_them(tmp_path):
+    for name in ("first", "second"):
+        quantlora.save_adapter(quantlora.wrap(tiny_llama(), r=2), tmp_path / name)
+    with pytest.raises(AdapterFileError, match="Its sub-folders hold first, second"):
+        quantlora.load_adapter(tiny_llama(), tmp_path, backend="saved")

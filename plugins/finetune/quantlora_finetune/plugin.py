@@ -11,6 +11,7 @@ from quantlora.hookspecs import hookimpl
 @hookimpl
 def quantlora_commands() -> Iterable[Callable[..., Any]]:
     from quantlora_finetune.command.chat import chat
+    from quantlora_finetune.command.check_serving import check_serving
     from quantlora_finetune.command.compare import compare
     from quantlora_finetune.command.data import data
     from quantlora_finetune.command.eval import eval_
@@ -18,4 +19,4 @@ def quantlora_commands() -> Iterable[Callable[..., Any]]:
     from quantlora_finetune.command.generate import generate
     from quantlora_finetune.command.merge import merge
 
-    return [command, data, chat, generate, eval_, merge, compare]
+    return [command, data, chat, generate, eval_, merge, compare, check_serving]

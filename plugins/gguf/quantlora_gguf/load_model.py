@@ -60,6 +60,7 @@ def load_gguf(
 
 
 def without_weights(config: Any) -> Any:
+    """The model of ``config`` on the meta device."""
     autos: tuple[Any, ...] = (AutoModelForCausalLM, AutoModelForSeq2SeqLM)
     known = (auto for auto in autos if type(config) in auto._model_mapping)
     auto: Any = next(known, AutoModel)

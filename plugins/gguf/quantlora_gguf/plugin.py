@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
 
 from quantlora.checks import Check
 from quantlora.hookspecs import hookimpl
@@ -31,3 +31,10 @@ def quantlora_checks() -> Iterable[Check]:
     from quantlora_gguf.requires import GGUF
 
     return [Check("gguf", requires=(GGUF,))]
+
+
+@hookimpl
+def quantlora_commands() -> Iterable[Callable[..., Any]]:
+    from quantlora_gguf.command import export
+
+    return [export]

@@ -53,7 +53,7 @@ class TensorNames:
         kind: Any = theirs.TENSOR_PROCESSORS.get(self.architecture, theirs.TensorProcessor)
         self._processor = kind(config=self.model.config.to_dict())
         try:
-            self._names: dict[str, str] = get_names(self.model, self._processor)
+            self.names: dict[str, str] = get_names(self.model, self._processor, self.architecture)
         except NotImplementedError as error:
             raise BackendError(
                 f"architecture {self.architecture!r}: the names of its tensors are not known: "
@@ -63,7 +63,7 @@ class TensorNames:
 
     def name_of(self, tensor: str) -> str | None:
         """The parameter that ``tensor`` is, or is a part of; None where there is none."""
-        return self._names.get(tensor) or self._names.get(tensor.removesuffix(".weight"))
+        return self.names.get(tensor) or self.names.get(tensor.removesuffix(".weight"))
 
     def changed(self, tensor: str, values: Tensor, parts: dict[str, Tensor]) -> None:
         """Put what becomes of a file's tensor into ``parts``, by name in the model.
@@ -72,7 +72,7 @@ class TensorNames:
         """
         found = self._run(tensor, values.numpy(), parts)
         if found is not None:
-            parts[self._names[tensor]] = torch.from_numpy(np.ascontiguousarray(found))
+            parts[self.names[tensor]] = torch.from_numpy(np.ascontiguousarray(found))
 
     def row_order(self, tensor: str, shape: tuple[int, int]) -> RowOrder | None:
         """What happens to the rows of a matrix; None where its elements are changed otherwise."""
@@ -80,6 +80,21 @@ class TensorNames:
         if key not in self._orders:
             self._orders[key] = self._seen(tensor, shape)
         return self._orders[key]
+
+    def vector_change(self, tensor: str, length: int) -> tuple[Any, float]:
+        """What makes a file's vector of the model's: ``vector[rows] + shift``.
+
+        ``rows`` is ``...`` where all stay where they are, None where it is another change.
+        """
+        given = np.arange(length, dtype=np.float64)
+        found = self._run(tensor, given, {})
+        if found is None or found.shape != given.shape:
+            return None, 0.0
+        shift = float(given.sum() - found.sum()) / length
+        rows = np.argsort(found + shift)
+        if not np.array_equal(np.sort(found + shift), given):
+            return None, 0.0
+        return (... if np.array_equal(rows, given) else torch.from_numpy(rows)), shift
 
     def _seen(self, tensor: str, shape: tuple[int, int]) -> RowOrder | None:
         parts: dict[str, Tensor] = {}
@@ -98,7 +113,7 @@ class TensorNames:
         result = self._processor.process(
             weights=values,
             name=tensor,
-            tensor_key_mapping=self._names,
+            tensor_key_mapping=self.names,
             parsed_parameters={"tensors": parts},
         )
         return None if result.name is None else result.weights
