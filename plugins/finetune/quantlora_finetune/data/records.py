@@ -114,8 +114,8 @@ def record_of(
             chosen, rejected = (_answered(each, location) for each in pair_rows(row, location))
             return Preference(chosen, rejected)
         if is_labelled(row):
-            answer = {name: value for name, value in row.items() if name != "label"}
-            return Labelled(_answered(answer, location), row["label"])
+            fields = {name: value for name, value in row.items() if name != "label"}
+            return Labelled(_answered(fields, location), row["label"])
         match known_form(row, location):
             case {"messages": list() as messages}:
                 return Chat(turns(messages, location), tools=tools_of(row, location))

@@ -122,7 +122,10 @@ def _with_float_ends(model: nn.Module) -> nn.Module:
     modules = list(model.named_modules())
     for path, module in modules:
         if isinstance(module, GgufEmbedding):
-            embedding = nn.Embedding.from_pretrained(module.dequantize(), freeze=True)
+            weight = nn.Parameter(module.dequantize(), requires_grad=False)
+            rows, width = weight.shape
+            embedding = nn.Embedding(rows, width, device="meta")
+            embedding.weight = weight
             made[module.weight] = embedding.weight
             model.set_submodule(path, embedding)
     for path, module in modules:
