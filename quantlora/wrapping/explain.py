@@ -14,7 +14,7 @@ from quantlora.config.lora_fields import LoraFields, shows_fields
 from quantlora.config.peft_config import PeftConfig
 from quantlora.config.picked_paths import targeted
 from quantlora.discovery.registration import AUTO, registry
-from quantlora.errors import QuantloraError, TargetError
+from quantlora.errors import ConfigError, QuantloraError, TargetError
 from quantlora.formats.quantizer import Quantizer
 from quantlora.layers.layer import LoraLayer
 from quantlora.names import check_name
@@ -67,7 +67,10 @@ def explain(
         problems.append(str(error))
     if settings is None:
         return Explanation((), tuple(problems))
-    return _explain(AdaptedModel(model), settings, asked, adapter_name, problems)
+    try:
+        return _explain(AdaptedModel(model), settings, asked, adapter_name, problems)
+    except ConfigError as error:  # an unknown initializer: layers cannot be planned with it
+        return Explanation((), tuple(problems) or (str(error),))
 
 
 def _explain(

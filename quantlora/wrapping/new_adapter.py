@@ -138,7 +138,8 @@ def watched(
             f"{context.path}: {initializer.name!r} changes the base, which {', '.join(others)} "
             f"uses too. Use it for the first adapter only."
         )
-    if not layer.quantizer.matches(layer.base_layer):
+    experts = isinstance(layer.base_layer, PackedExperts)  # several formats, by parameter
+    if not experts and not layer.quantizer.matches(layer.base_layer):
         raise ConfigError(
             f"{context.path}: initializer {initializer.name!r} has put a "
             f"{type(layer.base_layer).__name__} in place of a layer in format "

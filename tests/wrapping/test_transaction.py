@@ -40,21 +40,25 @@ class Failing(Initializer):
     """Raises at one layer, once it has changed what an initializer may change."""
 
     name = "failing"
-    changes_base = True
 
-    def __init__(self, path: str, error: type[BaseException]) -> None:
-        self.path, self.error = path, error
+    def __init__(self, path: str, error: type[BaseException], changes_base: bool) -> None:
+        self.path, self.error, self.changes_base = path, error, changes_base
 
     def initialize(self, layer: LoraLayer, context: InitContext) -> None:
-        layer.base_layer = nn.Linear(layer.in_features, layer.out_features)
+        if self.changes_base:
+            layer.base_layer = nn.Linear(layer.in_features, layer.out_features)
+        nn.init.ones_(layer.lora_A[context.adapter].weight)
         if context.path == self.path:
             raise self.error("on purpose")
 
 
 @pytest.fixture
 def failing(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    def at(path: str = LAST, error: type[BaseException] = ValueError) -> None:
-        monkeypatch.setitem(registry().initializers, "failing", Failing(path, error))
+    def at(
+        path: str = LAST, error: type[BaseException] = ValueError, changes_base: bool = True
+    ) -> None:
+        starting = Failing(path, error, changes_base)
+        monkeypatch.setitem(registry().initializers, "failing", starting)
 
     return at
 
@@ -85,7 +89,7 @@ def test_a_failing_second_adapter_leaves_the_first_as_it_was(
     targets: Any, error: type[BaseException], wrapped: Any, x: Tensor, failing: Any
 ) -> None:
     """On layers that have the first adapter, and on layers that have none yet."""
-    failing(LAST, error)
+    failing(LAST, error, changes_base=False)
     fields = {"init_lora_weights": "failing", "adapter_name": "second", "target_modules": targets}
     check(wrapped(), x, error, **fields)
 
@@ -93,7 +97,7 @@ def test_a_failing_second_adapter_leaves_the_first_as_it_was(
 def test_a_variant_that_replaces_lora_layers_is_undone(
     wrapped: Any, x: Tensor, failing: Any
 ) -> None:
-    failing()
+    failing(changes_base=False)
     fields = {"init_lora_weights": "failing", "adapter_name": "second", "use_dora": True}
     check(wrapped(), x, ValueError, **fields)
 

@@ -226,6 +226,7 @@ def test_a_training_has_diverged_where_the_held_out_and_the_own_loss_rose(
 
     steps = [{"loss": loss} for loss in losses]
     report = {"perplexity": {"before": 10.0, "after": after}, "training": {"steps": steps}}
+    report["options"] = {"trainer": "transformers"}
     if learned:
         assert _learned(report, RunFolder(tmp_path, {})) is report
         return

@@ -32,7 +32,7 @@ def folder(tmp_path):
 
 def recipe(folder, **changes):
     return Recipe(
-        **{"model": str(folder), "bits": 2, "iterations": 2, "rank": 4, "alpha": 4, **changes}
+        **{"model": str(folder), "bits": 2, "iterations": 2, "rank": 4, "alpha": 8, **changes}
     )
 
 
