@@ -55,9 +55,10 @@ def check_media(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, An
     tokens = _media_tokens(model)
     if not tokens or not isinstance(ids, Tensor) or ids.ndim != 2 or ids.shape[1] == 1:
         return
-    for token in tokens:
+    path = _mixed_in_towers(model)  # asked first: reading the tokens waits for an accelerator
+    for token in tokens if path else ():
         here = (ids == token).any(1)
-        if bool(here.any()) and not bool(here.all()) and (path := _mixed_in_towers(model)):
+        if bool(here.any()) and not bool(here.all()):
             raise AdapterError(
                 f"{path}: this layer is in a tower for images or sounds, and of this mixed batch "
                 f"samples {here.nonzero().flatten().tolist()} have one and the others none, so its "

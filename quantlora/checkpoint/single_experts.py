@@ -66,7 +66,8 @@ def stacked_experts(
             prefix = "base_layer." * depth
             pair = zip(_PAIR, parts[name].joined(), strict=True)
             new |= {file_key(owner, prefix + key): tensor for key, tensor in pair}
-    others = [path for path in paths if path not in {single.path for single in singles}]
+    done = {single.path for single in singles}
+    others = [path for path in paths if path not in done]
     return _config(config, modules, others, routers, stacks), new
 
 

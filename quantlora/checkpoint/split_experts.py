@@ -64,7 +64,9 @@ def split_experts(
     names = {path: renamed(path) for path in ranks}
     ranks = {names[path]: rank for path, rank in ranks.items()}
     alphas = {names[path]: alpha for path, alpha in alphas.items()}
-    return _config(adapted, config, ranks, alphas), {_key(k, renamed): t for k, t in new.items()}
+    others = {renamed(path) for path in adapted.modules if path} - ranks.keys()
+    written = _config(config, ranks, alphas, others)
+    return written, {_key(k, renamed): t for k, t in new.items()}
 
 
 def has_experts(adapted: AdaptedModel, adapter: str) -> bool:
@@ -110,11 +112,10 @@ def _split(
 
 
 def _config(
-    adapted: AdaptedModel, config: LoraConfig, ranks: dict[str, int], alphas: dict[str, float]
+    config: LoraConfig, ranks: dict[str, int], alphas: dict[str, float], others: set[str]
 ) -> LoraConfig:
+    """With names that pick the paths of ``ranks`` and none of ``others``."""
     (r, rank_pattern), (alpha, alpha_pattern) = as_pattern(ranks), as_pattern(alphas)
-    renamed = _renaming(adapted)
-    others = {renamed(path) for path in adapted.modules if path} - ranks.keys()
     fields: dict[str, Any] = {
         "target_modules": minimal_names(ranks, others),
         "rank_pattern": rank_pattern,
