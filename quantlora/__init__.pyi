@@ -113,6 +113,7 @@ from .formats.model_loader import (
     StoredModel as StoredModel,
     StoredTensor as StoredTensor,
 )
+from .formats.packed_module import PackedModule as PackedModule
 from .formats.quantize_options import checked_options as checked_options
 from .formats.quantizer import Quantizer as Quantizer
 from .hardware import multiplies_bfloat16 as multiplies_bfloat16

@@ -6,15 +6,17 @@ so that one can be unpacked without the others and no block holds weights of two
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from copy import deepcopy
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from quantlora.formats.packed_module import PackedModule
 
-class ExpertStack(nn.Module):
+
+class ExpertStack(PackedModule):
     """Matrices ``(experts, out_features, in_features)`` in a packed format.
 
     Subclass it with plain parameters and buffers whose first dimension counts the experts: a state
@@ -23,8 +25,6 @@ class ExpertStack(nn.Module):
 
     #: Name of the quantizer that packs it.
     format: ClassVar[str]
-    #: That of the float weight, which it becomes again when it is unpacked for good.
-    dtype: torch.dtype
     #: What products are to be taken in; None: the dtype of the input.
     compute_dtype: torch.dtype | None = None
     #: Whether it comes from a checkpoint that Transformers loads, and may go back into one: its
@@ -58,17 +58,6 @@ class ExpertStack(nn.Module):
                     whole = nn.Parameter(whole, requires_grad=False)
                 setattr(*_owner(new, name), whole)
         return new
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ExpertStack:
-        """Moves everything; a change of dtype concerns only what comes out."""
-
-        def exact(tensor: Tensor) -> Tensor:
-            moved = fn(tensor)
-            return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
-
-        super()._apply(exact, recurse)  # type: ignore[no-untyped-call]
-        self.dtype = fn(torch.empty(0, dtype=self.dtype)).dtype
-        return self
 
     def describe(self) -> dict[str, Any]:
         """Facts as in `Quantizer.describe`: bits, block size and so on."""

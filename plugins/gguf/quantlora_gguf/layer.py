@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from quantlora import PackedModule
 from quantlora_gguf.block_types import BLOCK_TYPES, BlockType
 from quantlora_gguf.product import packed_product
 
 
-class _Packed(nn.Module):
+class _Packed(PackedModule):
     """A weight ``(rows, bytes of a row)`` in uint8, a parameter: so ties and sharding hold.
 
     Args:
         rows, width: the shape of the weight it stands for.
         block_type: a name of `BLOCK_TYPES`.
-        dtype: that of the float parts and of what comes out where no input says it.
+        dtype: that of the float parts and of what comes out where no input says it; follows
+            ``.to(dtype)``, which leaves the blocks alone.
     """
 
     weight: nn.Parameter
-    _like: Tensor
 
     def __init__(
         self,
@@ -33,37 +33,19 @@ class _Packed(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.block_type = block_type
+        self.block_type, self.dtype = block_type, dtype or torch.get_default_dtype()
         shape = (rows, self.kind.row_bytes(width))
         packed = torch.empty(shape, dtype=torch.uint8, device=device)
         self.weight = nn.Parameter(packed, requires_grad=False)
-        # Empty: it takes part in .to(dtype) and says what came of it.
-        self.register_buffer("_like", torch.empty(0, dtype=dtype, device=device), persistent=False)
 
     @property
     def kind(self) -> BlockType:
         """The type of the blocks."""
         return BLOCK_TYPES[self.block_type]
 
-    @property
-    def dtype(self) -> torch.dtype:
-        """That of the float parts; follows ``.to(dtype)``, which leaves the blocks alone."""
-        return self._like.dtype
-
     def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """The weight ``(rows, width)``, rounded to ``dtype`` once; a new tensor."""
         return self.kind.dequantize(self.weight.detach(), dtype)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> _Packed:
-        """Moves everything; the blocks are bytes whatever dtype is asked for."""
-
-        def exact(tensor: Tensor) -> Tensor:
-            moved = fn(tensor)
-            same = moved.dtype == tensor.dtype or tensor.is_floating_point()
-            return moved if same else tensor.to(moved.device)
-
-        super()._apply(exact, recurse)  # type: ignore[no-untyped-call]
-        return self
 
 
 class GgufLinear(_Packed):

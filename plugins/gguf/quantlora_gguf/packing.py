@@ -35,7 +35,6 @@ def packed_linear(
     layer = GgufLinear(width, rows, False, block_type=block_type, device="meta", dtype=dtype)
     packed = pack(weight, kind, None if like is None else like.weight.detach())
     layer.weight = nn.Parameter(packed, requires_grad=False)
-    layer._like = torch.empty(0, dtype=layer.dtype, device=weight.device)
     if linear.bias is not None:
         layer.bias = nn.Parameter(linear.bias.detach().to(layer.dtype, copy=True), False)
     return layer.train(linear.training)

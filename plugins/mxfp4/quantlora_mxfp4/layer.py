@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,10 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from quantlora import PackedModule
 from quantlora_mxfp4.blocks import BLOCK, unpack
 
 
-class Mxfp4Linear(nn.Module):
+class Mxfp4Linear(PackedModule):
     """``y = x · weightᵀ + bias`` with 4.25 bits for each weight.
 
     Not an `nn.Linear`: nothing may take its bytes for a float weight. It is made empty, for
@@ -61,18 +61,6 @@ class Mxfp4Linear(nn.Module):
     def extra_repr(self) -> str:
         has_bias = self.bias is not None
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={has_bias}"
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Mxfp4Linear:
-        """Moves everything; blocks and scales are bytes whatever dtype is asked for."""
-
-        def exact(tensor: Tensor) -> Tensor:
-            moved = fn(tensor)
-            same = moved.dtype == tensor.dtype or tensor.is_floating_point()
-            return moved if same else tensor.to(moved.device)
-
-        super()._apply(exact, recurse)  # type: ignore[no-untyped-call]
-        self.dtype = fn(torch.empty(0, dtype=self.dtype)).dtype
-        return self
 
 
 class _Product(torch.autograd.Function):

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from quantlora import PackedModule
 from quantlora_normalfloat.blocks import unpacked
 from quantlora_normalfloat.packing import packed_bytes, unpack
 from quantlora_normalfloat.scales import DoubleScales, Scales
 from quantlora_normalfloat.tables import QUANT_TYPES
 
 
-class NormalFloatLinear(nn.Module):
+class NormalFloatLinear(PackedModule):
     """``y = x · weightᵀ + bias`` with a weight of ``bits`` bits per element and its scales.
 
     Not an `nn.Linear`: nothing may take its storage for a float weight. It is made empty, for
@@ -106,21 +106,6 @@ class NormalFloatLinear(nn.Module):
             f"bias={self.bias is not None}, bits={self.bits}, quant_type={self.quant_type}, "
             f"block_size={self.block_size}, double_quant={self.double_quant}"
         )
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> NormalFloatLinear:
-        """Moves everything; a change of dtype concerns only the bias and what comes out."""
-
-        def exact(tensor: Tensor) -> Tensor:
-            moved = fn(tensor)
-            return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
-
-        bias, self.bias = self.bias, None
-        super()._apply(exact, recurse)  # type: ignore[no-untyped-call]
-        self.bias = bias
-        if bias is not None:
-            self.bias = nn.Parameter(fn(bias.data), requires_grad=bias.requires_grad)
-        self.dtype = fn(torch.empty(0, dtype=self.dtype)).dtype
-        return self
 
 
 def settings(layer: NormalFloatLinear) -> dict[str, Any]:
