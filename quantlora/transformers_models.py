@@ -1,9 +1,10 @@
-"""What must be known of Transformers' models in every room; imports nothing of Transformers."""
+"""What must be known of Transformers' models in every room; imports it in `named_class` only."""
 
 from __future__ import annotations
 
 import importlib.metadata
 import sys
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from packaging.version import Version
@@ -35,6 +36,18 @@ def is_transformers_model(model: nn.Module) -> bool:
     """Whether ``model`` is a Transformers model; imports nothing."""
     transformers = sys.modules.get("transformers.modeling_utils")
     return transformers is not None and isinstance(model, transformers.PreTrainedModel)
+
+
+def named_class(config: Mapping[str, Any]) -> Any:
+    """The class that a checkpoint was saved from, where Transformers has it, by its config.json.
+
+    ``AutoModelForCausalLM`` where it has none, or where the checkpoint brings its own code.
+    """
+    import transformers
+
+    names = config.get("architectures") or [""]
+    found = None if config.get("auto_map") else getattr(transformers, names[0], None)
+    return found or transformers.AutoModelForCausalLM
 
 
 def time_first(module: nn.Module) -> bool | None:

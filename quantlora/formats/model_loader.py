@@ -6,12 +6,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any, ClassVar
 
 from torch import nn
 
 from quantlora.files.hub import read_config
 from quantlora.requirements import AnyRequirement
+from quantlora.transformers_models import named_class
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,34 @@ class LoadRequest:
         it again. A config that cannot be read is empty too: whoever loads the model says why.
         """
         return read_config(self.source, self.arguments)
+
+    @property
+    def model_id_or_path(self) -> str:
+        """For ``from_pretrained``: the absolute path of a folder, or the hub id."""
+        folder = Path(self.source).expanduser()
+        return str(folder.resolve()) if folder.is_dir() else self.source
+
+    @property
+    def transformers_class(self) -> Any:
+        """The class that was asked for, else the one that the checkpoint names."""
+        return self.model_class or named_class(self.config)
+
+    def is_packed(self, quant_method: str) -> bool:
+        """Whether the checkpoint is in Transformers' ``quant_method`` and is to stay so.
+
+        It is not where its config, or a ``quantization_config`` among `arguments`, says
+        ``dequantize``.
+        """
+        packing, asked = self.config.get("quantization_config"), self.arguments
+        settings = [_settings(packing), _settings(asked.get("quantization_config"))]
+        if any(given.get("dequantize") for given in settings):
+            return False
+        return bool(settings[0].get("quant_method") == quant_method)
+
+
+def _settings(config: Any) -> Mapping[str, Any]:
+    """A ``quantization_config``, in a file or as an object of Transformers'."""
+    return config if isinstance(config, Mapping) else getattr(config, "__dict__", {})
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from quantlora.formats.model_loader import LoadRequest, ModelLoader
 from quantlora.formats.quantizer import FLOAT
 from quantlora.loading.pack_plan import Wanted
 from quantlora.loading.pretrained import pretrained, resolve_model
+from quantlora.transformers_models import named_class
 
 #: The first Transformers whose loader gives each tensor to a quantizer of a plugin's.
 _SINCE = "5.0"
@@ -101,7 +102,8 @@ def _from_transformers(request: LoadRequest, wanted: Wanted) -> nn.Module:
         _check_version()
         job = PackOnArrival(registry().quantizer(request.backend), request.options, wanted)
         arguments["quantization_config"] = PackingConfig(job=job)
-    kind = request.model_class or _class_of(config)
+    names = {name: getattr(config, name, None) for name in ("architectures", "auto_map")}
+    kind = request.model_class or named_class(names)
     try:
         model: nn.Module = pretrained(source, lambda: kind.from_pretrained(source, **arguments))
     except StoppedError as stopped:
@@ -115,16 +117,6 @@ def _config(source: str, arguments: Mapping[str, Any]) -> Any:
     names = ("revision", "token", "cache_dir", "trust_remote_code", "subfolder", "local_files_only")
     given = {name: arguments[name] for name in names if name in arguments}
     return arguments.get("config") or AutoConfig.from_pretrained(source, **given)
-
-
-def _class_of(config: Any) -> Any:
-    """The class that the checkpoint was saved from, where Transformers has it."""
-    import transformers
-
-    names = getattr(config, "architectures", None) or []
-    remote = getattr(config, "auto_map", None)
-    found = None if remote or not names else getattr(transformers, names[0], None)
-    return found or transformers.AutoModelForCausalLM
 
 
 def _is_packed(config: Any, request: LoadRequest) -> bool:

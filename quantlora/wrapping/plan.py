@@ -23,6 +23,7 @@ from quantlora.layers.parameters import LoraParameters
 from quantlora.layers.tied import TiedLayer
 from quantlora.layers.trained_tokens import TrainedTokens
 from quantlora.wrapping.all_linear import left_out
+from quantlora.wrapping.dequantized import dequantized_notice
 from quantlora.wrapping.expert_formats import (
     floating_names,
     parameters_format,
@@ -125,7 +126,8 @@ def notices(search: Search, plan: list[PlannedLayer]) -> list[str]:
     about_experts = expert_notices(search, [p.target for p in plan], floats, packed)
     wide = too_wide({p.target: p.shape for p in plan if p.shape})
     other = left_out(search.picked) if search.names.all_linear else ""
-    return [notice for notice in (wide, other, *about_experts) if notice]
+    unpacked = dequantized_notice(search.adapted.model) if floats else ""
+    return [notice for notice in (wide, other, unpacked, *about_experts) if notice]
 
 
 def plan_layer(

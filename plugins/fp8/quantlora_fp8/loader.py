@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
-from pathlib import Path
 from typing import Any, ClassVar
 
 from torch import nn
@@ -26,28 +25,14 @@ class Fp8Loader(ModelLoader):
     def claims(self, request: LoadRequest) -> bool:
         if request.backend not in ("auto", "fp8") or "gguf_file" in request.arguments:
             return False
-        found = request.config.get("quantization_config")
-        if not isinstance(found, Mapping) or found.get("dequantize"):
-            return False
-        return bool(found.get("quant_method") == "fp8")
+        return request.is_packed("fp8")
 
     def load(self, request: LoadRequest) -> nn.Module:
-        folder = Path(request.source).expanduser()
-        source = str(folder.resolve()) if folder.is_dir() else request.source
-        kind, arguments = _class_of(request), dict(request.arguments)
+        kind, source = request.transformers_class, request.model_id_or_path
+        arguments = dict(request.arguments)
         _register()
         with _kept():
             return pretrained(source, lambda: kind.from_pretrained(source, **arguments))  # type: ignore[no-any-return]
-
-
-def _class_of(request: LoadRequest) -> Any:
-    """The class that was asked for, else the one that the checkpoint names."""
-    import transformers
-
-    names = request.config.get("architectures") or [""]
-    remote = "auto_map" in request.config
-    found = None if remote else getattr(transformers, names[0], None)
-    return request.model_class or found or transformers.AutoModelForCausalLM
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 import quantlora
 from quantlora import BackendError, registry
 from quantlora.testing.models import tiny_llama
+from tests.tools.hub_cache import put_in_cache
 from tests.tools.versions import transformers_5
 
 pytestmark = transformers_5
@@ -76,14 +77,7 @@ def hub_id(written, tmp_path, monkeypatch) -> str:
 
     monkeypatch.setattr(hub, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(hub, "HF_HUB_OFFLINE", True)
-    repo, revision = tmp_path / "models--someone--fp8-model", "0" * 40
-    snapshot, blobs = repo / "snapshots" / revision, repo / "blobs"
-    for folder in (snapshot, blobs, repo / "refs"):
-        folder.mkdir(parents=True)
-    (repo / "refs" / "main").write_text(revision)
-    for number, file in enumerate(written[0].iterdir()):
-        (blobs / str(number)).write_bytes(file.read_bytes())
-        (snapshot / file.name).symlink_to(f"../../blobs/{number}")
+    put_in_cache(written[0], "someone/fp8-model", tmp_path)
     return "someone/fp8-model"
 
 
@@ -120,6 +114,25 @@ def test_a_layer_that_cannot_run_here_is_told_with_what_to_do(written) -> None:
     quantlora.wrap(model, r=2, target_modules="all-linear", exclude_modules=["lm_head"])
     quantlora.merge_and_unload(model, mode="dequantize")
     assert model(input_ids=tokens()).logits.isfinite().all()
+
+
+def test_a_model_that_transformers_has_dequantized_is_told_so(written) -> None:
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(written[0])
+    (said,) = quantlora.explain(model).warnings
+    assert said.startswith("the checkpoint is packed (fp8), and Transformers has dequantized it")
+    with pytest.warns(quantlora.AdapterWarning, match=r"quantlora.load\('.*'\) keeps them packed"):
+        quantlora.wrap(model, r=2)
+    assert not quantlora.explain(quantlora.load(written[0]), r=2).warnings
+
+
+def test_dequantize_is_honoured_where_it_is_asked_for(written) -> None:
+    from transformers import FineGrainedFP8Config
+
+    config = FineGrainedFP8Config(dequantize=True)
+    model: Any = quantlora.load(written[0], quantization_config=config)
+    assert model.model.layers[0].mlp.up_proj.weight.dtype.itemsize > 1
 
 
 def test_others_load_the_folder_as_before(written) -> None:

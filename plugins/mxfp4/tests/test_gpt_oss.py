@@ -14,6 +14,7 @@ from torch import Tensor
 import quantlora
 from quantlora.experts.stacks_format import whole_weights
 from tests.tools.expert_modules import by_whole_weights
+from tests.tools.hub_cache import put_in_cache
 from tests.tools.versions import transformers_5
 
 from .folders import rewrite, write_gpt_oss
@@ -36,7 +37,7 @@ def model(written) -> Any:
     return quantlora.load(written[0], dtype=torch.float32, experts_implementation="eager")
 
 
-def plain(folder: Path) -> Any:
+def plain(folder: Path | str) -> Any:
     """As Transformers loads it without its kernel: dequantized."""
     from transformers import GptOssForCausalLM
 
@@ -66,6 +67,43 @@ def test_it_computes_what_the_dequantized_model_does(model, written):
 
 def test_transformers_loads_the_folder_as_before(model, written):
     assert plain(written[0]).model.layers[0].mlp.experts.gate_up_proj.dtype == torch.float32
+
+
+@pytest.fixture
+def hub_id(written, tmp_path, monkeypatch) -> str:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    put_in_cache(written[0], "someone/gpt-oss", tmp_path)
+    return "someone/gpt-oss"
+
+
+def test_a_hub_id_stays_in_its_blocks_too(written, hub_id):
+    same(quantlora.load(hub_id, dtype=torch.float32).state_dict(), written[1])
+
+
+def test_a_model_that_transformers_has_dequantized_is_told_so(hub_id):
+    (said,) = quantlora.explain(plain(hub_id)).warnings
+    assert said.startswith("the checkpoint is packed (mxfp4), and Transformers has dequantized it")
+    assert "quantlora.load('someone/gpt-oss') keeps them packed" in said
+    with pytest.warns(quantlora.AdapterWarning, match="all its weights are float now"):
+        quantlora.wrap(plain(hub_id), r=2)
+
+
+def test_a_model_in_its_blocks_is_not_told_so(model):
+    assert not quantlora.explain(model).warnings
+
+
+def test_dequantize_is_honoured_where_it_is_asked_for(written):
+    from transformers import Mxfp4Config
+
+    loaded = quantlora.load(written[0], quantization_config=Mxfp4Config(dequantize=True))
+    assert loaded.model.layers[0].mlp.experts.gate_up_proj.is_floating_point()
+
+
+def test_the_class_that_is_asked_for_is_loaded(written):
+    from transformers import AutoModel, GptOssModel
+
+    assert type(quantlora.load(written[0], model_class=AutoModel)) is GptOssModel
 
 
 def test_what_is_saved_is_the_folder_again(model, written, tmp_path):
