@@ -22,6 +22,8 @@ from tests.benchmarks.picture import plot
 from tests.benchmarks.result import Result
 from tests.benchmarks.suites import (
     decode,
+    experts,
+    experts_scale,
     generate,
     loftq,
     memory,
@@ -45,6 +47,11 @@ SUITES = {
     "scale": scale.run,
     "wrap": wrapping.run,
     "loftq": loftq.run,
+    "experts-kept": experts.kept,
+    "experts-peak": experts.peak,
+    "experts-step": experts.step,
+    "experts-decode": experts.decode,
+    "experts-scale": experts_scale.run,
     "merge": merge.run,
     "save": saving.run,
     "import": starting.imports,

@@ -56,7 +56,10 @@ def growth(found: dict[str, Any]) -> str:
 
 
 def _curve(name: str, rows: list[dict[str, Any]]) -> list[str]:
-    ends = [f"{row['value']:.2f} ms at {row['size']}" for row in (rows[0], rows[-1])]
+    ends = [
+        f"{row['value']:.2f} {row.get('unit', 'ms')} at {row['size']}"
+        for row in (rows[0], rows[-1])
+    ]
     return [name, f"{rows[0]['exponent']:.2f}", *ends]
 
 

@@ -8,6 +8,9 @@ from typing import Any
 import pytest
 import torch
 
+import quantlora
+from tests.benchmarks import experts_arms, experts_reference
+from tests.benchmarks.arms import SMOKE
 from tests.benchmarks.machine import machine
 from tests.benchmarks.page import write_table
 from tests.benchmarks.picture import plot
@@ -24,6 +27,15 @@ def found(value: float = 2.0) -> dict[str, Any]:
 def test_an_arm_that_is_off_stops_the_run() -> None:
     with pytest.raises(WrongNumbersError, match=r"peft: off by 1\.00e-01"):
         check("peft", torch.full((4,), 1.1), torch.ones(4).double(), 0.05)
+
+
+def test_experts_whose_scale_is_wrong_stop_the_run() -> None:
+    model = experts_arms.arm("quantlora", SMOKE, "float", "cpu", experts=4)
+    given = experts_arms.inputs(SMOKE, "cpu", 8, experts=4)
+    assert experts_reference.error("quantlora", model, given) < 1e-4
+    next(layer for _, layer in quantlora.lora_layers(model)).scaling["default"] *= 1.5
+    with pytest.raises(WrongNumbersError, match="quantlora: off by"):
+        experts_reference.error("quantlora", model, given)
 
 
 def test_every_arm_runs_once_in_a_round_and_in_another_order_in_the_next() -> None:

@@ -54,7 +54,7 @@ def _curves(size: Size, device: str) -> dict[str, At]:
 
 def _add(result: Result, name: str, at: At, points: tuple[int, ...], rounds: int) -> None:
     seconds = [_least(at, point, min(3, rounds)) for point in points]
-    exponent = _slope(points, seconds)
+    exponent = slope(points, seconds)
     for point, spent in zip(points, seconds, strict=True):
         row = {"case": name, "arm": "quantlora", "size": point, "value": 1e3 * spent}
         result.rows.append(row | {"ratio": spent / seconds[0], "exponent": exponent})
@@ -70,7 +70,7 @@ def _least(at: At, point: int, rounds: int) -> float:
     return max(min(found), 1e-9)
 
 
-def _slope(points: tuple[int, ...], seconds: list[float]) -> float:
+def slope(points: tuple[int, ...], seconds: list[float]) -> float:
     """Least squares over the logarithms."""
     x, y = [math.log(p) for p in points], [math.log(s) for s in seconds]
     mean_x, mean_y = sum(x) / len(x), sum(y) / len(y)
