@@ -146,7 +146,10 @@ from .training.causal_lm_loss import causal_lm_loss as causal_lm_loss
 from .training.prepare import prepare as prepare
 from .training.reference_model import reference_model as reference_model
 from .training.stop_on_nan import StopOnNaN as StopOnNaN
-from .transformers_models import dtype_argument as dtype_argument
+from .transformers_models import (
+    checkpoint_module as checkpoint_module,
+    dtype_argument as dtype_argument,
+)
 from .units import format_size as format_size
 from .wrapped_model import (
     load_adapter as load_adapter,

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from packaging.version import Version
 
+from quantlora.errors import ConfigError
+
 if TYPE_CHECKING:
     import torch
     from torch import nn
@@ -58,3 +60,36 @@ def time_first(module: nn.Module) -> bool | None:
         if library == "transformers" and key in _TIME_FIRST:
             return _TIME_FIRST[key]
     return None
+
+
+def checkpoint_module(model: nn.Module, path: str) -> str | None:
+    """The path in ``model`` of the module that a checkpoint's config.json calls ``path``.
+
+    The two differ where one of them is the base model within a class with a head, as
+    ``LlamaModel`` is in ``LlamaForCausalLM``: Transformers renames tensors likewise.
+
+    Returns:
+        The path, or None for a module of a head that ``model``, a base model, does not have.
+
+    Raises:
+        ConfigError: the model has no such module.
+    """
+    prefix = getattr(model, "base_model_prefix", "") + "."
+    for candidate in (path, prefix + path, path.removeprefix(prefix)):
+        if _has(model, candidate):
+            return candidate
+    if prefix != "." and not path.startswith(prefix) and not _has(model, prefix.rstrip(".")):
+        return None
+    raise ConfigError(
+        f"{path}: the checkpoint has it packed, and this model has no such module: is it the class "
+        f"that the checkpoint was saved from?"
+    )
+
+
+def _has(model: nn.Module, path: str) -> bool:
+    try:
+        model.get_submodule(path)
+    except AttributeError:  # the last name may be a parameter: experts' stacks
+        parent, _, name = path.rpartition(".")
+        return bool(parent) and _has(model, parent) and hasattr(model.get_submodule(parent), name)
+    return True

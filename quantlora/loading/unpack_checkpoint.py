@@ -17,6 +17,7 @@ from quantlora.files.safetensors_file import TENSOR_TYPES
 from quantlora.formats.expert_stack import ExpertStack
 from quantlora.formats.finite import not_finite
 from quantlora.formats.layer_files import PackedState
+from quantlora.transformers_models import checkpoint_module
 
 #: What one module's note is to have, and of which type.
 _FIELDS: dict[str, type] = {"format": str, "settings": dict, "tensors": dict}
@@ -47,18 +48,11 @@ class PackedCheckpoint:
 
     def prepare(self, model: nn.Module) -> None:
         """Put empty tensors where the packed ones will be loaded."""
+        here = {checkpoint_module(model, path): note for path, note in self._modules.items()}
+        self._modules = {path: note for path, note in here.items() if path is not None}
         for path, note in self._modules.items():
             parent, _, own = path.rpartition(".")
-            try:
-                owner = model.get_submodule(parent)
-                here = hasattr(owner, own)
-            except AttributeError:
-                here = False
-            if not here:
-                raise ConfigError(
-                    f"{path}: the checkpoint has it packed, and this model has no such module: is "
-                    f"it the class that the checkpoint was saved from?"
-                )
+            owner = model.get_submodule(parent)
             if note.get("experts"):
                 self._empty_stack(owner, parent, own)
             setattr(owner, own, EmptyTensors(note["tensors"]))

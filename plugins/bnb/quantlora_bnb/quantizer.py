@@ -52,7 +52,8 @@ class BitsandbytesQuantizer(Quantizer):
                     f"{path}: Transformers does not load bitsandbytes layers in place of "
                     f"{type(linears[path]).__name__}. Use another backend, or save dense weights."
                 )
-        return [path for path in linears if path not in layers]
+        # lm_head also where these are the layers of a base model, saved later with its head
+        return [path for path in {**linears, "lm_head": None} if path not in layers]
 
     def _not_packed(self, path: str = "") -> BackendError:
         prefix = f"{path}: " if path else ""

@@ -21,6 +21,7 @@ from transformers.quantizers.auto import (
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
+from quantlora import checkpoint_module
 from quantlora_normalfloat.layer import NormalFloatLinear, settings
 
 METHOD = "normalfloat"
@@ -63,7 +64,10 @@ class NormalFloatHfQuantizer(HfQuantizer):
 
     def _process_model_before_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> None:
         config: Any = self.quantization_config
-        for path, given in config.layers.items():
+        for written, given in config.layers.items():
+            path = checkpoint_module(model, written)
+            if path is None:
+                continue
             old: Any = model.get_submodule(path)
             size = (old.in_features, old.out_features, old.bias is not None)
             new = NormalFloatLinear(*size, device="meta", dtype=old.weight.dtype, **given)
