@@ -17,11 +17,12 @@ import secrets
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from errno import ENOSYS
 from pathlib import Path
 
 from quantlora.files.fsync import flush
+from quantlora.files.lock import locked
 
 _HERE = -100  # AT_FDCWD: relative to the working directory
 _EXCHANGE = 2  # RENAME_EXCHANGE, since Linux 3.15
@@ -37,20 +38,29 @@ def swap(staging: Path, folder: Path, names: Sequence[str], gone: Sequence[str])
     beside = folder.with_name(f"{_beside(folder)}-{secrets.token_hex(4)}")
     for name in gone:
         (staging / name).touch()  # all that is ours has its name in the staging folder
-    try:
-        if _inside(Path.cwd(), folder):
-            raise OSError("the working directory would be the removed folder")
-        _copy(folder, beside, leave={staging.name, *names, *gone})
-        for name in names:
-            os.link(staging / name, beside / name)
-        flush(beside)
-        exchange(beside, folder)
-    except OSError:
-        shutil.rmtree(beside, ignore_errors=True)
-        _step_by_step(staging, folder, names, gone)
-    else:
-        flush(folder.parent)
-        _retire(beside, folder, staging.name)
+    with ExitStack() as held:
+        try:
+            _fill(beside, staging, folder, names, gone)
+            # Else the next writer of the new folder would take the old one for a kill's leavings.
+            held.enter_context(locked(beside))
+            exchange(beside, folder)
+        except OSError:
+            shutil.rmtree(beside, ignore_errors=True)
+            _step_by_step(staging, folder, names, gone)
+        else:
+            flush(folder.parent)
+            _retire(beside, folder, staging.name)
+
+
+def _fill(
+    beside: Path, staging: Path, folder: Path, names: Sequence[str], gone: Sequence[str]
+) -> None:
+    if _inside(Path.cwd(), folder):
+        raise OSError("the working directory would be the removed folder")
+    _copy(folder, beside, leave={staging.name, *names, *gone})
+    for name in names:
+        os.link(staging / name, beside / name)
+    flush(beside)
 
 
 def recover(folder: Path, staging: str) -> None:
@@ -103,8 +113,8 @@ def _retire(old: Path, folder: Path, staging: str) -> None:
 
     What cannot be carried over stays in ``old``, for the next save to try again.
     """
-    ours = {staging, *os.listdir(old / staging)}
     with suppress(OSError):
+        ours = {staging, *os.listdir(old / staging)}
         for path in _files(old, ours):
             target = folder / path.relative_to(old)
             if not os.path.lexists(target) or _newer(path, target):

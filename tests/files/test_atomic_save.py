@@ -11,6 +11,7 @@ import pytest
 
 from quantlora.files import swap_folder as swapping
 from quantlora.files.atomic_set import write_set
+from quantlora.files.lock import locked
 
 HERE = Path(__file__).parent
 linux = pytest.mark.skipif(sys.platform != "linux", reason="folders are exchanged on Linux only")
@@ -109,6 +110,35 @@ def test_what_others_write_during_an_exchange_is_carried_over(tmp_path, monkeypa
     assert read(folder) == ["b", "b", "b"]
     assert (folder / "rng_state_1.pth").read_text() == "r"
     assert (folder / "state.json").read_text() == "new"
+
+
+@linux
+def test_the_next_writer_waits_until_the_old_folder_is_gone(tmp_path, monkeypatch):
+    folder, retire, free = tmp_path / "out", swapping._retire, []
+    write(folder, "a", "a", "a")
+
+    def slow(old, new, staging):
+        with locked(folder, wait=False) as alone:
+            free.append(alone)
+        retire(old, new, staging)
+
+    monkeypatch.setattr(swapping, "_retire", slow)
+    write(folder, "b", "b", "b")
+    assert free == [False]
+
+
+@linux
+def test_an_old_folder_that_another_has_removed_is_no_failure(tmp_path, monkeypatch):
+    folder, retire = tmp_path / "out", swapping._retire
+    write(folder, "a", "a", "a")
+
+    def late(old, new, staging):
+        retire(old, new, staging)  # as a writer does where the file system has no locks
+        retire(old, new, staging)
+
+    monkeypatch.setattr(swapping, "_retire", late)
+    write(folder, "b", "b", "b")
+    assert read(folder) == ["b", "b", "b"]
 
 
 def test_working_directory_is_never_exchanged(tmp_path, monkeypatch):
