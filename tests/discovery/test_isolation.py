@@ -47,9 +47,7 @@ SILENT = ("wrong_check",)
 #: One of each kind of fault; the others, a process each, are tried in the second stage.
 FAST = (
     "import_error",
-    "hook_raises",
     "wrong_result",
-    "second_halved",
     "api_too_new",
 )
 
@@ -176,6 +174,7 @@ def test_disabling_the_holder_of_a_name_makes_room_for_the_other(run_python):
     assert done.stdout == "Second\n"
 
 
+@pytest.mark.slow
 def test_trace_prints_each_hook_call_with_its_plugin(run_python):
     code = "import quantlora; quantlora.registry()"
     lines = run_python("-c", code, path=["good"], QUANTLORA_TRACE="1").stderr
@@ -191,6 +190,7 @@ def test_a_distribution_with_unreadable_entry_points_is_disabled_in_the_report(r
     assert "its entry_points.txt cannot be read" in plugins["broken_entry_points"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["import_error", "panics", "hook_raises"])
 def test_under_warnings_as_errors_wrap_works_on_and_the_reason_is_said(fault, run_python):
     code = (
@@ -213,7 +213,13 @@ def test_the_user_s_interrupt_is_no_fault_of_a_plugin(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "command", [("quantlora", "plugins"), ("quantlora.env",), ("quantlora", "env")], ids=" ".join
+    "command",
+    [
+        ("quantlora", "plugins"),
+        pytest.param(("quantlora.env",), marks=pytest.mark.slow),
+        pytest.param(("quantlora", "env"), marks=pytest.mark.slow),
+    ],
+    ids=" ".join,
 )
 def test_a_plugin_that_prints_does_not_get_into_the_json(command, run_python):
     done = run_python("-m", *command, "--json", path=["prints"])

@@ -6,6 +6,7 @@ import json
 import time
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -29,12 +30,17 @@ def tried(run_python):
     return run
 
 
+def slow(*values: str) -> Any:
+    """A process more, in the second stage."""
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
 @pytest.mark.parametrize(
     ("backend", "step", "error"),
     [
         ("segfault", "forward", "ended by SIGSEGV: a native library crashed"),
-        ("leaves", "quantize", "ended with exit code 7"),
-        ("raises", "forward", "RuntimeError: CUDA error: no kernel image is available"),
+        slow("leaves", "quantize", "ended with exit code 7"),
+        slow("raises", "forward", "RuntimeError: CUDA error: no kernel image is available"),
         ("drifts", "forward", "the output differs from the float64 reference"),
     ],
 )
@@ -46,7 +52,7 @@ def test_a_backend_that_fails_is_unavailable_with_the_step(tried, backend, step,
     assert verdict["deep"][-1]["ok"] is False
 
 
-@pytest.mark.parametrize("backend", ["halved", "negated", "ones"])
+@pytest.mark.parametrize("backend", ["halved", slow("negated"), slow("ones")])
 def test_a_strangers_offer_that_works_is_ready_with_the_steps_it_took(tried, backend):
     """A format, a variant that no flag chooses, an initializer: each by the name of its check."""
     verdict = tried(backend, path="good")

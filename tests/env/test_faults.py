@@ -144,7 +144,13 @@ RUNNING: dict[str, Fault] = {
 }
 
 
-@pytest.mark.parametrize("fault", MISSING)
+#: One of each library; the others, a process each, are tried in the second stage.
+FAST = ("auto-gptq with transformers 5", "bitsandbytes of no readable version", "scipy missing")
+
+
+@pytest.mark.parametrize(
+    "fault", [pytest.param(n, marks=() if n in FAST else pytest.mark.slow) for n in MISSING]
+)
 def test_report_and_wrap_name_the_fault_with_one_remedy(environment, fault):
     backend, make, reason, fix = MISSING[fault]
     make(environment)

@@ -28,7 +28,14 @@ def test_kernels_that_cannot_train_have_the_remedy_of_wraps_error(environment):
     assert REMEDY["gptqmodel"] in [one["fix"] for one in notes]
 
 
-@pytest.mark.parametrize(("version", "count"), [("2.0.0", 2), ("5.8.0", 1), ("7.6.0", 0)])
+@pytest.mark.parametrize(
+    ("version", "count"),
+    [
+        ("2.0.0", 2),
+        pytest.param("5.8.0", 1, marks=pytest.mark.slow),
+        pytest.param("7.6.0", 0, marks=pytest.mark.slow),
+    ],
+)
 def test_versions_that_read_a_checkpoint_wrong_are_named_with_the_errors_remedy(
     environment, version, count
 ):
@@ -40,6 +47,7 @@ def test_versions_that_read_a_checkpoint_wrong_are_named_with_the_errors_remedy(
     assert {one["fix"] for one in wrong} <= {one.fix for one in WRONG_READINGS}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", ["exllama_kernels not installed", "ExLlama kernel not available"])
 def test_missing_exllama_kernels_are_explained(environment, text):
     environment.put("gptqmodel", "7.6.0", {"gptqmodel/__init__.py": f"raise ImportError({text!r})"})

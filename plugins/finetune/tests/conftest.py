@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from typer.testing import CliRunner, Result
@@ -38,13 +39,37 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def arguments(tiny: Path, text: Path, tmp_path: Path) -> list[str]:
     """A quick run on a float model; later options win over these."""
-    places = ["--model", str(tiny), "--data", str(text), "--output", str(tmp_path / "run")]
+    return quick_arguments(tiny, text, tmp_path / "run")
+
+
+def quick_arguments(tiny: Path, text: Path, output: Path) -> list[str]:
+    places = ["--model", str(tiny), "--data", str(text), "--output", str(output)]
     return ["finetune", *places, "--backend", "float", *QUICK]
+
+
+class FinishedRun(NamedTuple):
+    folder: Path
+    output: str
+
+
+@pytest.fixture(scope="session")
+def finished(tiny: Path, text: Path, tmp_path_factory: pytest.TempPathFactory) -> FinishedRun:
+    """One quick run for all tests that only read what it has left."""
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    result = CliRunner().invoke(app, quick_arguments(tiny, text, folder))
+    assert result.exit_code == 0, result.output
+    return FinishedRun(folder, result.output)
 
 
 @pytest.fixture
 def run() -> Callable[..., Result]:
     return lambda *arguments: CliRunner().invoke(app, [str(one) for one in arguments])
+
+
+@pytest.fixture
+def finished_folder(finished: FinishedRun, tmp_path: Path) -> Path:
+    """A copy of the finished run in ``tmp_path / "run"``, to change."""
+    return Path(shutil.copytree(finished.folder, tmp_path / "run"))
 
 
 def report_in(folder: Path) -> dict[str, Any]:

@@ -34,9 +34,9 @@ def test_the_command_leaves_adapter_report_plot_and_card(run, arguments, tmp_pat
     assert report_in(tmp_path / "run")["model"]["formats"] == {backend: 14}
 
 
-def test_it_says_what_it_used_and_what_it_brought(run, arguments, tmp_path):
-    output = run(*arguments).output
-    figures = report_in(tmp_path / "run")["perplexity"]
+def test_it_says_what_it_used_and_what_it_brought(finished):
+    output = finished.output
+    figures = report_in(finished.folder)["perplexity"]
     for part in (
         "14 layers in float; computes in float32 on cpu",
         f"Held-out perplexity before training: {figures['before']:.2f}",
@@ -46,9 +46,8 @@ def test_it_says_what_it_used_and_what_it_brought(run, arguments, tmp_path):
         assert part in output
 
 
-def test_the_loss_of_each_step_is_reported_and_falls(run, arguments, tmp_path):
-    run(*arguments)
-    report = report_in(tmp_path / "run")
+def test_the_loss_of_each_step_is_reported_and_falls(finished):
+    report = report_in(finished.folder)
     losses = [one["loss"] for one in report["training"]["steps"]]
     assert len(losses) == 12
     assert losses[-1] < losses[0] - 0.3
@@ -58,8 +57,8 @@ def test_the_loss_of_each_step_is_reported_and_falls(run, arguments, tmp_path):
 @pytest.mark.parametrize(
     ("backend", "init"),
     [
-        ("float", "default"),
-        pytest.param("bitsandbytes_4bit", "default", marks=needs_bitsandbytes),
+        pytest.param("float", "default", marks=pytest.mark.slow),
+        pytest.param("bitsandbytes_4bit", "default", marks=[needs_bitsandbytes, pytest.mark.slow]),
         pytest.param("bitsandbytes_4bit", "loftq", marks=needs_bitsandbytes),
     ],
 )
@@ -87,6 +86,7 @@ def test_the_same_seed_gives_the_same_adapter_and_another_a_different_one(run, a
     assert not all(torch.equal(a[key], c[key]) for key in a)
 
 
+@pytest.mark.slow
 @needs_bitsandbytes
 def test_an_already_quantized_model_is_taken_as_it_is(run, arguments, tmp_path, tiny):
     from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
@@ -143,6 +143,7 @@ def test_trls_trainer_ends_with_the_same_adapter_and_can_be_resumed(run, argumen
     assert len(report_in(tmp_path / "trl")["training"]["steps"]) == 14
 
 
+@pytest.mark.slow
 def test_tensorboard_gets_each_steps_figures(run, arguments, tmp_path):
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     result = run(*arguments, "--report-to", "tensorboard")
@@ -166,7 +167,7 @@ def test_what_is_cut_off_is_said(run, arguments, tmp_path):
     assert (found["cut_examples"], found["left_out_examples"]) == (6, 6)
 
 
-def test_the_memory_is_said_before_and_after(run, arguments):
-    output = run(*arguments).output
+def test_the_memory_is_said_before_and_after(finished):
+    output = finished.output
     assert output.index("Memory, predicted: ") < output.index("before training")
     assert output.index("measured") > output.index("after training")

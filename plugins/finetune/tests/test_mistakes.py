@@ -77,8 +77,7 @@ def test_a_value_that_cannot_be_is_a_usage_error(run, arguments, wrong):
     assert wrong[0] in result.stderr
 
 
-def test_a_folder_that_holds_a_run_is_not_written_over(run, arguments, tmp_path):
-    run(*arguments)
+def test_a_folder_that_holds_a_run_is_not_written_over(run, arguments, finished_folder, tmp_path):
     before = (tmp_path / "run" / "adapter_model.safetensors").read_bytes()
     result = run(*arguments)
     assert result.exit_code == 1
@@ -87,8 +86,7 @@ def test_a_folder_that_holds_a_run_is_not_written_over(run, arguments, tmp_path)
     assert (tmp_path / "run" / "adapter_model.safetensors").read_bytes() == before
 
 
-def test_a_resumed_run_keeps_its_options(run, arguments, tmp_path):
-    run(*arguments)
+def test_a_resumed_run_keeps_its_options(run, finished_folder, tmp_path):
     result = run("finetune", "--resume", "--output", tmp_path / "run", "--rank", 4, "--steps", 20)
     assert result.exit_code == 1
     assert "was started with --rank 8, not 4" in result.stderr

@@ -26,10 +26,8 @@ from .conftest import report_in
 
 
 @pytest.fixture
-def folder(run, arguments, tmp_path):
-    result = run(*arguments)
-    assert result.exit_code == 0, result.output
-    return tmp_path / "run"
+def folder(finished):
+    return finished.folder
 
 
 def test_the_report_is_complete_and_plain_json(folder):

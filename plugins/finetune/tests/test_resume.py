@@ -113,8 +113,9 @@ def test_a_partly_written_checkpoint_is_never_chosen(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_killed_while_saving_resumes_from_the_checkpoint_before(run, arguments, tmp_path):
-    run(*arguments)
+def test_a_run_killed_while_saving_resumes_from_the_checkpoint_before(
+    run, finished_folder, tmp_path
+):
     weights = _weights(tmp_path / "run")
     _make_unfinished(tmp_path / "run")
     result = run("finetune", "--resume", "--output", tmp_path / "run")
@@ -133,8 +134,7 @@ def _make_unfinished(folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_run_killed_before_its_first_checkpoint_starts_anew(run, arguments, tmp_path):
-    run(*arguments)
+def test_a_run_killed_before_its_first_checkpoint_starts_anew(run, finished_folder, tmp_path):
     weights = _weights(tmp_path / "run")
     _make_unfinished(tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "checkpoints")
@@ -143,8 +143,7 @@ def test_a_run_killed_before_its_first_checkpoint_starts_anew(run, arguments, tm
     assert _weights(tmp_path / "run") == weights
 
 
-def test_a_run_killed_after_its_last_step_only_writes_its_report(run, arguments, tmp_path):
-    run(*arguments)
+def test_a_run_killed_after_its_last_step_only_writes_its_report(run, finished_folder, tmp_path):
     before = report_in(tmp_path / "run")
     weights = _weights(tmp_path / "run")
     for name in ("report.json", "adapter_model.safetensors", "loss.png", "README.md"):
@@ -156,8 +155,7 @@ def test_a_run_killed_after_its_last_step_only_writes_its_report(run, arguments,
     assert after["training"]["steps"] == before["training"]["steps"]
 
 
-def test_a_finished_run_is_left_alone(run, arguments, tmp_path):
-    run(*arguments)
+def test_a_finished_run_is_left_alone(run, finished_folder, tmp_path):
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
     result = run("finetune", "--resume", "--output", tmp_path / "run")
     assert (result.exit_code, "has its 12 steps" in result.output) == (0, True)
@@ -165,8 +163,7 @@ def test_a_finished_run_is_left_alone(run, arguments, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_finished_run_can_be_trained_on(run, arguments, tmp_path):
-    run(*arguments)
+def test_a_finished_run_can_be_trained_on(run, finished_folder, tmp_path):
     result = run("finetune", "--resume", "--steps", "16", "--output", tmp_path / "run")
     assert result.exit_code == 0, result.output
     assert len(_losses(tmp_path / "run")) == 16
@@ -174,8 +171,9 @@ def test_a_finished_run_can_be_trained_on(run, arguments, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("edited", [False, True])
-def test_a_card_that_was_edited_stays_when_a_run_is_trained_on(run, arguments, tmp_path, edited):
-    run(*arguments)
+def test_a_card_that_was_edited_stays_when_a_run_is_trained_on(
+    run, finished_folder, tmp_path, edited
+):
     card = tmp_path / "run" / "README.md"
     first = card.read_text() + "What I found: it works.\n" * edited
     card.write_text(first)
@@ -196,8 +194,7 @@ def test_a_run_is_resumed_from_any_working_directory(run, arguments, tmp_path, t
     assert result.exit_code == 0, result.output
 
 
-def test_the_steps_are_on_record_with_the_run(run, arguments, tmp_path):
-    run(*arguments)
+def test_the_steps_are_on_record_with_the_run(run, finished_folder, tmp_path):
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     assert record["options"]["steps"] == 12
     assert set(record) == {"options", "data", "model", "before"}

@@ -28,7 +28,7 @@ def small() -> nn.Module:
 
 
 @needs_gptqmodel
-@pytest.mark.parametrize("bits", [3, 4])
+@pytest.mark.parametrize("bits", [pytest.param(3, marks=pytest.mark.slow), 4])
 def test_one_call_quantizes_a_float_model_over_texts(bits: int) -> None:
     model, dense = small(), small()
     calibrated(model, bits=bits, group_size=32)

@@ -65,6 +65,7 @@ def worst(model: nn.Module, dense: nn.Module) -> float:
     return max(abs(a - b) for a, b in zip(losses(model), losses(dense), strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("recipe", "kernel"), LOADED, ids=ids)
 def test_twenty_steps_equal_those_on_a_dense_copy(recipe, kernel, load) -> None:
     model, dense = wrapped(load(recipe, kernel=kernel)), wrapped(dense_copy(load(recipe)))

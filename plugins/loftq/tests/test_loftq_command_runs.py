@@ -56,6 +56,7 @@ def same(one, other):
     return all(a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a) for a, b in pairs)
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_where_it_stopped(folder, tmp_path):
     whole = run(recipe(folder), tmp_path / "whole")
     process = subprocess.Popen([sys.executable, *command(folder, tmp_path / "killed")])

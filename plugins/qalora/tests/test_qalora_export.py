@@ -46,7 +46,10 @@ def of_gptq(folder: Path) -> nn.Module:
     return quantlora.wrap(model, **FIELDS)
 
 
-@pytest.fixture(params=[of_normalfloat, of_gptq], ids=["normalfloat", "gptq"])
+@pytest.fixture(
+    params=[of_normalfloat, pytest.param(of_gptq, marks=pytest.mark.slow)],
+    ids=["normalfloat", "gptq"],
+)
 def model(request: pytest.FixtureRequest, tmp_path: Path) -> nn.Module:
     """Trained, so that its adapters count; also that it trains."""
     torch.manual_seed(0)
