@@ -147,8 +147,8 @@ from .training.prepare import prepare as prepare
 from .training.reference_model import reference_model as reference_model
 from .training.stop_on_nan import StopOnNaN as StopOnNaN
 from .transformers_models import (
-    checkpoint_module as checkpoint_module,
     dtype_argument as dtype_argument,
+    in_this_model as in_this_model,
 )
 from .units import format_size as format_size
 from .wrapped_model import (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import sys
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from packaging.version import Version
 
@@ -14,6 +14,8 @@ from quantlora.errors import ConfigError
 if TYPE_CHECKING:
     import torch
     from torch import nn
+
+T = TypeVar("T")
 
 #: By family and class: whether the layers within get (time, batch, features), after a transposing
 #: of the model's own. The nearest class around a layer counts.
@@ -62,18 +64,21 @@ def time_first(module: nn.Module) -> bool | None:
     return None
 
 
-def checkpoint_module(model: nn.Module, path: str) -> str | None:
-    """The path in ``model`` of the module that a checkpoint's config.json calls ``path``.
+def in_this_model(model: nn.Module, notes: Mapping[str, T]) -> dict[str, T]:
+    """What a checkpoint's config.json notes of its modules, by the paths that they have here.
 
-    The two differ where one of them is the base model within a class with a head, as
-    ``LlamaModel`` is in ``LlamaForCausalLM``: Transformers renames tensors likewise.
-
-    Returns:
-        The path, or None for a module of a head that ``model``, a base model, does not have.
+    The paths differ where the checkpoint or ``model`` is the base model within a class with a
+    head, as ``LlamaModel`` is in ``LlamaForCausalLM``: Transformers renames tensors likewise. What
+    is noted of a head that ``model`` does not have is left out.
 
     Raises:
         ConfigError: the model has no such module.
     """
+    here = {_path_here(model, path): note for path, note in notes.items()}
+    return {path: note for path, note in here.items() if path is not None}
+
+
+def _path_here(model: nn.Module, path: str) -> str | None:
     prefix = getattr(model, "base_model_prefix", "") + "."
     for candidate in (path, prefix + path, path.removeprefix(prefix)):
         if _has(model, candidate):

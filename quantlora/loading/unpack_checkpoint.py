@@ -17,7 +17,7 @@ from quantlora.files.safetensors_file import TENSOR_TYPES
 from quantlora.formats.expert_stack import ExpertStack
 from quantlora.formats.finite import not_finite
 from quantlora.formats.layer_files import PackedState
-from quantlora.transformers_models import checkpoint_module
+from quantlora.transformers_models import in_this_model
 
 #: What one module's note is to have, and of which type.
 _FIELDS: dict[str, type] = {"format": str, "settings": dict, "tensors": dict}
@@ -48,8 +48,7 @@ class PackedCheckpoint:
 
     def prepare(self, model: nn.Module) -> None:
         """Put empty tensors where the packed ones will be loaded."""
-        here = {checkpoint_module(model, path): note for path, note in self._modules.items()}
-        self._modules = {path: note for path, note in here.items() if path is not None}
+        self._modules = in_this_model(model, self._modules)
         for path, note in self._modules.items():
             parent, _, own = path.rpartition(".")
             owner = model.get_submodule(parent)

@@ -66,4 +66,4 @@ def test_a_packed_head_that_a_base_model_lacks_is_passed_over(tmp_path: Path) ->
 
 def test_another_architecture_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(quantlora.ConfigError, match=r"encoder\.q: .* is it the class"):
-        quantlora.checkpoint_module(tiny_llama(), "encoder.q")
+        quantlora.in_this_model(tiny_llama(), {"encoder.q": 4})

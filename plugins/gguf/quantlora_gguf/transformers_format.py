@@ -17,7 +17,7 @@ from transformers.quantizers.auto import (
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from quantlora import checkpoint_module
+from quantlora import in_this_model
 from quantlora_gguf.model_plan import empty_layer
 
 #: Not "gguf", which is Transformers' own, for files.
@@ -43,10 +43,7 @@ class GgmlBlocksHfQuantizer(HfQuantizer):
 
     def _process_model_before_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> None:
         config: Any = self.quantization_config
-        for written, block_type in config.layers.items():
-            path = checkpoint_module(model, written)
-            if path is None:
-                continue
+        for path, block_type in in_this_model(model, config.layers).items():
             old: Any = model.get_submodule(path)
             model.set_submodule(path, empty_layer(old, block_type, old.weight.dtype))
 

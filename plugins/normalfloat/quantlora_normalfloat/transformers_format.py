@@ -21,7 +21,7 @@ from transformers.quantizers.auto import (
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from quantlora import checkpoint_module
+from quantlora import in_this_model
 from quantlora_normalfloat.layer import NormalFloatLinear, settings
 
 METHOD = "normalfloat"
@@ -64,10 +64,7 @@ class NormalFloatHfQuantizer(HfQuantizer):
 
     def _process_model_before_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> None:
         config: Any = self.quantization_config
-        for written, given in config.layers.items():
-            path = checkpoint_module(model, written)
-            if path is None:
-                continue
+        for path, given in in_this_model(model, config.layers).items():
             old: Any = model.get_submodule(path)
             size = (old.in_features, old.out_features, old.bias is not None)
             new = NormalFloatLinear(*size, device="meta", dtype=old.weight.dtype, **given)
