@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from packaging.version import InvalidVersion, Version
 from torch import Tensor
 
 from quantlora.adapters.adapted_model import AdaptedModel
@@ -23,7 +22,6 @@ from quantlora.layers.layer import LoraLayer
 from quantlora.layers.parameters import LoraParameters, picked_parameters
 from quantlora.names import plain_path
 
-_SINCE = Version("0.19")
 _BY_VERSION = (
     " Their shapes fit both layouts, so the version alone decides: where PEFT 0.19 or later has "
     'written the file, put its "peft_version" into adapter_config.json.'
@@ -60,12 +58,7 @@ def _is_old(tensors: Mapping[str, Tensor], pairs: list[_Pair], file: SavedAdapte
         return all((out, into) == sizes[:0:-1] for into, out, sizes in told)
     if _told_by_shape(pairs):
         return False
-    if file.note.get("quantlora"):
-        return False
-    try:
-        return Version(file.peft_version or "0") < _SINCE
-    except InvalidVersion:
-        return False
+    return file.says_old_experts
 
 
 def _told_by_shape(pairs: list[_Pair]) -> bool:

@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from packaging.version import InvalidVersion, Version
 from torch import Tensor
 
 from quantlora.checkpoint.keys import split_key
@@ -22,8 +21,6 @@ from quantlora.config.lora_config import LoraConfig
 from quantlora.config.patterns import by_pattern
 from quantlora.errors import AdapterFileError
 
-#: PEFT writes adapters on experts as (experts, out, in) since then.
-_LAYOUT_SINCE = Version("0.19")
 #: Between a module's path and the factors of each of its parameters but the last.
 _INNER = "base_layer."
 _A, _B = "lora_A.weight", "lora_B.weight"
@@ -142,11 +139,7 @@ def _stacks(
 
 
 def _check_layout(location: Path, path: str, saved: SavedAdapter) -> None:
-    try:
-        old = Version(saved.peft_version or "0") < _LAYOUT_SINCE
-    except InvalidVersion:
-        old = True
-    if old and not saved.note.get("quantlora"):
+    if saved.says_old_experts:
         raise AdapterFileError(
             f"{location}: {path} has adapters on experts as PEFT before 0.19 wrote them. Load it "
             f"with quantlora on its model, which turns them over, and save it again."
