@@ -6,6 +6,8 @@ import pytest
 import quantlora_loftq
 import torch
 from quantlora_loftq import LoftQConfig
+from quantlora_loftq.command.recipe import Recipe
+from quantlora_loftq.command.run import run
 
 import quantlora
 from quantlora.errors import BackendError, ConfigError
@@ -123,3 +125,40 @@ def test_what_cannot_be_is_named():
         )  # fmt: skip
     with pytest.raises(ConfigError, match="experts can stay packed only"):
         wrapped(mixture(), "loftq", fake=True)
+
+
+def test_the_command_refuses_experts_and_says_what_to_do(tmp_path):
+    mixture().save_pretrained(tmp_path / "float")
+    with pytest.raises(ConfigError) as refusal:
+        run(Recipe(str(tmp_path / "float")), tmp_path / "out")
+    assert str(refusal.value) == (
+        "model.layers.0.mlp.experts: quantlora loftq packs linear layers, and these are fused "
+        "experts. --exclude-modules experts leaves them float. To pack them, load the float model "
+        'and call quantlora.wrap(model, backend=..., init_lora_weights="loftq", loftq_config=...); '
+        "then save_adapter, unload and save_packed, in this order."
+    )
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["experts", "mlp.experts"])
+def test_the_command_packs_what_is_not_excluded(name, tmp_path):
+    mixture().save_pretrained(tmp_path / "float")
+    recipe = Recipe(str(tmp_path / "float"), rank=4, iterations=1, exclude_modules=[name])
+    folder = run(recipe, tmp_path / "out")
+    model = quantlora.load(folder)
+    quantlora.load_adapter(model, folder / "loftq_init", backend="saved")
+    layer = model.model.layers[1]
+    assert layer.self_attn.q_proj.quantizer.name == "bitsandbytes_4bit"
+    wanted = mixture().model.layers[1].mlp.experts.down_proj
+    assert torch.equal(layer.mlp.experts.down_proj, wanted)
+
+
+def test_what_the_refusal_advises_comes_back_as_it_was(tmp_path):
+    model = wrapped(mixture(), "loftq")
+    wanted = model(IDS).logits
+    quantlora.save_adapter(model, tmp_path / "adapter")
+    quantlora.unload(model)
+    quantlora.save_packed(model, tmp_path / "packed")
+    again = quantlora.load(tmp_path / "packed")
+    quantlora.load_adapter(again, tmp_path / "adapter")
+    assert torch.equal(again(IDS).logits, wanted)

@@ -13,7 +13,6 @@ from torch import nn
 
 from quantlora import (
     ConfigError,
-    LoraConfig,
     LoraLayer,
     WeightFiles,
     folder_or_download,
@@ -55,8 +54,8 @@ class Source:
         self.linears = {path: m for path, m in modules if isinstance(m, nn.Linear)}
         config = recipe.lora_config()
         config.exclude_modules = [*(recipe.exclude_modules or []), *_kept_float(self.model)]
-        _check_experts(self.model, config)
         wrap(self.model, config)
+        _check_experts(self.model)
 
     @cached_property
     def layers(self) -> list[LayerPlan]:
@@ -74,19 +73,16 @@ class Source:
         return LayerPlan(path, self.files.key(path), shape, bits, r, scaling, layer)
 
 
-def _check_experts(model: nn.Module, config: LoraConfig) -> None:
+def _check_experts(model: nn.Module) -> None:
     """Transformers has no packed form of fused experts that the result could be loaded with."""
-    names = [path for path, module in model.named_modules() if has_fused_experts(module)]
-    if (
-        names
-        and config.target_modules == "all-linear"
-        and "experts" not in (config.exclude_modules or ())
-    ):
-        raise ConfigError(
-            f"{names[0]}: fused experts cannot be written by this command: quantlora.wrap(model, "
-            f'backend=..., init_lora_weights="loftq"), then save_packed and save_adapter; or '
-            f"--exclude-modules experts leaves them float."
-        )
+    for path, layer in lora_layers(model):
+        if has_fused_experts(layer.base_layer):
+            raise ConfigError(
+                f"{path}: quantlora loftq packs linear layers, and these are fused experts. "
+                f"--exclude-modules experts leaves them float. To pack them, load the float model "
+                f'and call quantlora.wrap(model, backend=..., init_lora_weights="loftq", '
+                f"loftq_config=...); then save_adapter, unload and save_packed, in this order."
+            )
 
 
 def _kept_float(model: nn.Module) -> list[str]:
