@@ -32,7 +32,7 @@ def shard_files(tensors: Iterable[tuple[str, TensorSource]], limit: int) -> dict
     }
     if len(shards) > 1:
         size = sum(source.nbytes for shard in shards for source in shard.values())
-        text = _index(dict(zip(names, shards, strict=True)), size)
+        text = index_text(dict(zip(names, shards, strict=True)), size)
         files[INDEX] = partial(Path.write_text, data=text, encoding="utf-8")
     return files
 
@@ -67,7 +67,7 @@ class ShardWriter:
         for index, file in enumerate(files):
             self._unnamed(index).rename(self.folder / file)
         if len(files) > 1:
-            text = _index(dict(zip(files, self.names, strict=True)), self.total)
+            text = index_text(dict(zip(files, self.names, strict=True)), self.total)
             (self.folder / INDEX).write_text(text, "utf-8")
 
 
@@ -90,7 +90,8 @@ def _names(count: int) -> list[str]:
     return [f"model-{i + 1:05}-of-{count:05}.safetensors" for i in range(count)]
 
 
-def _index(names_by_file: Mapping[str, Iterable[str]], size: int) -> str:
+def index_text(names_by_file: Mapping[str, Iterable[str]], size: int) -> str:
+    """The index of files that hold tensors of these names, ``size`` bytes together."""
     file_of = {name: file for file, names in names_by_file.items() for name in names}
     index = {"metadata": {"total_size": size}, "weight_map": file_of}
     return json.dumps(index, indent=2, sort_keys=True)

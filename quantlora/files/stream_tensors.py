@@ -33,8 +33,13 @@ class TensorSource:
         return torch.Size(self.shape).numel() * self.dtype.itemsize
 
 
-def stream_tensors(file: Path, tensors: Mapping[str, TensorSource]) -> None:
-    """Write ``tensors`` by their names, each read once, in turn.
+def stream_tensors(
+    file: Path, tensors: Mapping[str, TensorSource], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write ``tensors`` by their names, each read once, in turn; the same bytes every time.
+
+    Args:
+        metadata: more texts for the file's header.
 
     Raises:
         OSError: the system refuses.
@@ -42,14 +47,14 @@ def stream_tensors(file: Path, tensors: Mapping[str, TensorSource]) -> None:
     # Wide dtypes first, as safetensors does: each tensor begins at a multiple of its items' size.
     order = dict(sorted(tensors.items(), key=lambda item: -item[1].dtype.itemsize))
     with file.open("wb") as stream:
-        stream.write(_header(order))
+        stream.write(_header(order, metadata or {}))
         for source in order.values():
             flat = source.read().detach().to("cpu").contiguous().reshape(-1)
             stream.write(flat.view(torch.uint8).numpy().data)
 
 
-def _header(tensors: Mapping[str, TensorSource]) -> bytes:
-    entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
+def _header(tensors: Mapping[str, TensorSource], metadata: Mapping[str, str]) -> bytes:
+    entries: dict[str, object] = {"__metadata__": {"format": "pt", **metadata}}
     end = 0
     for name, source in tensors.items():
         begin, end = end, end + source.nbytes

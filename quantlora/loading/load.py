@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib.metadata
 import os
 from collections.abc import Iterable, Mapping
-from typing import Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 from packaging.version import Version
 from torch import nn
@@ -15,9 +16,12 @@ from quantlora.discovery.registration import AUTO, registry
 from quantlora.errors import BackendError, ConfigError, MissingLibraryError
 from quantlora.formats.model_loader import LoadRequest, ModelLoader
 from quantlora.formats.quantizer import FLOAT
-from quantlora.loading.pack_plan import Wanted
+from quantlora.loading.pack_plan import Wanted, listed
 from quantlora.loading.pretrained import pretrained, resolve_model
 from quantlora.transformers_models import named_class
+
+if TYPE_CHECKING:
+    from quantlora.loading.packing_folder import PackingFolder
 
 #: The first Transformers whose loader gives each tensor to a quantizer of a plugin's.
 _SINCE = "5.0"
@@ -32,6 +36,7 @@ def load(
     target_modules: str | Iterable[str] = "all-linear",
     exclude_modules: str | Iterable[str] | None = None,
     target_experts: bool = True,
+    packed_folder: str | os.PathLike[str] | None = None,
     model_class: Any = None,
     **arguments: Any,
 ) -> nn.Module:
@@ -47,6 +52,9 @@ def load(
         bits: of that format; the same as ``quantize_options={"bits": bits}``.
         quantize_options: that format's settings.
         target_modules, exclude_modules, target_experts: which layers are packed, as in `wrap`.
+        packed_folder: where what is packed is written layer by layer, as `save_packed` would. A
+            load that was stopped goes on there; when all is written, the next one with the same
+            arguments, or ``load(packed_folder)``, packs nothing.
         model_class: Transformers' class or auto class; default: the one that the checkpoint names,
             else ``AutoModelForCausalLM``.
         arguments: for ``from_pretrained``: ``dtype``, ``device_map``, ``revision``, ``token``, ...
@@ -55,7 +63,8 @@ def load(
         The model in evaluation mode, without adapters; `wrap` puts them on.
 
     Raises:
-        ConfigError: there is no such model, or Transformers refuses it.
+        ConfigError: there is no such model, or Transformers refuses it; ``packed_folder`` is of
+            other files or settings.
         BackendError: the format cannot pack, or not this model.
         MissingLibraryError: a library is missing, or too old to pack while it loads.
     """
@@ -66,14 +75,34 @@ def load(
             f"nothing: name the format that is to pack."
         )
     request = LoadRequest(os.fspath(model_id_or_path), backend, options, arguments, model_class)
+    wanted = Wanted(listed(target_modules), listed(exclude_modules), target_experts)
+    if packed_folder is not None:
+        return _packed_into(packed_folder, request, wanted)
     if (loader := claiming_loader(request)) is not None:
         for need in loader.requires:
             need.check().require()
         model = loader.load(request)
         note_vocabulary(model)
         return model
-    wanted = Wanted(target_modules, exclude_modules, target_experts)
     return _from_transformers(request, wanted)
+
+
+def _packed_into(folder: str | os.PathLike[str], request: LoadRequest, wanted: Wanted) -> nn.Module:
+    """The model packed into ``folder``, or read from it where all of it is there."""
+    from quantlora.loading.packing_folder import PackingFolder
+
+    if request.backend in (AUTO, FLOAT) or claiming_loader(request) is not None:
+        raise ConfigError(
+            f"load: packed_folder is for float models that backend=... packs: load "
+            f"{request.source} without it."
+        )
+    kept = PackingFolder(folder, request, wanted)
+    if kept.finished:
+        done = replace(request, source=str(kept.path), backend=AUTO, options={})
+        return _from_transformers(done, wanted)
+    model = _from_transformers(request, wanted, kept)
+    kept.finish(model)
+    return model
 
 
 def claiming_loader(request: LoadRequest) -> ModelLoader | None:
@@ -89,7 +118,9 @@ def claiming_loader(request: LoadRequest) -> ModelLoader | None:
     return found[0] if found else None
 
 
-def _from_transformers(request: LoadRequest, wanted: Wanted) -> nn.Module:
+def _from_transformers(
+    request: LoadRequest, wanted: Wanted, folder: PackingFolder | None = None
+) -> nn.Module:
     from quantlora.loading.pack_on_arrival import PackOnArrival, StoppedError
     from quantlora.loading.transformers_quantizer import PackingConfig, register
 
@@ -100,7 +131,7 @@ def _from_transformers(request: LoadRequest, wanted: Wanted) -> nn.Module:
     job = None
     if request.backend not in (AUTO, FLOAT) and not _is_packed(config, request):
         _check_version()
-        job = PackOnArrival(registry().quantizer(request.backend), request.options, wanted)
+        job = PackOnArrival(registry().quantizer(request.backend), request.options, wanted, folder)
         arguments["quantization_config"] = PackingConfig(job=job)
     names = {name: getattr(config, name, None) for name in ("architectures", "auto_map")}
     kind = request.model_class or named_class(names)

@@ -17,12 +17,15 @@ from quantlora.discovery.diagnosis import diagnosed
 from quantlora.errors import BackendError
 from quantlora.experts.packed import PackedExperts
 from quantlora.experts.stacks_format import pack_experts, pack_stack
+from quantlora.formats.expert_stack import ExpertStack
 from quantlora.formats.finite import check_packable, check_packed
 from quantlora.formats.quantize_options import checked_options
 from quantlora.formats.quantizer import Quantizer
 from quantlora.layers.experts import experts_layout
 from quantlora.loading.free_memory import give_back
 from quantlora.loading.pack_plan import Wanted, packing_plan
+from quantlora.loading.packed_modules import parts_of
+from quantlora.loading.packing_folder import PackingFolder
 from quantlora.wrapping.bases import as_linear
 from quantlora.wrapping.plan import PlannedLayer
 
@@ -45,15 +48,22 @@ class PackOnArrival:
         quantizer: the format that is packed in.
         options: its settings.
         wanted: which layers.
+        folder: where what is packed is written, and found again by a load that goes on.
     """
 
-    def __init__(self, quantizer: Quantizer, options: Mapping[str, Any], wanted: Wanted) -> None:
+    def __init__(
+        self,
+        quantizer: Quantizer,
+        options: Mapping[str, Any],
+        wanted: Wanted,
+        folder: PackingFolder | None = None,
+    ) -> None:
         if _WHOLE_MODEL in options:
             raise BackendError(
                 f"load: {_WHOLE_MODEL!r} runs the whole float model, which never exists while "
                 f"backend {quantizer.name!r} packs layer by layer: load it and call quantlora.wrap."
             )
-        self.quantizer, self.wanted = quantizer, wanted
+        self.quantizer, self.wanted, self.folder = quantizer, wanted, folder
         self.options = checked_options(quantizer, options)
         self._planned: dict[str, PlannedLayer] = {}
         self._owner: dict[str, str] = {}
@@ -138,6 +148,8 @@ class PackOnArrival:
         """``new`` in the model; nothing of it is drawn anew by Transformers."""
         for part in new.modules():
             cast(Any, part)._is_hf_initialized = True
+        for module in parts_of(path, new) if self.folder else ():
+            cast(PackingFolder, self.folder).write(module)
         model.set_submodule(path, new)
         give_back()
         names = self._planned[path].target.parameters
@@ -159,17 +171,22 @@ class PackOnArrival:
         module = model.get_submodule(path)
         layout = experts_layout(module)
         assert layout is not None
-        parts = []
-        with diagnosed(self.quantizer):
-            for _, weight in experts:
-                parts.append(pack_stack(weight, layout, self.quantizer, name, self.options))
-                give_back()
-        stack = type(parts[0]).joined(parts)
+        stack = self._found(name, module)
+        if stack is None:
+            parts = []
+            with diagnosed(self.quantizer):
+                for _, weight in experts:
+                    parts.append(pack_stack(weight, layout, self.quantizer, name, self.options))
+                    give_back()
+            stack = type(parts[0]).joined(parts)
         self._check_shape(name, layout.own_shape(stack.shape), module)
         self._put(model, path, PackedExperts(module, layout, {own: stack}))
 
     def _packed_layer(self, model: nn.Module, module: nn.Module, path: str) -> nn.Module:
         linear = as_linear(module)
+        if (found := self._found(path, linear)) is not None:
+            self.quantizer.prepare(found, path)
+            return found
         check_packable(linear, path)
         with diagnosed(self.quantizer):
             layers = self.quantizer.quantize_layers(model, {path: linear}, **self._options_of(path))
@@ -181,8 +198,17 @@ class PackOnArrival:
         layout = experts_layout(module)
         assert layout is not None
         left = [name for name in names if name in module._parameters]
+        found = {name: self._found(f"{path}.{name}", module) for name in left}
+        if all(stack is not None for stack in found.values()):
+            return PackedExperts(module, layout, cast(dict[str, ExpertStack], found))
         with diagnosed(self.quantizer):
             return pack_experts(module, layout, left, self.quantizer, path, self.options)
+
+    def _found(self, path: str, like: nn.Module) -> Any:
+        """What an earlier load has packed at ``path``, where the float tensors of ``like`` are."""
+        new = None if self.folder is None else self.folder.read(path)
+        devices = [tensor.device for tensor in like.parameters() if not tensor.is_meta]
+        return new.to(devices[0]) if new is not None and devices else new
 
     def _options_of(self, path: str) -> dict[str, Any]:
         """The settings for one layer: of patterns those that match it."""

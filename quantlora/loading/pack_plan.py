@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
@@ -34,7 +35,7 @@ class Wanted:
     target_experts: bool = True
 
     def config(self) -> LoraConfig:
-        fields = {name: _listed(value) for name, value in vars(self).items()}
+        fields = {name: listed(value) for name, value in vars(self).items()}
         return LoraConfig.from_fields(fields)
 
 
@@ -86,6 +87,7 @@ def _names(planned: PlannedLayer) -> tuple[str, ...]:
     return planned.target.parameters or tuple(planned.layer._parameters)
 
 
-def _listed(value: object) -> object:
+def listed(value: Any) -> Any:
+    """``value``, other iterables than strings as lists."""
     plain = value is None or isinstance(value, (str, bool))
     return value if plain or not isinstance(value, Iterable) else list(value)

@@ -47,17 +47,22 @@ def packed_modules(model: nn.Module) -> Iterator[PackedModule]:
     Raises `BackendError` for a format that cannot be written, or a layer whose weights are away.
     """
     for path, module in model.named_modules():
-        if isinstance(module, PackedExperts):
-            for name, stack in module.stacks.items():
-                state = registry().quantizer(stack.format).experts_state(stack)
-                yield PackedModule(f"{path}.{name}", stack.format, True, state)
-        elif (quantizer := registry().packed_format(module)) is not None:
-            if is_offloaded(module):
-                raise BackendError(
-                    f"{path}: its weights are offloaded (device_map); load the model whole to save "
-                    f"it packed."
-                )
-            yield PackedModule(path, quantizer.name, False, quantizer.packed_state(module))
+        yield from parts_of(path, module)
+
+
+def parts_of(path: str, module: nn.Module) -> Iterator[PackedModule]:
+    """The packed layer that ``module`` is, or its packed stacks; nothing of another module."""
+    if isinstance(module, PackedExperts):
+        for name, stack in module.stacks.items():
+            state = registry().quantizer(stack.format).experts_state(stack)
+            yield PackedModule(f"{path}.{name}", stack.format, True, state)
+    elif (quantizer := registry().packed_format(module)) is not None:
+        if is_offloaded(module):
+            raise BackendError(
+                f"{path}: its weights are offloaded (device_map); load the model whole to save "
+                f"it packed."
+            )
+        yield PackedModule(path, quantizer.name, False, quantizer.packed_state(module))
 
 
 def float_tensors(model: nn.Module, packed: set[str]) -> Iterator[tuple[str, Tensor]]:
