@@ -9,16 +9,26 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from quantlora import BackendError, InferenceCopy, Quantizer, dense_copy
+from quantlora import (
+    AffineWeight,
+    BackendError,
+    InferenceCopy,
+    PackedState,
+    Quantizer,
+    dense_copy,
+)
 from quantlora_quanto.copies import copyable, release
 from quantlora_quanto.requires import QUANTO
 from quantlora_quanto.weights import (
     KINDS,
     default_group,
     dequantize,
+    from_layer_state,
     group_size,
     kind_of,
+    layer_state,
     pack,
+    to_affine,
 )
 
 
@@ -87,6 +97,22 @@ class QuantoQuantizer(Quantizer):
         if linear.bias is not None:
             layer.bias = nn.Parameter(linear.bias.detach().to(dtype, copy=True), False)
         return copyable(layer).train(linear.training)  # type: ignore[no-any-return]
+
+    def affine(self, layer: Any) -> AffineWeight | None:
+        return to_affine(layer.weight) if layer.frozen else None
+
+    def group_size(self, layer: Any) -> int | None:
+        """A row where it is no group; None for 8-bit floats, which are on no grid."""
+        if not layer.frozen or layer.weight.qtype.is_floating_point:
+            return None
+        return group_size(layer.weight) or int(layer.in_features)
+
+    def packed_state(self, layer: nn.Module) -> PackedState:
+        return layer_state(layer)
+
+    def from_packed_state(self, state: PackedState) -> nn.Module:
+        layer: nn.Module = copyable(from_layer_state(state))
+        return layer
 
     def packed_parameter(self, layer: nn.Module) -> Tensor | None:
         return layer.weight  # type: ignore[return-value]

@@ -12,7 +12,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from quantlora import AffineWeight, PackedState
 
 #: By the name that Transformers' QuantoConfig has: bits, and the largest code of 8 bits.
 KINDS = {"int2": 2, "int4": 4, "int8": 8, "float8": 8}
@@ -65,6 +67,59 @@ def _codes(weight: Any) -> Tensor:
     words, mask = data._data, 2**data.bits - 1
     parts = [words >> shift & mask for shift in range(0, 8, data.bits)]
     return torch.cat(parts)[: data.shape[0]]
+
+
+def to_affine(weight: Any) -> AffineWeight | None:
+    """The grid of integer codes, with float zero-points; None for 8-bit floats."""
+    if weight.qtype.is_floating_point:
+        return None
+    weight = _general(weight)
+    rows, columns = weight.shape
+    bits, size = weight.qtype.bits, group_size(weight) or columns
+    codes, (scale, *shift) = _codes(weight), _grid_of(weight)
+    scale = scale.expand(codes.shape[0], 1)
+    if shift:
+        codes, scale = torch.where(scale == 0, 0, codes), torch.where(scale == 0, 1, scale)
+        zeros = shift[0] / scale
+    else:
+        codes, zeros = (codes.to(torch.int16) + 128).to(torch.uint8), torch.full_like(scale, 128)
+    scales, zeros = scale.reshape(rows, -1), zeros.reshape(rows, -1)
+    return AffineWeight(codes.reshape(rows, columns), scales, zeros, bits, size)
+
+
+def layer_state(layer: Any) -> PackedState:
+    """The library's own state dict, which takes its tensors apart, and what it does not say."""
+    settings = {
+        "in_features": layer.in_features,
+        "out_features": layer.out_features,
+        "bias": layer.bias is not None,
+        "qtype": layer.weight.qtype.name,
+        "group_size": group_size(layer.weight),
+    }
+    return PackedState(settings, layer.state_dict())
+
+
+def from_layer_state(state: PackedState) -> Any:
+    """The layer, its weight in no kernel's layout."""
+    from optimum.quanto import QLinear, WeightQBitsTensor, WeightQBytesTensor, qtypes
+
+    known, tensors = state.settings, dict(state.tensors)
+    shape, qtype = (known["out_features"], known["in_features"]), qtypes[known["qtype"]]
+    linear = nn.Linear(shape[1], shape[0], bool(known["bias"]), device="meta")
+    layer: Any = QLinear.qcreate(linear, qtype, device="meta")
+    facts = {"qtype": qtype, "axis": 0, "size": shape, "stride": (shape[1], 1), "missing_keys": []}
+    if qtype.bits == 8:
+        weight = WeightQBytesTensor.load_from_state_dict(
+            tensors, "weight.", activation_qtype=None, **facts
+        )
+    else:
+        weight = WeightQBitsTensor.load_from_state_dict(
+            tensors, "weight.", group_size=known["group_size"], **facts
+        )
+    layer.weight = nn.Parameter(weight, requires_grad=False)
+    layer.input_scale, layer.output_scale = tensors["input_scale"], tensors["output_scale"]
+    layer.bias = nn.Parameter(tensors["bias"], requires_grad=False) if known["bias"] else None
+    return layer
 
 
 def pack(values: Tensor, kind: str, size: int | None, like: Any = None) -> Any:

@@ -119,6 +119,47 @@ def test_a_model_is_trained_merged_saved_and_loaded_again(tmp_path) -> None:
     assert torch.equal(model.eval()(ids).logits, again.eval()(ids).logits)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_packed_checkpoint_holds_it_bit_for_bit(kind: str, tmp_path) -> None:
+    options = {"weights": kind}
+    model: Any = tiny_llama(num_hidden_layers=1)
+    quantlora.quantize(model, backend="quanto", quantize_options=options)
+    quantlora.save_packed(model, tmp_path / "packed")
+    again: Any = quantlora.load(tmp_path / "packed")
+    mine, theirs = model.state_dict(), again.state_dict()
+    assert mine.keys() == theirs.keys()
+    assert all(torch.equal(bytes_of(mine[name]), bytes_of(theirs[name])) for name in mine)
+    dequantize = registry().quantizer("quanto").dequantize
+    assert torch.equal(*(dequantize(each.get_submodule(UP)) for each in (model, again)))
+
+
+def bytes_of(tensor: Any) -> Any:
+    return tensor.contiguous().reshape(-1).view(torch.uint8)
+
+
+@pytest.mark.parametrize("kind", ["int2", "int4", "int8"])
+@pytest.mark.parametrize("columns", [64, 192])
+def test_its_grid_is_the_weight_rows_of_one_value_too(kind: str, columns: int) -> None:
+    from optimum.quanto import QLinear, qtypes
+
+    linear, found = nn.Linear(columns, 48), registry().quantizer("quanto")
+    linear.weight.data[3] = 0.25  # the library's scale of this row is 0 below 8 bits
+    layer = QLinear.from_module(linear, weights=qtypes[f"q{kind}"])
+    layer.freeze()
+    affine = found.affine(layer)
+    assert torch.allclose(affine.dequantize(), found.dequantize(layer), rtol=1e-6, atol=1e-7)
+
+
+def test_qa_lora_is_merged_exactly() -> None:
+    model = nn.Sequential(theirs("int4", 192))
+    fields = {"use_qalora": True, "init_lora_weights": False, "target_modules": ["0"]}
+    quantlora.wrap(model, r=2, **fields)
+    x = torch.randn(4, 192)
+    wanted = model(x)
+    quantlora.merge_and_unload(model, mode="exact")
+    assert torch.allclose(model(x), wanted, atol=1e-5)
+
+
 @pytest.mark.parametrize(("kind", "wanted"), [("int4", 48 * 64 // 2 + 48 * 8), ("int8", 48 * 68)])
 def test_a_weight_takes_its_bits_and_its_scales(kind: str, wanted: int) -> None:
     assert held(theirs(kind).weight) == wanted
