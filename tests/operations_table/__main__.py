@@ -12,7 +12,7 @@ from tests.operations_table.recorder import TEST, run_suites
 from tests.tools.page_command import give, page_parser
 
 #: A few operations of every suite; enough to see that the command works.
-SMOKE = f"{TEST} and (forward-float32 or requantize)"
+SMOKE = f"{TEST} and (float32-forward or requantize)"
 
 
 def main() -> int:
