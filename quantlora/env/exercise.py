@@ -22,7 +22,10 @@ from quantlora.discovery.entry_points import kept_apart, text_of
 from quantlora.discovery.registration import registry
 from quantlora.env.sample import Sample
 from quantlora.env.verdicts import backend_checks
+from quantlora.formats.quantizer import Quantizer
 from quantlora.operations.catalogue import OPERATIONS
+from quantlora.operations.reference import distance
+from quantlora.operations.results import hold_close, hold_equal
 from quantlora.operations.trial import Trial
 
 Step = Callable[[], None]
@@ -34,6 +37,22 @@ def steps(check: Check) -> Iterator[tuple[str, Step]]:
     trial = Trial(Sample(check), torch.float32)
     for name, operation in OPERATIONS.items():
         yield name, partial(operation.check, trial)
+    quantizer = registry().quantizers.get(check.backend)
+    if quantizer is not None and quantizer.can_quantize_experts:
+        yield "experts", partial(_experts, quantizer)
+
+
+def _experts(quantizer: Quantizer) -> None:
+    """Fused experts, of which each is unpacked as it is among all."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    weight = torch.randn(3, 64, 128, device=device)
+    stack = quantizer.quantize_experts(weight, "experts.up_proj")
+    found = stack.dequantize([0, 1, 2], torch.float32)
+    for expert, wanted in enumerate(weight):
+        alone = stack.dequantize([expert], torch.float32)[0]
+        hold_equal(alone, found[expert], f"expert {expert} by itself")
+        error = distance(alone, wanted)
+        hold_close(error, Sample.closeness, f"expert {expert} differs from its weight")
 
 
 def _quantize(check: Check) -> None:

@@ -10,7 +10,11 @@ from typing import Any
 
 import pytest
 
+from quantlora.checks import Check
+from quantlora.discovery.registration import registry
 from quantlora.env import deep
+from quantlora.env.exercise import steps
+from quantlora.env.verdicts import backend_checks
 from quantlora.operations.catalogue import OPERATIONS
 
 
@@ -102,6 +106,17 @@ def test_no_token_reaches_the_process_that_runs_a_backend(monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "secret")
     monkeypatch.setenv("HUGGING_FACE_HUB_TOKEN", "secret")
     assert "secret" not in deep._environment().values()
+
+
+def test_every_format_is_tried():
+    offered = {offer.check.backend for offer in backend_checks(registry().plugins)}
+    assert registry().quantizers.keys() <= offered
+
+
+def test_experts_are_tried_where_a_format_packs_them():
+    names = {name: [step for step, _ in steps(Check(name))] for name in ("mxfp4", "gguf")}
+    assert names["gguf"] == ["quantize", *OPERATIONS]
+    assert names["mxfp4"] == [*names["gguf"], "experts"]
 
 
 @pytest.mark.slow
