@@ -59,7 +59,9 @@ def _drawn(course: _Course, steps: Sequence[Step]) -> bytes:
     axes.plot(x, y, line, color=BLUE, alpha=alpha, linewidth=1.2, label="step")
     if course.noisy:
         axes.plot(x, running_mean(y), line, color=BLUE, linewidth=2, label="running mean")
-    axes.set_ylim(bottom=0 if course.field != "loss" else None)
+    if course.field != "loss":
+        axes.set_ylim(0, 1.08 * max(filter(math.isfinite, y), default=0) or 1)
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set(xlabel="step", ylabel=course.unit)
     tidy(axes, course.title)
     if course.field == "loss":
