@@ -22,6 +22,7 @@ pytest.importorskip("matplotlib")
 if not IS_TRANSFORMERS_5:
     pytest.skip("loads with Transformers 5", allow_module_level=True)
 
+from .gemma_figures import demo_file
 from .tiny_files import write_tiny
 
 pytestmark = pytest.mark.slow
@@ -49,15 +50,6 @@ def test_perplexity_falls_and_the_adapter_belongs_to_the_file(tmp_path):
     assert (name, count) == ("gguf", 14)
     model = quantlora.load_adapter(quantlora.load(path), tmp_path / "run")
     assert isinstance(model.model.layers[0].mlp.up_proj.base_layer, GgufLinear)
-
-
-def demo_file(folder: Path) -> Path:
-    """The demonstration's own file, from the packages that hold its parts."""
-    from quantlora_finetune.model.demo_model import _assemble
-
-    path = folder / "model.gguf"
-    _assemble(path)
-    return path
 
 
 @GEMMA
