@@ -15,6 +15,7 @@ from quantlora.errors import AdapterWarning
 from quantlora.layers.layer import LoraLayer
 from tests.compatibility.tiny_config import tiny_config
 from tests.tools.peft_oracle import relative
+from tests.tools.versions import transformers_5
 
 #: Each has a layer with one or two outputs, and the default rank is 8.
 NARROW = {
@@ -37,6 +38,7 @@ def logits(model: Any) -> torch.Tensor:
     return model(input_ids=IDS, **more).logits.detach()
 
 
+@transformers_5
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", NARROW)
 def test_a_layer_narrower_than_the_default_rank_is_adapted(name: str, tmp_path: Path) -> None:
@@ -54,6 +56,7 @@ def test_a_layer_narrower_than_the_default_rank_is_adapted(name: str, tmp_path: 
     assert relative(logits(model), wanted) <= 1e-9
 
 
+@transformers_5
 def test_the_router_of_llama_4_gets_no_adapter_and_is_named() -> None:
     model = made("Llama4ForCausalLM", "Llama4TextConfig")
     router = next(path for path, _ in model.named_modules() if path.endswith(".router"))
