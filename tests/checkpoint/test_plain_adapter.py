@@ -9,6 +9,7 @@ from torch import nn
 import quantlora
 from quantlora.errors import AdapterFileError
 from quantlora.testing.models import tiny_llama
+from tests.tools.versions import transformers_5
 
 
 def trained(**settings: object) -> nn.Module:
@@ -35,6 +36,7 @@ def test_the_products_are_the_layers_updates(tmp_path):
         )
 
 
+@transformers_5
 def test_a_stack_has_factors_for_each_expert(tmp_path):
     from transformers import MixtralConfig, MixtralForCausalLM
 
