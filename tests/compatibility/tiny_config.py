@@ -47,7 +47,8 @@ SIZES: list[tuple[str, int]] = [
     (r"mamba_(d_head|head_dim)", 8),
     (r"linear_(key|value)_head_dim", 8),
     (r"linear_num_(key|value)_heads", 2),
-    (r"index_(n_heads|head_dim|topk)", 8),
+    (r"index_(n_heads|topk)", 8),
+    (r"index_head_dim", 32),  # rotates as much as a head of the attention
     (r"num_queries|num_query_tokens|query_length|num_latents|num_codevectors_per_group", 4),
     (r"d_latents", 64),
     (r"classifier_proj_size|codevector_dim|proj_codevector_dim", 16),
