@@ -96,7 +96,8 @@ class ExpertCall:
             A, B = factors[2 * i : 2 * i + 2]
             h = branch.inner(self.dropped(x[start:stop], i, hit.expert), A, hit.expert)
             delta = branch.outer(h, B, hit.expert).to(y.dtype)
-            y = y + F.pad(delta, (0, 0, start, len(y) - stop))
+            whole = len(delta) == len(y)  # as always but in mixed batches
+            y = y + (delta if whole else F.pad(delta, (0, 0, start, len(y) - stop)))
             if kept is not None:
                 kept[i][hit.start + start : hit.start + stop] = h
         return y

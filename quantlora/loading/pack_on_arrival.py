@@ -184,7 +184,8 @@ class PackOnArrival:
 
     def _packed_layer(self, model: nn.Module, module: nn.Module, path: str) -> nn.Module:
         linear = as_linear(module)
-        if (found := self._found(path, linear)) is not None:
+        found: nn.Module | None = self._found(path, linear)
+        if found is not None:
             self.quantizer.prepare(found, path)
             return found
         check_packable(linear, path)

@@ -220,11 +220,14 @@ def candidates() -> list[str]:
 def table(rows: Iterable[dict[str, Any]]) -> str:
     """Those that are mixtures, then in one line what could not be tried."""
     rows = list(rows)
+    tried = [row for row in rows if "pack" in row]
     lines = [["family", *QUESTIONS], ["---"] * 5]
-    lines += [[row["family"], *(row[q] for q in QUESTIONS)] for row in rows if "pack" in row]
+    lines += [[row["family"], *(row[q] for q in QUESTIONS)] for row in tried]
     body = "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+    packed = sum(row["pack"] == "yes" for row in tried)
+    body += f"\n\n{len(tried)} families were tried, and {packed} of them are packed."
     untried = [f"{r['family']} ({r.get('untried') or r['died']})" for r in rows if len(r) == 2]
-    rest = f"\n\nNot tried, for want of a tiny model: {'; '.join(untried)}." if untried else ""
+    rest = f" Not tried, for want of a tiny model: {'; '.join(untried)}." if untried else ""
     return f"{body}{rest}"
 
 
