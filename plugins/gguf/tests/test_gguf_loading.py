@@ -57,6 +57,15 @@ def test_the_model_is_the_one_that_transformers_unpacks(architecture, tied, tmp_
         torch.testing.assert_close(model(IDS).logits, wanted(IDS).logits, rtol=1e-5, atol=1e-5)
 
 
+def test_a_model_that_transformers_has_dequantized_is_told_so(tmp_path):
+    path = write_tiny(tmp_path, "llama")
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file=path.name)
+    (said,) = quantlora.explain(plain).warnings
+    assert said.startswith("the checkpoint is packed (gguf), and Transformers has dequantized it")
+    assert f"quantlora.load({str(tmp_path)!r}, gguf_file={path.name!r}) keeps them packed" in said
+    assert not quantlora.explain(quantlora.load(path)).warnings
+
+
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_every_matrix_of_the_file_stays_packed(architecture, tmp_path, recwarn):
     path = write_tiny(tmp_path, architecture)
