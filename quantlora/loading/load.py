@@ -54,7 +54,7 @@ def load(
         target_modules, exclude_modules, target_experts: which layers are packed, as in `wrap`.
         packed_folder: where what is packed is written layer by layer, as `save_packed` would. A
             load that was stopped goes on there; when all is written, the next one with the same
-            arguments, or ``load(packed_folder)``, packs nothing.
+            arguments, or ``load(packed_folder)``, packs nothing. Processes under torchrun share it.
         model_class: Transformers' class or auto class; default: the one that the checkpoint names,
             else ``AutoModelForCausalLM``.
         arguments: for ``from_pretrained``: ``dtype``, ``device_map``, ``revision``, ``token``, ...

@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, MutableSet, Sequence
 from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 
-from quantlora.config.patterns import unmatched_patterns
 from quantlora.discovery.diagnosis import diagnosed
 from quantlora.errors import BackendError
 from quantlora.experts.packed import PackedExperts
@@ -26,6 +26,7 @@ from quantlora.loading.free_memory import give_back
 from quantlora.loading.pack_plan import Wanted, packing_plan
 from quantlora.loading.packed_modules import parts_of
 from quantlora.loading.packing_folder import PackingFolder
+from quantlora.loading.pattern_options import check_patterns, options_of
 from quantlora.wrapping.bases import as_linear
 from quantlora.wrapping.plan import PlannedLayer
 
@@ -67,6 +68,7 @@ class PackOnArrival:
         self.options = checked_options(quantizer, options)
         self._planned: dict[str, PlannedLayer] = {}
         self._owner: dict[str, str] = {}
+        self._others: dict[str, torch.device] = {}
 
     def prepare(self, model: nn.Module) -> None:
         """Decide what of ``model``, which has no weights yet, is packed."""
@@ -75,7 +77,16 @@ class PackOnArrival:
             self._planned[path] = planned
             names = planned.target.parameters or tuple(planned.layer._parameters)
             self._owner |= {f"{path}.{name}": path for name in names}
-        self._check_patterns()
+        check_patterns(self.options, self._planned.values())
+        self._share()
+
+    def _share(self) -> None:
+        """Leave to other processes what they pack into the same folder: of each kind in turn."""
+        for kind in (True, False):
+            paths = [p for p, each in self._planned.items() if bool(each.target.parameters) is kind]
+            for index, path in enumerate(paths):
+                if self.folder is not None and self.folder.is_shared(index):
+                    self._others[path] = torch.device("cpu")
 
     def wants(self, name: str) -> bool:
         """Whether the parameter of that name is one of a layer that is packed."""
@@ -121,13 +132,31 @@ class PackOnArrival:
 
     def finish(self, model: nn.Module) -> None:
         """Pack what the checkpoint had not all tensors for; Transformers has filled it by now."""
-        for path in list(self._planned):
+        for path in [path for path in self._planned if path not in self._others]:
             self._pack(model, path)
+        for path in list(self._planned):
+            self._take(model, path)
+
+    def _take(self, model: nn.Module, path: str) -> None:
+        """What another process packs at ``path``, when it is there."""
+        folder, device = cast(PackingFolder, self.folder), self._others[path]
+        module, names = model.get_submodule(path), self._planned[path].target.parameters
+        if not names:
+            layer = folder.wait_for(path).to(device)
+            self.quantizer.prepare(layer, path)
+            return self._put(model, path, layer)
+        stacks = {name: folder.wait_for(f"{path}.{name}").to(device) for name in names}
+        layout = experts_layout(module)
+        assert layout is not None
+        return self._put(model, path, PackedExperts(module, layout, cast(Any, stacks)))
 
     def _arrive(self, model: nn.Module, name: str, tensor: Tensor) -> None:
         path, _, own = name.rpartition(".")
         module = model.get_submodule(path)
         self._check_shape(name, tensor.shape, module)
+        if path in self._others:
+            self._others[path] = tensor.device
+            return
         module._parameters[own] = nn.Parameter(tensor, requires_grad=False)
         names = self._planned[path].target.parameters
         waited = (own,) if names else tuple(module._parameters)
@@ -171,6 +200,9 @@ class PackOnArrival:
         module = model.get_submodule(path)
         layout = experts_layout(module)
         assert layout is not None
+        if path in self._others:
+            self._others[path] = next(experts)[1].device
+            return
         stack = self._found(name, module)
         if stack is None:
             parts = []
@@ -190,7 +222,9 @@ class PackOnArrival:
             return found
         check_packable(linear, path)
         with diagnosed(self.quantizer):
-            layers = self.quantizer.quantize_layers(model, {path: linear}, **self._options_of(path))
+            layers = self.quantizer.quantize_layers(
+                model, {path: linear}, **options_of(self.options, path)
+            )
         check_packed(self.quantizer, layers[path], linear.weight.detach(), path)
         self.quantizer.prepare(layers[path], path)
         return layers[path]
@@ -210,26 +244,3 @@ class PackOnArrival:
         new = None if self.folder is None else self.folder.read(path)
         devices = [tensor.device for tensor in like.parameters() if not tensor.is_meta]
         return new.to(devices[0]) if new is not None and devices else new
-
-    def _options_of(self, path: str) -> dict[str, Any]:
-        """The settings for one layer: of patterns those that match it."""
-        return {
-            name: {p: v for p, v in value.items() if not unmatched_patterns([p], [path])}
-            if _is_pattern(name, value)
-            else value
-            for name, value in self.options.items()
-        }
-
-    def _check_patterns(self) -> None:
-        paths = [
-            name if planned.target.parameters else planned.path
-            for planned in self._planned.values()
-            for name in [f"{planned.path}.{own}" for own in planned.target.parameters or ("",)]
-        ]
-        for name, value in self.options.items():
-            for pattern in unmatched_patterns(value, paths) if _is_pattern(name, value) else ():
-                raise BackendError(f"{name} {pattern!r} matches none of the layers to pack.")
-
-
-def _is_pattern(name: str, value: object) -> bool:
-    return name.endswith("_pattern") and isinstance(value, Mapping)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import time
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -39,6 +40,8 @@ from quantlora.loading.packed_modules import PackedModule, float_tensors, packed
 from quantlora.loading.packing_recipe import recipe_of, side_files, source_files, source_folder
 
 MANIFEST = "quantlora_packing.json"
+#: Seconds between two looks for another process's file.
+_PAUSE = 0.2
 _CONFIG, _FLOAT, _NOTE = "config.json", "model-float.safetensors", "quantlora"
 
 
@@ -58,6 +61,9 @@ class PackingFolder:
         self.path = Path(os.path.abspath(folder))
         self.name, self.source = request.source, source_folder(request)
         self.recipe = recipe_of(request, wanted)
+        self.rank, self.processes = (
+            int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1))
+        )
         if self._manifest.is_file():
             noted = json.loads(self._manifest.read_text("utf-8"))
             self.files = noted["files"]
@@ -104,6 +110,19 @@ class PackingFolder:
     def _file(self, path: str) -> Path:
         return self.path / f"model-{path}.safetensors"
 
+    def is_shared(self, index: int) -> bool:
+        """Whether the layer or stack of that number is another process's to pack.
+
+        That is so under torchrun, whose processes see one file system.
+        """
+        return index % self.processes != self.rank
+
+    def wait_for(self, path: str) -> nn.Module:
+        """What another process packs at ``path``; torchrun ends all of them if one fails."""
+        while (found := self.read(path)) is None:
+            time.sleep(_PAUSE)
+        return found
+
     def read(self, path: str) -> nn.Module | None:
         """The packed layer or stack at ``path``, on the CPU; None where it is not complete."""
         if not self._file(path).is_file():
@@ -130,7 +149,12 @@ class PackingFolder:
 
     @torch.no_grad()
     def finish(self, model: nn.Module) -> None:
-        """Write what stays float, and what makes the folder a checkpoint; config.json last."""
+        """Write what stays float, and what makes the folder a checkpoint; config.json last.
+
+        Of several processes the first one does.
+        """
+        if self.rank:
+            return
         modules = list(packed_modules(model))
         for module in modules:
             self.write(module)

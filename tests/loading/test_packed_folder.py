@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -35,6 +36,30 @@ def stopping(self, module):
         os.kill(os.getpid(), signal.SIGKILL)
 PackingFolder.write = stopping
 quantlora.load(sys.argv[1], backend="normalfloat", packed_folder=sys.argv[2])
+"""
+
+#: One of several processes; notes how many layers and stacks it has packed.
+SHARED = """
+import os, sys, quantlora
+from quantlora.loading import pack_on_arrival
+packed = []
+def counted(name):
+    work = getattr(pack_on_arrival, name)
+    def call(*args):
+        packed.extend(args[2] if name == "pack_experts" else [name])
+        return work(*args)
+    setattr(pack_on_arrival, name, call)
+for name in ("pack_experts", "check_packable"):
+    counted(name)
+joined = pack_on_arrival.PackOnArrival._pack_stack
+def stacked(self, name, experts, model):
+    if name.rpartition(".")[0] not in self._others:
+        packed.append(name)
+    joined(self, name, experts, model)
+pack_on_arrival.PackOnArrival._pack_stack = stacked
+model = quantlora.load(sys.argv[1], backend="normalfloat", packed_folder=sys.argv[2])
+assert not any(tensor.is_meta for tensor in model.state_dict().values())
+open(f"{sys.argv[2]}.{os.environ['RANK']}", "w").write(str(len(packed)))
 """
 
 
@@ -90,6 +115,20 @@ def test_a_killed_load_is_continued_to_the_same_bytes(
     load_into(tmp_path / "killed", source)
     load_into(tmp_path / "whole", source)
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["mixtral", "gpt_oss"])
+def test_processes_share_the_work_and_each_has_the_whole(family: str, tmp_path: Path) -> None:
+    MODELS[family]().save_pretrained(tmp_path / "float")
+    line = [sys.executable, "-c", SHARED, tmp_path / "float", tmp_path / "shared"]
+    given = [{**os.environ, "RANK": str(rank), "WORLD_SIZE": "2"} for rank in range(2)]
+    started = [subprocess.Popen([*map(str, line)], env=env) for env in given]
+    assert [process.wait(300) for process in started] == [0, 0]
+    wanted = load_into(tmp_path / "alone", tmp_path / "float")
+    assert contents(tmp_path / "shared") == contents(tmp_path / "alone")
+    assert sum(int(Path(f"{tmp_path}/shared.{rank}").read_text()) for rank in range(2)) == 12
+    assert_same_state(quantlora.load(tmp_path / "shared"), wanted)
 
 
 @pytest.mark.parametrize("family", ["mixtral", "gpt_oss"])
