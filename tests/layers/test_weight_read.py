@@ -199,12 +199,14 @@ def test_the_fast_path_of_torchs_encoder_has_the_adapter(backend: str) -> None:
 
 STATES = {"state_size": 4, "time_step_rank": 4}
 JAMBA = {"mamba_dt_rank": 4, "mamba_d_state": 4, "use_mamba_kernels": False, "num_experts": 1}
+#: Its cache asks for an attention beside the Mamba layer.
+MIXED = {"num_hidden_layers": 2, "attn_layer_period": 2, "attn_layer_offset": 1}
 HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2}
 
 MODELS: dict[str, tuple[str, dict[str, Any], list[str]]] = {
     "Mamba": ("Mamba", STATES, ["dt_proj", "x_proj"]),
     "FalconMamba": ("FalconMamba", STATES, ["dt_proj", "x_proj"]),
-    "Jamba": ("Jamba", {**JAMBA, **HEADS}, ["dt_proj"]),
+    "Jamba": ("Jamba", {**JAMBA, **HEADS, **MIXED}, ["dt_proj"]),
     "MobileBert": (
         "MobileBert",
         {"embedding_size": 32, "intra_bottleneck_size": 32, "num_attention_heads": 4},
