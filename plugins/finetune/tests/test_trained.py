@@ -156,6 +156,18 @@ def test_bytes_that_are_no_text_are_told_to_who_typed_them(answered):
         run_line(talk, "h\udcffi")
 
 
+def test_a_reply_is_cut_at_the_end_of_the_model_and_says_so(tiny):
+    output = invoke("chat", tiny, input="x" * 240 + "\n/quit\n").output
+    assert "(cut off: " in output
+    assert "reads at most 256 tokens" in output
+
+
+def test_no_room_for_a_reply_is_told_and_the_chat_goes_on(tiny):
+    output = invoke("chat", tiny, input="x" * 300 + "\nthe fox\n/quit\n").output
+    assert "the conversation has 301 tokens, and" in output
+    assert output.count("> ") == 3
+
+
 def test_a_closed_input_ends_the_chat(monkeypatch):
     monkeypatch.setattr("sys.stdin", None)
     assert _line() is None

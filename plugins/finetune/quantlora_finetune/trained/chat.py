@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from transformers import TextStreamer
 
 from quantlora.errors import FinetuneError
 from quantlora_finetune.data.messages import Message
-from quantlora_finetune.trained.reply import Sampling, check_room, prompt_ids, replies
+from quantlora_finetune.trained.reply import Sampling, end_tokens, prompt_ids, replies, room_for
 from quantlora_finetune.trained.trained_model import TrainedModel
 
 #: Takes a piece of text as it comes.
@@ -22,9 +22,15 @@ Write = Callable[[str], None]
 class Streamer(TextStreamer):
     """Writes each word as soon as it is whole, and keeps all of them."""
 
-    def __init__(self, tokenizer: Any, write: Write) -> None:
+    def __init__(self, tokenizer: Any, write: Write, ends: Collection[int]) -> None:
         super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
         self.write, self.text = write, ""
+        self.ends, self.ended = ends, False
+
+    def put(self, value: Any) -> None:
+        """Take the prompt, then each token; ``ended`` says whether the last one is an end."""
+        self.ended = value.flatten()[-1].item() in self.ends
+        super().put(value)
 
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
         self.text += text
@@ -85,14 +91,24 @@ class Chat:
         user = {"role": "user", "content": text}
         prompt = [*self.messages, user] if self.trained.has_template else text
         ids = prompt_ids(self.trained, prompt)
-        check_room(self.trained, ids, self.sampling.max_tokens)
-        streamer: Any = Streamer(self.trained.tokenizer.tokenizer, self.write)
+        room = room_for(self.trained, ids, self.sampling.max_tokens)
+        sampling = replace(self.sampling, max_tokens=room)
+        ends = end_tokens(self.trained)
+        streamer: Any = Streamer(self.trained.tokenizer.tokenizer, self.write, ends)
         with self.trained.without_adapter() if base else nullcontext():
             try:
-                replies(self.trained, [ids], self.sampling, streamer=streamer)
+                replies(self.trained, [ids], sampling, streamer=streamer)
+                if room < self.sampling.max_tokens and not streamer.ended:
+                    self._tell_of_the_cut()
             except KeyboardInterrupt:
                 streamer.end()  # what is decoded already belongs to the reply
         return str(streamer.text)
+
+    def _tell_of_the_cut(self) -> None:
+        base = self.trained.base
+        self.write(
+            f"\n(cut off: {base.name} reads at most {base.longest} tokens; /reset begins anew)"
+        )
 
 
 @dataclass(frozen=True)

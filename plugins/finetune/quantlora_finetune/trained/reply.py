@@ -80,6 +80,22 @@ def check_room(trained: TrainedModel, ids: Sequence[int], max_tokens: int) -> No
         )
 
 
+def room_for(trained: TrainedModel, ids: Sequence[int], max_tokens: int) -> int:
+    """Tokens that a reply to ``ids`` may have: ``max_tokens``, or what the model's positions leave.
+
+    Raises:
+        FinetuneError: they leave none.
+    """
+    longest = trained.base.longest
+    room = max_tokens if longest is None else min(max_tokens, longest - len(ids))
+    if room < 1:
+        raise FinetuneError(
+            f"the conversation has {len(ids)} tokens, and {trained.base.name} reads at most "
+            f"{longest}: type less, or /reset, which begins a new one."
+        )
+    return room
+
+
 @torch.no_grad()
 def replies(
     trained: TrainedModel, prompts: Sequence[list[int]], sampling: Sampling, **more: Any
@@ -108,11 +124,16 @@ def _left_padded(prompts: Sequence[list[int]], padding: int) -> dict[str, Tensor
 
 def _until_end(rows: Tensor, trained: TrainedModel) -> list[list[int]]:
     """Each row up to its first end; what follows there is padding, which may be any token."""
-    config: Any = trained.model.generation_config
-    given = config.eos_token_id
-    ends = set(given if isinstance(given, list) else [] if given is None else [given])
+    ends = end_tokens(trained)
     kept = []
     for row in rows.tolist():
         stop = next((i for i, token in enumerate(row) if token in ends), len(row))
         kept.append(row[:stop])
     return kept
+
+
+def end_tokens(trained: TrainedModel) -> set[int]:
+    """The ids that end a reply."""
+    config: Any = trained.model.generation_config
+    given = config.eos_token_id
+    return set(given if isinstance(given, list) else [] if given is None else [given])
