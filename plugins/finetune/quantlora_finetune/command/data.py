@@ -96,7 +96,14 @@ def data(
 
 def _show_counts(found: Overview, console: Console) -> None:
     forms = ", ".join(f"{count} {form}" for form, count in found.forms.items())
-    console.print(f"Rows: {forms}; {found.empty} empty, left out.", soft_wrap=True)
+    console.print(f"Rows: {forms}; {found.empty} left out.", soft_wrap=True)
+    for reason, count in found.reasons.items():
+        console.print(f"Left out: {count}, {reason}.", style="yellow", soft_wrap=True, markup=False)
+    for role, count in found.roles.items():
+        told = (
+            f"The role {role!r} is in {count} conversations: most chat templates have no such one."
+        )
+        console.print(told, style="yellow", soft_wrap=True, markup=False)
     console.print(
         f"Examples: {len(found.examples)} of at most {found.length} tokens, {found.tokens:,} "
         f"tokens in all, {found.learned:,} of them learned.",

@@ -85,7 +85,7 @@ def load_dataset(options: FinetuneOptions, tokenizer: TrainingTokenizer) -> Data
     if options.trainer.compares:
         return _compared_dataset(options, tokenizer)
     name = options.data or demo_text.NAME
-    records, empty = read_counted(options.data, options.split, column_map(options.map))
+    records, reasons = read_counted(options.data, options.split, column_map(options.map))
     check_conversations(records, options)
     check_one_answer(records)
     whole = split_of_data(records, tokenizer, options, options.seed)
@@ -100,7 +100,7 @@ def load_dataset(options: FinetuneOptions, tokenizer: TrainingTokenizer) -> Data
         fingerprint=_fingerprint(examples),
         cut=sum(example.is_cut for example in examples),
         left_out=len(sequences) - len(examples),
-        empty=empty,
+        empty=reasons.total(),
         unread_files=not_read(options.data, options.split),
         held_out_from=_held_out_from(options),
     )
@@ -109,7 +109,7 @@ def load_dataset(options: FinetuneOptions, tokenizer: TrainingTokenizer) -> Data
 def _compared_dataset(options: FinetuneOptions, tokenizer: TrainingTokenizer) -> Dataset:
     name, tasks = options.data or demo_text.NAME, options.trainer is TrainerName.GRPO
     columns = column_map(options.map)
-    records, empty = read_counted(options.data, options.split, columns, tasks)
+    records, reasons = read_counted(options.data, options.split, columns, tasks)
     rows = compared_rows(records, tokenizer, options.trainer, options.length)
     if options.eval_data is None:
         train, held_out = split_rows(rows, options, options.seed)
@@ -127,7 +127,7 @@ def _compared_dataset(options: FinetuneOptions, tokenizer: TrainingTokenizer) ->
         fingerprint=_fingerprint(examples),
         cut=sum(example.is_cut for example in examples),
         left_out=_left_out(records, rows, options.trainer),
-        empty=empty,
+        empty=reasons.total(),
         unread_files=not_read(options.data, options.split),
         held_out_from=_held_out_from(options),
         compared=spread(held_out, options.eval_examples),

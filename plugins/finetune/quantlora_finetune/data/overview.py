@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from quantlora_finetune.data.examples import Example, TrainingTokenizer, sequences_of
 from quantlora_finetune.data.forms import column_map
+from quantlora_finetune.data.left_out import unknown_roles
 from quantlora_finetune.data.packing import packed
 from quantlora_finetune.data.records import (
     Chat,
@@ -43,6 +44,8 @@ class Overview:
 
     Args:
         forms: how many rows are of each form.
+        reasons: how many rows are left out, by what is wrong with them.
+        roles: conversations with a role that most templates do not have, by role.
         lengths: tokens of each answer's example before it is cut off; none for texts.
         left_out: examples whose prompt alone is as long as ``length``.
         rows: those that the examples are packed into; None: each is a row.
@@ -50,13 +53,18 @@ class Overview:
     """
 
     forms: dict[str, int]
-    empty: int
+    reasons: Counter[str]
+    roles: Counter[str]
     length: int
     examples: list[Example]
     lengths: list[int]
     left_out: int
     rows: int | None = None
     trainer: str | None = None
+
+    @property
+    def empty(self) -> int:
+        return self.reasons.total()
 
     @property
     def cut(self) -> int:
@@ -78,7 +86,7 @@ def overview(options: DataOptions, tokenizer: TrainingTokenizer) -> Overview:
         FinetuneError: see `read_records`.
     """
     length = options.length
-    records, empty = read_counted(options.data, options.split, column_map(options.map))
+    records, reasons = read_counted(options.data, options.split, column_map(options.map))
     check_conversations(records, options)
     forms = Counter(_FORMS[type(record)] for record in records)
     sequences = sequences_of(records, tokenizer, length)
@@ -88,7 +96,8 @@ def overview(options: DataOptions, tokenizer: TrainingTokenizer) -> Overview:
     rows = len(packed(examples, length)) if options.packing else None
     kinds = {type(record) for record in records}
     trainer = next((name for kind, name in _TRAINERS.items() if kind in kinds), None)
-    return Overview(dict(forms), empty, length, examples, lengths, left_out, rows, trainer)
+    roles = unknown_roles(records)
+    return Overview(dict(forms), reasons, roles, length, examples, lengths, left_out, rows, trainer)
 
 
 def _lengths(records: Sequence[Record], tokenizer: TrainingTokenizer) -> list[int]:

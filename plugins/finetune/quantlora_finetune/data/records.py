@@ -188,21 +188,3 @@ def _columns(row: Mapping[str, Any]) -> str:
         f"{name} ({type(value).__name__})" if name in forms and not isinstance(value, str) else name
         for name, value in ((str(key), value) for key, value in row.items())
     )
-
-
-def has_content(record: Record) -> bool:
-    """Whether there is anything in it to learn."""
-    match record:
-        case Text(text):
-            return bool(text.strip())
-        case Preference(chosen, rejected):
-            return has_content(chosen) and has_content(rejected)
-        case Labelled(answer, _):
-            return has_content(answer)
-        case Task(prompt, _):
-            return bool(prompt)
-        case Instruction(_, _, completion) | Exchange(_, completion):
-            return bool(completion.strip())
-        case Chat(messages, start, _):
-            own = (message for message in messages[start:] if message["role"] == "assistant")
-            return any(message["content"] or message.get("tool_calls") for message in own)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -12,7 +13,8 @@ from quantlora.requirements import Requirement
 from quantlora_finetune.data import demo_text
 from quantlora_finetune.data.files import read_file
 from quantlora_finetune.data.folder import data_files, is_described, is_saved, unread_files
-from quantlora_finetune.data.records import ReadRow, Record, Text, has_content, record_of
+from quantlora_finetune.data.left_out import why_left_out
+from quantlora_finetune.data.records import ReadRow, Record, Text, record_of
 
 _NO_MAP: Mapping[str, str] = {}
 _DATASETS = Requirement("datasets>=3", fix="pip install datasets")
@@ -37,13 +39,16 @@ def read_records(
 
 def read_counted(
     data: str | None, split: str, columns: Mapping[str, str] = _NO_MAP, tasks: bool = False
-) -> tuple[list[Record], int]:
-    """The same, and the number of rows that are empty."""
-    records = list(_read(data, split, partial(record_of, columns=columns, tasks=tasks)))
-    filled = [record for record in records if has_content(record)]
+) -> tuple[list[Record], Counter[str]]:
+    """The same, and the number of rows that are left out, by the reason."""
+    rows = list(_read(data, split, partial(record_of, columns=columns, tasks=tasks)))
+    reasons = [why_left_out(record) for record in rows]
+    left_out = Counter(reason for reason in reasons if reason is not None)
+    filled = [record for record, reason in zip(rows, reasons, strict=True) if reason is None]
     if not filled:
-        raise FinetuneError(f"{data}: there is nothing in it to train on.")
-    return filled, len(records) - len(filled)
+        why = "".join(f" {reason} ({count})." for reason, count in left_out.items())
+        raise FinetuneError(f"{data}: there is nothing in it to train on.{why}")
+    return filled, left_out
 
 
 def not_read(data: str | None, split: str) -> list[str]:
