@@ -45,5 +45,6 @@ def test_reasons_are_counted(tmp_path: Path) -> None:
 
 def test_data_of_nothing_else_are_refused_with_the_reasons(tmp_path: Path) -> None:
     (tmp_path / "d.jsonl").write_text('{"text": ""}\n{"prompt": "a", "completion": ""}\n')
-    with pytest.raises(FinetuneError, match=r"the text is empty \(1\)\. the answer is empty \(1\)"):
+    reasons = r"Left out: the text is empty \(1\); the answer is empty \(1\)\."
+    with pytest.raises(FinetuneError, match=reasons):
         read_counted(str(tmp_path / "d.jsonl"), "train")

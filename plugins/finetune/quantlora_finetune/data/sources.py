@@ -46,8 +46,9 @@ def read_counted(
     left_out = Counter(reason for reason in reasons if reason is not None)
     filled = [record for record, reason in zip(rows, reasons, strict=True) if reason is None]
     if not filled:
-        why = "".join(f" {reason} ({count})." for reason, count in left_out.items())
-        raise FinetuneError(f"{data}: there is nothing in it to train on.{why}")
+        why = "; ".join(f"{reason} ({count})" for reason, count in left_out.items())
+        more = f" Left out: {why}." if why else ""
+        raise FinetuneError(f"{data}: there is nothing in it to train on.{more}")
     return filled, left_out
 
 
