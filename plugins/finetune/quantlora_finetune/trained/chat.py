@@ -30,7 +30,8 @@ class Streamer(TextStreamer):
     def put(self, value: Any) -> None:
         """Take the prompt, then each token; ``ended`` says whether the last one is an end."""
         self.ended = value.flatten()[-1].item() in self.ends
-        super().put(value)
+        upstream: Any = super()  # untyped upstream
+        upstream.put(value)
 
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
         self.text += text
