@@ -38,6 +38,7 @@ from quantlora.wrapping.surroundings import check_surroundings
 from quantlora.wrapping.target import Target
 from quantlora.wrapping.targets import Search, find_targets
 from quantlora.wrapping.ties import two_ways
+from quantlora.wrapping.unmatched_names import unmatched_notice
 from quantlora.wrapping.without_adapter import expert_notices
 
 
@@ -123,11 +124,13 @@ def notices(search: Search, plan: list[PlannedLayer]) -> list[str]:
     """What `wrap` gets through with, and says."""
     floats = [p.target for p in plan if p.quantizer.is_float]
     packed = len(floats) < len(plan)
-    about_experts = expert_notices(search, [p.target for p in plan], floats, packed)
+    targets = [p.target for p in plan]
+    about_experts = expert_notices(search, targets, floats, packed)
     wide = too_wide({p.target: p.shape for p in plan if p.shape})
     other = left_out(search.picked) if search.names.all_linear else ""
     unpacked = dequantized_notice(search.adapted.model) if floats else ""
-    return [notice for notice in (wide, other, unpacked, *about_experts) if notice]
+    unmatched = unmatched_notice(search, targets)
+    return [text for text in (unmatched, wide, other, unpacked, *about_experts) if text]
 
 
 def plan_layer(

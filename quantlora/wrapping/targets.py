@@ -13,6 +13,7 @@ from quantlora.config.lora_config import LoraConfig
 from quantlora.config.patterns import unmatched_patterns
 from quantlora.config.picked_paths import TargetNames
 from quantlora.errors import AdapterError, TargetError
+from quantlora.layers.experts import experts_layout
 from quantlora.layers.trained_tokens import wanted_tokens
 from quantlora.names import plain_path
 from quantlora.suggestions import near, some
@@ -69,6 +70,7 @@ def find_targets(search: Search, strict: bool = True) -> list[Target]:
     attentions = attention_targets(search.paths, search.modules, config)
     inner = {target.path for target in attentions}  # a name may pick the attention and its layer
     layers = [Target.of(p, search.modules[p], config) for p in search.paths if p not in inner]
+    _check_layers(layers)
     check_reachable(search.modules, inner, search.wants)
     whole = [target.path for target in (*layers, *attentions, *tokens)]
     parameters = parameter_targets(search.modules, config, whole, strict)
@@ -78,6 +80,17 @@ def find_targets(search: Search, strict: bool = True) -> list[Target]:
     if strict:
         _check_patterns(config, [*search.paths, *_keys(parameters)])
     return targets
+
+
+def _check_layers(layers: Iterable[Target]) -> None:
+    for target in layers:
+        if (layout := experts_layout(target.layer)) is not None:
+            end = plain_path(target.path).rpartition(".")[2]
+            raise TargetError(
+                f"{target.path} holds fused experts, which are parameters and no layer: name them "
+                f"by target_parameters={[f'{end}.{name}' for name in layout.names]}, or use "
+                f'target_modules="all-linear".'
+            )
 
 
 def _token_targets(search: Search) -> list[Target]:

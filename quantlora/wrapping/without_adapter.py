@@ -135,7 +135,7 @@ def says_left(left: Iterable[WithoutAdapter], why: str = "") -> str:
 def _remedy(left: Iterable[WithoutAdapter], why: str) -> str:
     if why:
         return f"for they cannot have {why}; leave them out by exclude_modules"
-    return f"unless they are named: target_parameters={_ends(left)}"
+    return f"unless they are named: target_parameters={ends(left)}"
 
 
 def says_float(adapted: AdaptedModel, targets: Iterable[Target]) -> str:
@@ -166,7 +166,7 @@ def _names(left: Iterable[WithoutAdapter]) -> list[str]:
     return list(dict.fromkeys(name for layer in left for name in layer.names))
 
 
-def _ends(left: Iterable[WithoutAdapter]) -> list[str]:
+def ends(left: Iterable[WithoutAdapter]) -> list[str]:
     """``experts.gate_up_proj``: the last name of the module, then the parameter's."""
     ends = (
         ".".join([*plain_path(layer.path).split(".")[-1:], name])
