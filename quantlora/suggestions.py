@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
+
+#: What papers and other trainers call the settings of an adapter.
+FIELDS_ELSEWHERE = {
+    "rank": "r", "lora_r": "r", "lora_rank": "r", "alpha": "lora_alpha", "dropout": "lora_dropout",
+    "targets": "target_modules", "lora_target_modules": "target_modules", "dora": "use_dora",
+    "rslora": "use_rslora", "init": "init_lora_weights",
+}  # fmt: skip
 
 
 def near(name: str, known: Iterable[str], count: int = 3) -> list[str]:
@@ -17,10 +24,18 @@ def near(name: str, known: Iterable[str], count: int = 3) -> list[str]:
     return (whole + tails)[:count]
 
 
-def unknown(kind: str, name: str, known: Iterable[str]) -> str:
-    """``"unknown <kind> 'x'. Did you mean 'y'? Known: ..."``."""
+def unknown(
+    kind: str, name: str, known: Iterable[str], elsewhere: Mapping[str, str] | None = None
+) -> str:
+    """``"unknown <kind> 'x'. Did you mean 'y'? Known: ..."``.
+
+    Args:
+        elsewhere: by names of other programs, in lower case, what is meant: named in place of what
+            only looks alike.
+    """
     names = sorted(known)
-    close = near(name, names)
+    meant = (elsewhere or {}).get(name.lower())
+    close = [meant] if meant in names else near(name, names)
     hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
     return f"unknown {kind} {name!r}.{hint} Known: {', '.join(names) or 'none'}."
 

@@ -11,7 +11,7 @@ from typing import Any
 from quantlora.config.expressions import compiled, shortened
 from quantlora.config.field_types import misfits
 from quantlora.errors import ConfigError
-from quantlora.suggestions import unknown
+from quantlora.suggestions import FIELDS_ELSEWHERE, unknown
 
 _BIASES = ("none", "all", "lora_only")
 #: No rank or size comes near it, and torch takes none beyond.
@@ -118,7 +118,7 @@ class LoraConfig:
         names = [f.name for f in dataclasses.fields(cls)]
         for name in fields:
             if name not in names:
-                raise ConfigError(unknown("LoraConfig field", name, names))
+                raise ConfigError(unknown("LoraConfig field", name, names, FIELDS_ELSEWHERE))
         return cls(**fields)
 
 

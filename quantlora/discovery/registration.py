@@ -93,9 +93,9 @@ class Registry:
     def quantizer(self, backend: str) -> Quantizer:
         """The quantizer of that name, with its library there."""
         if backend not in self.quantizers:
-            raise BackendError(
-                unknown("backend", backend, [AUTO, *self.quantizers]) + self._disabled()
-            )
+            elsewhere = {alias: q.name for q in self.quantizers.values() for alias in q.also_called}
+            text = unknown("backend", backend, [AUTO, *self.quantizers], elsewhere)
+            raise BackendError(text + self._disabled())
         self.quantizers[backend].require()
         return self.quantizers[backend]
 

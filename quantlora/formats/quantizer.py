@@ -56,6 +56,8 @@ class Quantizer(LayerFacts, LayerFiles, Preparation, ABC):
     is_float: ClassVar[bool] = False
     #: Where the user leaves the choice to us, the highest one is taken (`best_quantizer`).
     preference: ClassVar[int] = 0
+    #: What papers and other programs call it, in lower case: who types that is told its name.
+    also_called: ClassVar[tuple[str, ...]] = ()
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Whoever asks for a weight, and wherever: autocast is off within."""

@@ -11,6 +11,7 @@ import pytest
 
 from quantlora import ConfigError, LoraConfig
 from quantlora.checkpoint.config_file import config_from
+from quantlora.suggestions import FIELDS_ELSEWHERE
 
 
 def test_the_fields_have_pefts_names_and_defaults() -> None:
@@ -61,6 +62,12 @@ def test_an_unknown_field_is_refused_with_near_names() -> None:
     with pytest.raises(ConfigError, match="unknown LoraConfig field 'lora_aplha'") as caught:
         LoraConfig.from_fields({"r": 8, "lora_aplha": 16})
     assert "Did you mean 'lora_alpha'" in str(caught.value)
+
+
+@pytest.mark.parametrize(("typed", "meant"), FIELDS_ELSEWHERE.items())
+def test_a_field_by_another_name_is_answered_by_ours(typed: str, meant: str) -> None:
+    with pytest.raises(ConfigError, match=f"Did you mean {meant!r}"):
+        LoraConfig.from_fields({typed: 1})
 
 
 @pytest.mark.parametrize(

@@ -68,3 +68,17 @@ def test_of_what_is_installed_one_that_packs_to_these_bits_is_taken(bits):
     found = best_quantizer(*bits)
     assert found is registry().quantizers[found.name]
     assert set(bits) <= set(found.bits)
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [("QLoRA", "bitsandbytes_4bit"), ("int8", "bitsandbytes_8bit"), ("autoawq", "awq")],
+)
+def test_a_format_by_another_name_is_answered_by_ours(typed: str, meant: str) -> None:
+    with pytest.raises(BackendError, match=f"Did you mean {meant!r}"):
+        registry().quantizer(typed)
+
+
+def test_no_two_formats_go_by_one_name() -> None:
+    names = [n for q in registry().quantizers.values() for n in (q.name, *q.also_called)]
+    assert len(set(names)) == len(names)

@@ -51,7 +51,7 @@ COMMANDS = {
 #: The same in Python: ``model`` is loaded from ``my-model``.
 SNIPPETS = {
     "A path instead of a model": 'quantlora.wrap("my-model", r=8)',
-    "A field with a slip": "quantlora.wrap(model, rank=8)",
+    "A field by another program's name": "quantlora.wrap(model, rank=8)",
     "Names that match no layer": 'quantlora.wrap(model, r=8, target_modules=["q_prj"])',
     "A rank of zero": "quantlora.wrap(model, r=0)",
     "A backend with a slip": 'quantlora.wrap(model, r=8, backend="normalfloatt")',

@@ -30,6 +30,7 @@ class AwqQuantizer(Quantizer):
     """Reads every layer in the order "gemm"; packs to nearest, which is not yet AWQ."""
 
     name: ClassVar[str] = "awq"
+    also_called: ClassVar[tuple[str, ...]] = ("autoawq",)
     module: ClassVar[str] = "gptqmodel"
     requires = (GPTQMODEL,)
     bits: ClassVar[tuple[int, ...]] = BITS

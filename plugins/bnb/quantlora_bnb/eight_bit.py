@@ -29,6 +29,7 @@ class Bitsandbytes8bit(BitsandbytesQuantizer):
     """8-bit codes and one float32 scale for each row: ``W = CB · SCB / 127``."""
 
     name: ClassVar[str] = "bitsandbytes_8bit"
+    also_called: ClassVar[tuple[str, ...]] = ("llm.int8", "int8", "8bit")
     layer_name: ClassVar[str] = "Linear8bitLt"
     bits: ClassVar[tuple[int, ...]] = (8,)
     options: ClassVar[tuple[str, ...]] = tuple(field.name for field in fields(Settings8bit))

@@ -38,6 +38,7 @@ class Bitsandbytes4bit(BitsandbytesQuantizer):
     """4-bit codes in blocks along the flattened weight, one float32 or 8-bit scale for each."""
 
     name: ClassVar[str] = "bitsandbytes_4bit"
+    also_called: ClassVar[tuple[str, ...]] = ("qlora", "bnb", "nf4", "fp4", "4bit", "int4")
     layer_name: ClassVar[str] = "Linear4bit"
     bits: ClassVar[tuple[int, ...]] = (4,)
     options: ClassVar[tuple[str, ...]] = tuple(field.name for field in fields(Settings4bit))

@@ -20,6 +20,7 @@ class CompressedTensorsQuantizer(Quantizer):
     """Layers stay packed in training; activations are never quantized."""
 
     name: ClassVar[str] = "compressed_tensors"
+    also_called: ClassVar[tuple[str, ...]] = ("compressed-tensors", "llm-compressor")
     module: ClassVar[str] = "compressed_tensors"
     requires = (LIBRARY,)
     bits: ClassVar[tuple[int, ...]] = (2, 3, 4, 8)

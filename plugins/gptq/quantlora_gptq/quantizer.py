@@ -23,6 +23,7 @@ class GptqQuantizer(Quantizer):
     """Reads and writes the layers of both libraries; trained with our own products only."""
 
     name: ClassVar[str] = "gptq"
+    also_called: ClassVar[tuple[str, ...]] = ("autogptq", "auto_gptq", "gptqmodel")
     module: ClassVar[str] = "gptqmodel"
     other_modules: ClassVar[tuple[str, ...]] = ("auto_gptq",)
     requires = (REQUIRES,)

@@ -36,6 +36,7 @@ class QuantoQuantizer(Quantizer):
     """int2, int4, int8 and float8 weights; layers that quantize their inputs are refused."""
 
     name: ClassVar[str] = "quanto"
+    also_called: ClassVar[tuple[str, ...]] = ("optimum-quanto",)
     module: ClassVar[str] = "optimum.quanto"
     requires = (QUANTO,)
     bits: ClassVar[tuple[int, ...]] = (2, 4, 8)

@@ -59,6 +59,7 @@ def _settings(quantizer: Quantizer, bits: int | None) -> dict[str, Any]:
     if bits is None or quantizer.bits == (bits,):
         return {}
     if bits not in quantizer.bits:
-        offered = ", ".join(map(str, quantizer.bits)) or "none: it does not pack to whole bits"
-        raise BackendError(f"backend {quantizer.name!r} does not offer {bits} bits, but {offered}.")
+        offered = ", ".join(map(str, quantizer.bits))
+        other = f"it packs to {offered}" if offered else "it does not pack to whole bits"
+        raise BackendError(f"backend {quantizer.name!r} does not offer {bits} bits: {other}.")
     return {"bits": bits}
