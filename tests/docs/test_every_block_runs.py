@@ -42,5 +42,5 @@ def test_no_python_hides_by_indentation(page: str) -> None:
 @pytest.mark.parametrize("page", PAGES)
 def test_every_fence_says_its_language(page: str) -> None:
     assert {block.language for block in blocks(page)} <= {
-        "note", "python", "bash", "toml", "text", "mermaid", "json", "yaml"
+        "note", "python", "pycon", "bash", "console", "toml", "text", "mermaid", "json", "yaml"
     }  # fmt: skip

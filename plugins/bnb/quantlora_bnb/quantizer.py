@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Mapping
 from typing import ClassVar
 
 from torch import Tensor, nn
@@ -10,6 +11,9 @@ from torch import Tensor, nn
 from quantlora import BackendError, MissingLibraryError, Quantizer
 from quantlora_bnb.library import library
 from quantlora_bnb.requires import REQUIRES
+
+#: Where Transformers has the output head of nearly every language model.
+_HEAD = "lm_head"
 
 
 class BitsandbytesQuantizer(Quantizer):
@@ -52,8 +56,10 @@ class BitsandbytesQuantizer(Quantizer):
                     f"{path}: Transformers does not load bitsandbytes layers in place of "
                     f"{type(linears[path]).__name__}. Use another backend, or save dense weights."
                 )
-        # lm_head also where these are the layers of a base model, saved later with its head
-        return [path for path in {**linears, "lm_head": None} if path not in layers]
+        skipped = [_skip(path, layers) for path in linears if path not in layers]
+        # Also where these are the layers of a base model, which is saved later with its head.
+        inner = _HEAD not in linears and not any(_HEAD in path for path in layers)
+        return [*skipped, _HEAD] if inner else skipped
 
     def _not_packed(self, path: str = "") -> BackendError:
         prefix = f"{path}: " if path else ""
@@ -62,6 +68,12 @@ class BitsandbytesQuantizer(Quantizer):
             f'when it is moved: call .to("cpu") or .to("cuda") on the layer first (for '
             f"Linear8bitLt built with has_fp16_weights=False), or load the model in this format."
         )
+
+
+def _skip(path: str, layers: Collection[str]) -> str:
+    """``path`` for Transformers, to which a name is an expression or any path's ending."""
+    is_ending = any(other.endswith(path) for other in layers)
+    return f"^{re.escape(path)}" if is_ending else path
 
 
 def frozen(tensor: Tensor | None) -> nn.Parameter | None:

@@ -170,7 +170,7 @@ def test_the_command_shows_forms_lengths_examples_and_what_to_type_next(run, tin
     rows = [{"question": "what?" * n, "answer": "that"} for n in range(1, 30)]
     (tmp_path / "d.jsonl").write_text("\n".join(map(json.dumps, rows)))
     output = run("data", tmp_path / "d.jsonl", "--model", tiny, "--length", "64").output
-    assert "29 instructions with an answer; 0 empty" in output
+    assert "29 instructions with an answer; 0 left out" in output
     assert "are cut off at their end" in output
     assert "95 % of them fit into --length" in output
     assert output.count("learned") >= 4

@@ -136,5 +136,5 @@ def test_data_without_a_comparison_are_refused_by_a_trainer_that_compares(tmp_pa
 def test_the_data_command_shows_pairs(run, tiny, tmp_path):
     (tmp_path / "d.jsonl").write_text(f"{json.dumps(ROWS['texts'][0])}\n" * 4)
     output = run("data", tmp_path / "d.jsonl", "--model", tiny).output
-    assert "Rows: 4 pairs of a chosen and a rejected answer; 0 empty" in output
+    assert "Rows: 4 pairs of a chosen and a rejected answer; 0 left out" in output
     assert "--trainer dpo" in output
