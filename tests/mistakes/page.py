@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import re
-import shlex
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-from typer.testing import CliRunner
-
 import quantlora
-from quantlora.cli import app
 from tests.mistakes.cases import COMMANDS, SNIPPETS, prepare
+from tests.tools.typed_commands import inside, plain, typed
 
 PAGE = Path(__file__).parents[2] / "docs" / "mistakes.md"
 HEAD = """# Mistakes
@@ -28,26 +22,6 @@ The working directory holds a small model `my-model`, another one `larger-model`
 `my-adapter` (of `my-model`) and `orphan` (of a model that is gone), an empty folder `notes`, and
 files of data.
 """
-_ENVIRONMENT = {"COLUMNS": "100", "NO_COLOR": "1", "TERM": "dumb", "HF_HUB_OFFLINE": "1"}
-
-
-@contextmanager
-def inside(folder: Path) -> Iterator[None]:
-    """``folder`` is the working directory within the block."""
-    before = Path.cwd()
-    os.chdir(folder)
-    try:
-        yield
-    finally:
-        os.chdir(before)
-
-
-def typed(line: str, folder: Path) -> str:
-    """``line`` as it is typed, what is printed, and the exit status."""
-    with inside(folder):
-        done = CliRunner().invoke(app, shlex.split(line), env=_ENVIRONMENT)
-    said = _plain(done.output, folder)
-    return f"```console\n$ quantlora {line}\n{said}\n$ echo $?\n{done.exit_code}\n```\n"
 
 
 def called(code: str, folder: Path) -> str:
@@ -59,15 +33,9 @@ def called(code: str, folder: Path) -> str:
         try:
             exec(code, {"quantlora": quantlora, "model": model})
         except quantlora.QuantloraError as error:
-            said = _plain(f"{type(error).__name__}: {error}", folder)
+            said = plain(f"{type(error).__name__}: {error}", folder)
             return f"```pycon\n>>> {code}\nquantlora.errors.{said}\n```\n"
     raise AssertionError(f"nothing is wrong with {code}")
-
-
-def _plain(text: str, folder: Path) -> str:
-    """Without what differs by machine: the working directory, spaces at the ends of lines."""
-    text = text.replace(str(folder.resolve()), "/home/me").replace(str(folder), "/home/me")
-    return re.sub(r"[ \t]+$", "", text, flags=re.MULTILINE).strip()
 
 
 def sections(folder: Path) -> Iterator[str]:

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from tests.mistakes.cases import COMMANDS, SNIPPETS, prepare
-from tests.mistakes.page import PAGE, called, inside, section, typed
+from tests.mistakes.page import PAGE, called, section
+from tests.tools.typed_commands import inside, typed
 
 
 @pytest.fixture(scope="module")
