@@ -21,8 +21,8 @@ model is a tiny one, so that all of it takes a minute on a CPU. The page is writ
 whole text. An ellipsis, …, stands where a machine has figures of its own: times, speeds, what an
 untrained model says, and decimals that depend on the order of sums.
 
-It needs `pip install "quantlora[gguf,normalfloat,train]"`. With a model and data of your own leave this out;
-here, in an empty folder, they are written by
+It needs `pip install "quantlora[gguf,normalfloat,train]"`. With a model and data of your own leave
+this out; here, in an empty folder, they are written by
 
 """
 FOOT = """## Start a server
@@ -32,7 +32,8 @@ What to type, from the folder that holds all of this:
 ```bash
 # llama.cpp: the model, or the adapter on a GGUF file of its base
 llama-server -m served/model-f16.gguf
-llama-server -m BASE.gguf --lora my-adapter-gguf/adapter.gguf
+llama-server -m BASE.gguf --lora my-adapter-gguf/adapter.gguf \\
+    --jinja --chat-template-file my-adapter/chat_template.jinja
 # Ollama
 ollama create my-model -f served/Modelfile && ollama run my-model
 # vLLM: the merged model, or the adapter on its base, which has no chat template of its own

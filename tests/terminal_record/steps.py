@@ -43,13 +43,14 @@ STEPS = (
     ),
     Step(
         "Export the adapter for llama.cpp",
-        "It goes on any GGUF file of the same base.",
+        "It goes on any GGUF file of the same base. The template has to be named: the base's file has\n"
+        "another one or none.",
         "export gguf my-adapter",
     ),
     Step(
         "Export the model for llama.cpp",
-        "Made of the merged folder, the file has its tokenizer and its chat template.",
-        "export gguf merged --output served",
+        "One file with the weights, the tokenizer and the chat template of the training.",
+        "export gguf my-adapter --merged --output served",
     ),
     Step(
         "Ask which servers take the adapter",

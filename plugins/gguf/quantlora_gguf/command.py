@@ -158,7 +158,8 @@ def _report(found: Exported, console: Console) -> None:
     model, adapter = (
         (found.file, []) if found.model is None else (found.model, ["--lora", found.file])
     )
-    llama = ["llama-cli", "-m", model or "BASE.gguf", *adapter]
+    template = ["--jinja", "--chat-template-file", found.template] if found.template else []
+    llama = ["llama-cli", "-m", model or "BASE.gguf", *adapter, *template]
     ollama = ["ollama", "create", "my-model", "-f", modelfile]
     for line, words in (("Next", llama), ("  or", ollama)):
         command = shlex.join(map(str, words))

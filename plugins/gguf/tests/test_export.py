@@ -141,6 +141,13 @@ def test_a_modelfile_and_what_to_type_are_there(tmp_path):
     assert "ollama create my-model -f" in output
 
 
+def test_the_template_of_the_training_is_in_what_to_type(tmp_path):
+    saved(tmp_path, "llama", r=4)
+    template = tmp_path / "adapter" / "chat_template.jinja"
+    template.write_text("{{ messages }}")
+    assert f"--jinja --chat-template-file {template}\n" in run(tmp_path)
+
+
 def test_an_embedding_is_by_token(tmp_path):
     saved(tmp_path, "llama", r=4, target_modules=["embed_tokens", "q_proj"])
     run(tmp_path)

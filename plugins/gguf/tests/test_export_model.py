@@ -87,6 +87,16 @@ def test_over_a_gguf_file_its_metadata_are_kept(tmp_path):
     torch.testing.assert_close(logits(quantlora.load(file)), logits(model), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("like", [False, True])
+def test_the_template_of_the_training_is_in_the_file(tmp_path, like):
+    saved(tmp_path, "llama", r=4)
+    byte_tokenizer(96).save_pretrained(tmp_path / "base")
+    other = ["--base", str(write_tiny(tmp_path, "llama"))] if like else []
+    (tmp_path / "adapter" / "chat_template.jinja").write_text("{{ messages }} as learned")
+    metadata, _ = read(exported(tmp_path, *other))
+    assert metadata["tokenizer.chat_template"] == "{{ messages }} as learned"
+
+
 def test_the_tokenizer_is_in_the_file(tmp_path):
     saved(tmp_path, "llama", r=4)
     tokenizer = byte_tokenizer(96)

@@ -34,6 +34,8 @@ from quantlora_gguf.layer import GgufEmbedding, GgufLinear
 
 ADAPTER = "adapter.gguf"
 _CONFIG, _NOTE = "adapter_config.json", "quantlora.json"
+#: How the conversations were written that it was trained on; beside adapters and tokenizers.
+TEMPLATE = "chat_template.jinja"
 #: Shows the tensors going by.
 Shown = Callable[[Iterable[Output]], Iterable[Output]]
 
@@ -44,6 +46,8 @@ class Exported:
 
     Args:
         model: what the adapter belongs to, as llama.cpp would be given it; None: the file itself.
+        template: the file of the chat template that the adapter was trained with, where the base's
+            is another one.
     """
 
     file: Path
@@ -51,6 +55,7 @@ class Exported:
     nbytes: int
     rank: int | None = None
     model: str | None = None
+    template: Path | None = None
 
 
 def export_adapter(
@@ -78,7 +83,9 @@ def export_adapter(
         write_adapter_file(staging / ADAPTER, names, alpha, outputs, shown)
         (staging / MODELFILE).write_text(modelfile(source, ADAPTER), "utf-8")
     size = sum(map(nbytes, outputs))
-    return Exported(output / ADAPTER, len(outputs), size, alpha, str(found) if found else "")
+    template = (folder / TEMPLATE).absolute() if template_in(folder) else None
+    base_file = str(found) if found else ""
+    return Exported(output / ADAPTER, len(outputs), size, alpha, base_file, template)
 
 
 def export_model(
@@ -100,9 +107,17 @@ def export_model(
             own = _merge(folder, merged, model)
             source = base or own
         with new_folder(output) as staging:
-            outputs = write_merged_file(staging / name, merged, block_type, source, shown)
+            outputs = write_merged_file(
+                staging / name, merged, block_type, source, template_in(folder), shown
+            )
             (staging / MODELFILE).write_text(modelfile(f"./{name}"), "utf-8")
     return Exported(output / name, len(outputs), sum(map(nbytes, outputs)))
+
+
+def template_in(folder: Path) -> str | None:
+    """The chat template that lies in ``folder``."""
+    file = folder / TEMPLATE
+    return file.read_text("utf-8") if file.is_file() else None
 
 
 def _merge(folder: Path, merged: Path, model: str | None) -> Path | None:

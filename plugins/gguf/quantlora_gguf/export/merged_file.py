@@ -29,6 +29,7 @@ def write_merged_file(
     folder: Path,
     block_type: str,
     like: Path | None = None,
+    template: str | None = None,
     shown: Callable[[Iterable[Output]], Iterable[Output]] = iter,
 ) -> list[Output]:
     """Write the float model in ``folder`` to ``path``; returns what the file holds.
@@ -36,6 +37,7 @@ def write_merged_file(
     Args:
         like: a GGUF file of the same architecture, whose metadata are taken; default: they are
             made of the folder's config and tokenizer.
+        template: the chat template; default: that of ``like`` or of the tokenizer.
 
     Raises:
         BackendError: something of the model has no place in the file, see the functions used here.
@@ -51,11 +53,11 @@ def write_merged_file(
         writer.add_file_type(_FILE_TYPES[block_type])
         writer.add_quantization_version(_BLOCKS_VERSION)
         if like is not None:
-            copy_metadata(writer, like)
+            copy_metadata(writer, like, template)
             return
         add_config(writer, base)
         writer.add_name(folder.name)
-        add_tokenizer(writer, _tokenizer(folder), base.config.vocab_size)
+        add_tokenizer(writer, _tokenizer(folder, template), base.config.vocab_size)
 
     write_gguf(path, base.architecture, metadata, outputs, shown)
     return outputs
@@ -87,7 +89,9 @@ def _model(folder: Path) -> Any:
     return pretrained(str(folder), lambda: AutoModelForCausalLM.from_pretrained(folder, **wanted))
 
 
-def _tokenizer(folder: Path) -> Any:
+def _tokenizer(folder: Path, template: str | None) -> Any:
     from transformers import AutoTokenizer
 
-    return pretrained(str(folder), lambda: AutoTokenizer.from_pretrained(folder))
+    found: Any = pretrained(str(folder), lambda: AutoTokenizer.from_pretrained(folder))
+    found.chat_template = template or found.chat_template
+    return found

@@ -26,14 +26,21 @@ _REMEDY = (
 )
 
 
-def copy_metadata(writer: Any, source: Path) -> None:
-    """Everything that the file at ``source`` says of its model, the tokenizer included."""
+def copy_metadata(writer: Any, source: Path, template: str | None = None) -> None:
+    """Everything that the file at ``source`` says of its model, the tokenizer included.
+
+    Args:
+        template: a chat template in place of the file's own.
+    """
     import gguf
 
+    replaced = _OWN if template is None else (*_OWN, gguf.Keys.Tokenizer.CHAT_TEMPLATE)
     for key, entry in gguf.GGUFReader(source).fields.items():
-        if not key.startswith(_OWN):
+        if not key.startswith(replaced):
             nested = entry.types[-1] if len(entry.types) > 1 else None
             writer.add_key_value(key, entry.contents(), entry.types[0], nested)
+    if template is not None:
+        writer.add_chat_template(template)
 
 
 def add_config(writer: Any, base: BaseNames) -> None:
