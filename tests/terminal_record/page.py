@@ -58,7 +58,7 @@ _VOLATILE = (
     (r"Perplexity (\d+)\.\d+ -> (\d+)\.\d+", r"Perplexity \1.… -> \2.…"),
     (r"within \S+ \(relative\)", "within … (relative)"),
     # of an untrained model all continuations are about as likely
-    (r"(before training: .*\n    user\n    .*\n    assistant\n)(?:    .*\n)*", r"\1    …\n"),
+    (r"(before training: .*\n(?:    .*\n)*?    .*assistant\n)(?:    .*\n)*", r"\1    …\n"),
     (r"\n{3,}", "\n\n"),
 )
 #: The same in the columns of tables, which keep their widths.

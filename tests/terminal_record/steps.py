@@ -43,8 +43,8 @@ STEPS = (
     ),
     Step(
         "Export the adapter for llama.cpp",
-        "It goes on any GGUF file of the same base. The template has to be named: the base's file has\n"
-        "another one or none.",
+        "It goes on any GGUF file of the same base. The template has to be named:\n"
+        "the base's file has another one or none.",
         "export gguf my-adapter",
     ),
     Step(

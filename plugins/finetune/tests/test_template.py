@@ -11,6 +11,7 @@ from quantlora_finetune.data.examples import IGNORED, TrainingTokenizer, example
 from quantlora_finetune.data.records import Chat, Exchange, Instruction
 from quantlora_finetune.data.template import TEMPLATES, split_marks, template_text
 from quantlora_finetune.options.data import DataOptions
+from quantlora_finetune.reporting.evaluation import prompt_of
 
 from quantlora.errors import ConfigError
 from quantlora.testing.models import tiny_tokenizer
@@ -40,6 +41,14 @@ def test_each_template_writes_every_turn_once_and_ends_the_answer(name):
     assert [text.count(word) for word in ("hello", "yes", "more", "no")] == [1, 1, 1, 1]
     assert tokenizer.tokenizer.eos_token_id in first.input_ids[first.given :]
     assert first.input_ids.count(tokenizer.tokenizer.bos_token_id) == 1
+
+
+def test_the_sample_of_a_report_continues_what_was_learned_marks_and_all():
+    tokenizer = tokens(template="alpaca", length=512)
+    _, second = examples_of([Chat(MESSAGES)], tokenizer, 512)
+    given = second.input_ids[: second.given]
+    assert tokenizer.tokenizer.eos_token_id in given
+    assert tokenizer.starting(prompt_of(second, tokenizer)) == given
 
 
 @pytest.mark.skipif(not find_spec("trl"), reason="compares with the templates that TRL ships")

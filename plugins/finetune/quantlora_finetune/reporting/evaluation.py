@@ -99,7 +99,9 @@ def prompt_of(example: Example, tokenizer: TrainingTokenizer) -> str:
     """The prompt of a held-out example; of a text, the start of its first whole paragraph."""
     decode = tokenizer.tokenizer.decode
     if example.given > 1:
-        prompt: str = decode(example.input_ids[: example.given], skip_special_tokens=True)
+        given = example.input_ids[: example.given]
+        bos = len(tokenizer.bos) if given[: len(tokenizer.bos)] == tokenizer.bos else 0
+        prompt: str = decode(given[bos:])  # with the marks of its turns, as it was learned
         return prompt
     text: str = decode(example.input_ids, skip_special_tokens=True)
     end = text.find("\n\n", 0, len(text) // 2)
