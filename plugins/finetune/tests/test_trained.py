@@ -129,6 +129,13 @@ def test_chat_remembers_what_was_said(answered):
     assert [message["role"] for message in chat.messages] == ["system", *["user", "assistant"] * 2]
 
 
+def test_a_reply_ends_at_the_tokenizers_eos_where_the_model_names_another(answered):
+    opened = open_trained(answered)
+    opened.model.generation_config.eos_token_id = 5
+    ids = prompt_ids(opened, "the quick 1")
+    assert replies(opened, [ids], Sampling(max_tokens=40)) == ["fox"]
+
+
 def test_ctrl_c_stops_a_reply_and_keeps_what_there_is(answered):
     seen: list[str] = []
 

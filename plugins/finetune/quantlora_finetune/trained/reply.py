@@ -108,6 +108,7 @@ def replies(
         **{name: tensor.to(device) for name, tensor in inputs.items()},
         **sampling.as_arguments(),
         pad_token_id=trained.base.padding,
+        eos_token_id=sorted(end_tokens(trained)) or None,
         **more,
     )
     start = inputs["input_ids"].shape[1]
@@ -133,7 +134,8 @@ def _until_end(rows: Tensor, trained: TrainedModel) -> list[list[int]]:
 
 
 def end_tokens(trained: TrainedModel) -> set[int]:
-    """The ids that end a reply."""
+    """The ids that end a reply: those of the model, and the tokenizer's, which training teaches."""
     config: Any = trained.model.generation_config
     given = config.eos_token_id
-    return set(given if isinstance(given, list) else [] if given is None else [given])
+    ends = given if isinstance(given, list) else [] if given is None else [given]
+    return {*ends, *trained.tokenizer.eos}
